@@ -1,6 +1,6 @@
 """The activations of one run, by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
@@ -11,39 +11,52 @@ from interp.errors import HookNameError, nearest
 Key: TypeAlias = str | tuple[str, int] | tuple[str, int, str]
 
 
-def find_names(key: Key, known: list[str], n_layers: int | None = None) -> list[str]:
-    """Full names that a key means: a full name, a short name ("resid_pre"), or one with its layer and sub-module.
+def stack_sizes(names: Iterable[str]) -> dict[str, int]:
+    """How many blocks each stack of blocks has, by the hook names: {"blocks": 12}, {"encoder": 6, "decoder": 6}."""
+    sizes: dict[str, int] = {}
+    for stack, layer, *_ in (name.split(".") for name in names if name.count(".") > 1):
+        if layer.isdigit():
+            sizes[stack] = max(sizes.get(stack, 0), int(layer) + 1)
+    return sizes
 
-    `("pattern", 3)` is `blocks.3.attn.hook_pattern`; `("scale", 3, "ln1")` is `blocks.3.ln1.hook_scale`; a negative
-    layer counts from the last of `n_layers` blocks (by default the last one that is known). Empty when nothing matches.
+
+def find_names(key: Key, known: list[str], sizes: Mapping[str, int] | None = None) -> list[str]:
+    """Full names that a key means: a full name, a short name ("resid_pre"), or one with its layer and place.
+
+    `("pattern", 3)` is `blocks.3.attn.hook_pattern`; `("scale", 3, "ln1")` is `blocks.3.ln1.hook_scale`. The place is a
+    part of the path, or several: `("pattern", 3, "encoder")`, `("k", 3, "decoder.attn")`. A negative layer counts from
+    the last block of its stack, of which `sizes` says how many there are (by default up to the last one that is known).
+    Empty when nothing matches.
     """
     if isinstance(key, str):
         return [name for name in known if name == key or name.rsplit(".", 1)[-1] == f"hook_{key}"]
-    short, layer, *sub = key
-    if layer < 0:
-        blocks = (int(name.split(".")[1]) for name in known if name.startswith("blocks."))
-        layer += max(blocks, default=0) + 1 if n_layers is None else n_layers
-    inside = [name for name in known if name.startswith(f"blocks.{layer}.")]
-    return [
-        name
-        for name in inside
-        if name.rsplit(".", 1)[-1] == f"hook_{short}" and (not sub or name.split(".")[-2] == sub[0])
-    ]
+    short, layer, *place = key
+    wanted = set(place[0].split(".")) if place else set()
+    found = []
+    for name in known:
+        parts = name.split(".")
+        if parts[-1] == f"hook_{short}" and len(parts) > 2 and parts[1].isdigit() and wanted <= set(parts):
+            if layer < 0 and sizes is None:
+                sizes = stack_sizes(known)
+            size = sizes.get(parts[0], 0) if sizes else 0
+            if int(parts[1]) == (layer if layer >= 0 else layer + size):
+                found.append(name)
+    return found
 
 
 class ActivationCache(Mapping[str, Tensor]):
     """A read-only mapping from hook names to activations; `cache["pattern", 3]` and `cache["embed"]` work too."""
 
-    def __init__(self, activations: Mapping[str, Tensor], n_layers: int | None = None) -> None:
-        """`n_layers`: blocks of the model, also those of which nothing is kept; negative layers count from the last."""
+    def __init__(self, activations: Mapping[str, Tensor], sizes: Mapping[str, int] | None = None) -> None:
+        """`sizes`: blocks of each stack, also those of which nothing is kept; negative layers count from the last."""
         self._activations = dict(activations)
-        self._n_layers = n_layers
+        self._sizes = sizes
 
     def __getitem__(self, key: Key) -> Tensor:
         """The activation a key means. Raises HookNameError when it means none, or more than one."""
         if isinstance(key, str) and key in self._activations:
             return self._activations[key]
-        found = find_names(key, list(self._activations), self._n_layers)
+        found = find_names(key, list(self._activations), self._sizes)
         if len(found) == 1:
             return self._activations[found[0]]
         if found:
@@ -67,7 +80,7 @@ class ActivationCache(Mapping[str, Tensor]):
     def __contains__(self, key: object) -> bool:
         if isinstance(key, str) and key in self._activations:
             return True
-        return isinstance(key, (str, tuple)) and len(find_names(key, list(self._activations), self._n_layers)) == 1
+        return isinstance(key, (str, tuple)) and len(find_names(key, list(self._activations), self._sizes)) == 1
 
     def __repr__(self) -> str:
         return f"ActivationCache({len(self)} activations, {self.nbytes / 1e6:.1f} MB)"
@@ -79,15 +92,15 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "ActivationCache":
         """A copy on another device or in another dtype."""
-        return ActivationCache({name: x.to(device=device, dtype=dtype) for name, x in self.items()}, self._n_layers)
+        return ActivationCache({name: x.to(device=device, dtype=dtype) for name, x in self.items()}, self._sizes)
 
-    def stack(self, short: str) -> Tensor:
-        """One activation of every block that has it, stacked: `stack("z")` is [layer batch pos head d_head].
+    def stack(self, short: str, stack: str = "blocks") -> Tensor:
+        """One activation of every block of a stack that has it: `stack("z")` is [layer batch pos head d_head].
 
         Raises HookNameError when there is none, or a block has two (`scale`: give `"ln1.hook_scale"`).
         """
         short = short if "hook_" in short else f"hook_{short}"
-        found = [name for name in self._activations if name.startswith("blocks.") and name.endswith(f".{short}")]
+        found = [name for name in self._activations if name.startswith(f"{stack}.") and name.endswith(f".{short}")]
         if len(found) != len({name.split(".")[1] for name in found}) or not found:
             problem = "two for each block" if found else "nothing"
             raise HookNameError(

@@ -1,11 +1,47 @@
 """The shape of a GPT-2-style model, and the presets of the published sizes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from interp.errors import InputError, LoadError
 
 Activation = Literal["gelu_new", "gelu"]
+
+
+class BlockShape(Protocol):
+    """What attention, MLP and layer norm read of a config: GPT-2's or another's."""
+
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_head(self) -> int: ...
+    @property
+    def d_mlp(self) -> int: ...
+    @property
+    def act_fn(self) -> str: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def bias(self) -> bool: ...
+
+
+def complete(config: BlockShape, counts: Sequence[str]) -> None:
+    """Fill in the widths that a config left at 0. Raises InputError for one of `counts` below 1, or no even d_head."""
+    for name in counts:
+        if getattr(config, name) < 1:
+            raise InputError(f"config: {name} = {getattr(config, name)}", "expected a whole number of at least 1")
+    if config.d_head == 0:
+        if config.d_model % config.n_heads:
+            raise InputError(
+                f"config: d_model = {config.d_model} is not a multiple of n_heads = {config.n_heads}",
+                "expected d_model = n_heads x d_head, or d_head given",
+            )
+        object.__setattr__(config, "d_head", config.d_model // config.n_heads)
+    if config.d_mlp == 0:
+        object.__setattr__(config, "d_mlp", 4 * config.d_model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +70,25 @@ class GPTConfig:
     """Whether logits have a bias; only models with folded layer norms do."""
     init_std: float = 0.02
     """Standard deviation of random weights (GPT-2's initialisation)."""
+    windows: tuple[int | None, ...] | None = None
+    """Locally banded attention, one entry a layer: w lets a query see itself and the w - 1 positions before it, None
+    all of them. None for the whole means that every layer is dense."""
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "n_heads", "d_model", "n_ctx", "d_vocab"):
-            if getattr(self, name) < 1:
-                raise InputError(f"config: {name} = {getattr(self, name)}", "expected a whole number of at least 1")
-        if self.d_head == 0:
-            if self.d_model % self.n_heads:
-                raise InputError(
-                    f"config: d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}",
-                    "expected d_model = n_heads x d_head, or d_head given",
-                )
-            object.__setattr__(self, "d_head", self.d_model // self.n_heads)
-        if self.d_mlp == 0:
-            object.__setattr__(self, "d_mlp", 4 * self.d_model)
+        complete(self, ("n_layers", "n_heads", "d_model", "n_ctx", "d_vocab"))
         if self.act_fn not in ("gelu_new", "gelu"):
             raise InputError(f"config: act_fn = {self.act_fn!r}", "expected 'gelu_new' or 'gelu'")
+        if self.windows is not None:
+            self._check_windows(self.windows)
+
+    def _check_windows(self, windows: Sequence[int | None]) -> None:
+        good = isinstance(windows, Sequence) and len(windows) == self.n_layers
+        if not good or not all(w is None or (type(w) is int and w >= 1) for w in windows):
+            raise InputError(
+                f"config: windows = {windows!r}"[:120],
+                f"expected {self.n_layers} entries, one a layer: a whole number of at least 1, or None for dense",
+            )
+        object.__setattr__(self, "windows", tuple(windows) if any(w is not None for w in windows) else None)
 
 
 def _preset(n_layers: int, n_heads: int, d_model: int) -> GPTConfig:
@@ -109,6 +148,7 @@ def from_hf(data: dict[str, Any], where: str) -> GPTConfig:
             bias=data.get("interp_bias", True),
             tied=data.get("tie_word_embeddings", True),
             init_std=data.get("initializer_range", 0.02),
+            windows=data.get("interp_windows"),
         )
     except (KeyError, TypeError) as error:
         what = f"no entry {error}" if isinstance(error, KeyError) else str(error)
@@ -116,7 +156,8 @@ def from_hf(data: dict[str, Any], where: str) -> GPTConfig:
 
 
 def to_hf(config: GPTConfig) -> dict[str, Any]:
-    """The `config.json` that `transformers` reads for this config."""
+    """The `config.json` that `transformers` reads for this config. It knows no windows: it runs all layers dense."""
+    ours = {} if config.windows is None else {"interp_windows": list(config.windows)}
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -133,4 +174,5 @@ def to_hf(config: GPTConfig) -> dict[str, Any]:
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
         "resid_pdrop": 0.0,
+        **ours,
     }

@@ -1,6 +1,8 @@
 """Writing files so that a reader never sees half of one."""
 
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A link stays a link: the file it points to is written. Raises InterpError when the folder cannot be written.
     """
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -25,3 +27,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new temporary folder beside `path`; renamed to it when the block succeeds, else removed.
+
+    Where `path` is there by then (somebody else was quicker), that one stays.
+    """
+    temporary = _beside(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what writers of `path` that were killed have left beside it."""
+    for leftover in path.parent.glob(f".{path.name[:40]}.*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other process uses, on this machine or on another that writes to the same disk."""
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

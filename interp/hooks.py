@@ -5,7 +5,7 @@ A hook is `fn(tensor, hook) -> tensor | None`: it may return a replacement (same
 the tensor it was given in place; it always works on its own copy, so neither weights nor cached activations change.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import count
@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from interp.cache import ActivationCache, Key, find_names
+from interp.cache import ActivationCache, Key, find_names, stack_sizes
 from interp.errors import HookNameError, InputError, nearest
 
 HookFn: TypeAlias = Callable[[Tensor, "HookPoint"], Tensor | None]
@@ -128,6 +128,8 @@ class HookedModule(nn.Module):
     """Base of hooked models: finds its hook points, places hooks for the length of a `with`, runs with a cache."""
 
     hook_points: dict[str, HookPoint]
+    stack_sizes: dict[str, int]
+    """How many blocks each stack has: {"blocks": 12}, or {"encoder": 6, "decoder": 6}."""
 
     def _name_hook_points(self) -> None:
         """Collect every HookPoint attribute, in the order of computation, named by its path. Call it in __init__."""
@@ -140,40 +142,17 @@ class HookedModule(nn.Module):
                     value.context = self.context
                     found.append(value)
         self.hook_points = {point.name: point for point in sorted(found, key=lambda point: point.order)}
-
-    @property
-    def n_blocks(self) -> int:
-        """How many blocks have hook points."""
-        return 1 + max((int(name.split(".")[1]) for name in self.hook_points if name.startswith("blocks.")), default=-1)
+        self.stack_sizes = stack_sizes(self.hook_points)
 
     def match(self, names: NameSpec) -> list[str]:
         """Full names of the hook points that `names` means, in the model's order.
 
         `names` is a full name, a pattern with `*` (`"blocks.*.hook_resid_post"`), a short name (`"resid_post"`, all
-        layers), a short name with its layer (`("pattern", 3)`), a predicate on full names, or a sequence of these.
+        layers), a short name with its layer and place (`("pattern", 3)`, `("pattern", 3, "encoder")`), a predicate on
+        full names, or a sequence of these.
         Raises HookNameError, with the nearest names, for whatever matches nothing.
         """
-        if isinstance(names, str) and names in self.hook_points:
-            return [names]
-        known = list(self.hook_points)
-        if callable(names):
-            found = [name for name in known if names(name)]
-            if not found:
-                raise HookNameError(
-                    "the predicate matches no hook point", f"the model has {len(known)}: model.hook_points"
-                )
-            return found
-        if isinstance(names, str) and "*" in names:
-            found = [name for name in known if fnmatchcase(name, names)]
-        elif isinstance(names, str) or (isinstance(names, tuple) and _is_key(names)):
-            found = find_names(names, known, self.n_blocks)
-        else:
-            parts = cast(Sequence[NameSpec], names)
-            wanted = {name for part in parts for name in self.match(part)}
-            return [name for name in known if name in wanted]
-        if not found:
-            raise unknown_name(names, known)
-        return found
+        return match_names(names, list(self.hook_points), self.stack_sizes)
 
     @contextmanager
     def hooks(
@@ -245,7 +224,7 @@ class HookedModule(nn.Module):
         alone = not all(any(name.endswith(part) for name in chosen) for part in SHARED)
         with self.hooks([(chosen, keep)], reads_only=True):
             logits = self(*inputs, **options)
-        return logits, ActivationCache(kept, self.n_blocks)
+        return logits, ActivationCache(kept, self.stack_sizes)
 
     @staticmethod
     def cached_by_default(name: str) -> bool:
@@ -262,6 +241,28 @@ def select_positions(x: Tensor, name: str, pos: int | slice | Sequence[int] | No
         pos = [pos]
     index = pos if isinstance(pos, slice) else torch.as_tensor(list(pos), device=x.device)
     return x[(slice(None),) * axis + (index,)].clone()  # a view would keep the whole tensor alive
+
+
+def match_names(names: NameSpec, known: list[str], sizes: Mapping[str, int] | None = None) -> list[str]:
+    """Those of the `known` full names that `names` means, in their order: `HookedModule.match`, also without a model."""
+    if isinstance(names, str) and names in known:
+        return [names]
+    if callable(names):
+        found = [name for name in known if names(name)]
+        if not found:
+            raise HookNameError("the predicate matches no hook point", f"there are {len(known)}: model.hook_points")
+        return found
+    if isinstance(names, str) and "*" in names:
+        found = [name for name in known if fnmatchcase(name, names)]
+    elif isinstance(names, str) or (isinstance(names, tuple) and _is_key(names)):
+        found = find_names(names, known, sizes)
+    else:
+        parts = cast(Sequence[NameSpec], names)
+        wanted = {name for part in parts for name in match_names(part, known, sizes)}
+        return [name for name in known if name in wanted]
+    if not found:
+        raise unknown_name(names, known)
+    return found
 
 
 def unknown_name(names: NameSpec, known: list[str]) -> HookNameError:

@@ -5,7 +5,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -50,7 +50,7 @@ def load(source: str | Path, *, device: str | torch.device = "auto", dtype: torc
     config_path = directory / "config.json"
     if not config_path.exists():
         raise NotFoundError(f"{directory} has no config.json", "expected a model directory in Hugging Face layout")
-    config = from_hf(_read_json(config_path), str(config_path))
+    config = from_hf(read_json(config_path), str(config_path))
     files = weight_files(directory)
     with torch.device("meta"):
         model = HookedGPT(config, tokenizer=Tokenizer.from_directory(directory))
@@ -133,7 +133,7 @@ def weight_names(directory: Path) -> list[Path]:
             return [directory / stem]
         index = directory / f"{stem}.index.json"
         if index.exists():
-            shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
             if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
                 raise LoadError(f"{index}: a shard lies outside the directory", "expected plain file names")
             return [directory / shard for shard in shards]
@@ -163,23 +163,12 @@ def read_weights(
     readers = {}
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
-        for key, (shape, read) in _open(file).items():
+        for key, (shape, read) in open_tensors(file).items():
             name = key.removeprefix("transformer.")
             if not _IGNORED.fullmatch(name):
                 found[name], readers[name] = shape, read
     expected = {hf_name(name): (name, shape) for name, shape in shapes.items()}
-    for key, (_, shape) in expected.items():
-        if key not in found:
-            close = nearest(key, list(found), 1)
-            raise LoadError(
-                f"{directory}: tensor {key} is missing",
-                f"expected shape {list(shape)}",
-                f"nearest there: {close[0]}" if close else "",
-            )
-        if found[key] != shape:
-            raise LoadError(
-                f"{directory}: tensor {key} has shape {list(found[key])}", f"expected {list(shape)} from config.json"
-            )
+    check_shapes(found, {key: shape for key, (_, shape) in expected.items()}, directory)
     state = {name: readers[key]() for key, (name, _) in expected.items()}
     for key in found.keys() - expected.keys():
         if key == "lm_head.weight" and config.tied:
@@ -194,7 +183,25 @@ def read_weights(
     return state
 
 
-def _open(file: Path) -> dict[str, tuple[tuple[int, ...], "Reader"]]:
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], directory: Path
+) -> None:
+    """Raises LoadError, naming it, for a tensor that is missing or has another shape."""
+    for key, shape in expected.items():
+        if key not in found:
+            close = nearest(key, list(found), 1)
+            raise LoadError(
+                f"{directory}: tensor {key} is missing",
+                f"expected shape {list(shape)}",
+                f"nearest there: {close[0]}" if close else "",
+            )
+        if found[key] != shape:
+            raise LoadError(
+                f"{directory}: tensor {key} has shape {list(found[key])}", f"expected {list(shape)} from config.json"
+            )
+
+
+def open_tensors(file: Path) -> dict[str, tuple[tuple[int, ...], "Reader"]]:
     """The tensors of a file by name: shape, and a function that reads one."""
     try:
         if file.suffix == ".safetensors":
@@ -296,19 +303,25 @@ def save(model: HookedGPT, directory: str | Path, *, dtype: torch.dtype | None =
 
 def weights_sha256(model: HookedGPT) -> str:
     """SHA-256 of the file the weights came from (what `sha256sum` prints), else of the tensors in name order."""
+    if not model.weight_files:
+        return parameters_sha256(model)
     digest = hashlib.sha256()
-    if model.weight_files:
-        for file in model.weight_files:
-            with open(file, "rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-    else:
-        for _, parameter in sorted(model.named_parameters()):
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for file in model.weight_files:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def parameters_sha256(model: HookedGPT) -> str:
+    """SHA-256 of the tensors as they are now, in name order: another one after any change, or in another dtype."""
+    digest = hashlib.sha256()
+    for _, parameter in sorted(model.named_parameters()):
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -5,32 +5,23 @@ scores and pattern [batch head query key], MLP hidden [batch pos d_mlp], logits 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from interp.config import GPTConfig
+from interp.config import BlockShape, GPTConfig
 from interp.errors import InputError
 from interp.hooks import HookedModule, HookPoint, NameSpec
+from interp.linear import ACTIVATIONS, affine, linear
 from interp.weights import Weights
 
 if TYPE_CHECKING:
     from interp.tokenizer import Tokenizer
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-}
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W + b with W [in out], the field's right-multiplied layout."""
-    return F.linear(x, weight.T, bias)
 
 
 class KVCache:
@@ -58,7 +49,7 @@ class LayerNorm(nn.Module):
     Scale and normalised value are computed apart only when somebody listens to them.
     """
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: BlockShape) -> None:
         super().__init__()
         self.eps = config.eps
         self.w = nn.Parameter(torch.ones(config.d_model))
@@ -76,11 +67,16 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention. Q, K and V are one matrix, as in GPT-2; `W_Q` and the others are views of it."""
+    """Self-attention. Q, K and V are one matrix, as in GPT-2; `W_Q` and the others are views of it.
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    Who may be seen: causal, itself and all before; with a `window` w, itself and the w - 1 positions before (locally
+    banded); not causal, everybody.
+    """
+
+    def __init__(self, config: BlockShape, layer: int, *, causal: bool = True, window: int | None = None) -> None:
         super().__init__()
         self.layer, self.n_heads, self.d_head = layer, config.n_heads, config.d_head
+        self.causal, self.window = causal, window
         width = config.n_heads * config.d_head
         self.W_QKV = nn.Parameter(torch.empty(config.d_model, 3 * width))
         self.b_QKV = nn.Parameter(torch.empty(3 * width)) if config.bias else None
@@ -93,12 +89,18 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch pos d_model"], mask: Tensor | None = None, past: KVCache | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """`mask` [batch 1 query key] is True where attention is allowed; None means plain causal."""
+        """`mask` [batch 1 query key] is True where attention is allowed; None means wherever its kind allows."""
         qkv = affine(x, self.W_QKV, self.b_QKV)
         q, k, v = torch.unflatten(qkv, -1, (3, self.n_heads, self.d_head)).unbind(-3)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         if past is not None:
             k, v = past.append(self.layer, k, v)
+        if self.window is not None and self.window < k.shape[1]:
+            mask = banded(mask, self.window, q.shape[1], k.shape[1], k.device)
+        return self.written(q, k, v, mask)
+
+    def written(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
+        """What the heads together write to the residual stream."""
         z = self.hook_z(self.mix(q, k, v, mask))
         if not self.hook_result.active:
             return affine(z.flatten(-2), self.W_O_flat, self.b_O)
@@ -109,12 +111,12 @@ class Attention(nn.Module):
         """The values, mixed by each query's pattern: fused, unless somebody wants to see scores or pattern."""
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if not (self.hook_attn_scores.active or self.hook_pattern.active):
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
             return mixed.transpose(1, 2)
-        if mask is None:
+        if mask is None and self.causal:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         scores = (q @ k.transpose(-1, -2)) / math.sqrt(self.d_head)
-        scores = self.hook_attn_scores(scores.masked_fill(~mask, -torch.inf))
+        scores = self.hook_attn_scores(scores if mask is None else scores.masked_fill(~mask, -torch.inf))
         return (self.hook_pattern(scores.softmax(-1)) @ v).transpose(1, 2)
 
     @property
@@ -154,30 +156,33 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between; acts on each position alone."""
+    """Two linear layers with a non-linearity between; acts on each position alone."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: BlockShape) -> None:
         super().__init__()
         self.W_in = nn.Parameter(torch.empty(config.d_model, config.d_mlp))
         self.b_in = nn.Parameter(torch.empty(config.d_mlp)) if config.bias else None
         self.W_out = nn.Parameter(torch.empty(config.d_mlp, config.d_model))
         self.b_out = nn.Parameter(torch.empty(config.d_model)) if config.bias else None
-        self.act = ACTIVATIONS[config.act_fn]
+        self.act_fn, self.act = config.act_fn, ACTIVATIONS[config.act_fn]
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        pre = self.hook_pre(affine(x, self.W_in, self.b_in))
-        return affine(self.hook_post(self.act(pre)), self.W_out, self.b_out)
+        if self.hook_pre.active:
+            post = self.act(self.hook_pre(affine(x, self.W_in, self.b_in)))
+        else:
+            post = affine(x, self.W_in, self.b_in, act=self.act_fn)
+        return affine(self.hook_post(post), self.W_out, self.b_out)
 
 
 class Block(nn.Module):
     """Attention, then MLP; each reads a normalised copy of the residual stream and adds its output to it."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: BlockShape, layer: int, *, causal: bool = True, window: int | None = None) -> None:
         super().__init__()
         self.hook_resid_pre = HookPoint()
         self.ln1 = LayerNorm(config)
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config, layer, causal=causal, window=window)
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint()
         self.ln2 = LayerNorm(config)
@@ -207,13 +212,21 @@ class HookedGPT(HookedModule, Weights):
         self.W_E = nn.Parameter(torch.empty(config.d_vocab, config.d_model))
         self.W_pos = nn.Parameter(torch.empty(config.n_ctx, config.d_model))
         self.hook_embed, self.hook_pos_embed = HookPoint(), HookPoint()
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))  # type: ignore[assignment]
+        windows = config.windows or (None,) * config.n_layers
+        self.blocks = nn.ModuleList(Block(config, layer, window=w) for layer, w in enumerate(windows))  # type: ignore[assignment]
         self.ln_final = LayerNorm(config)
         self.unembed = None if config.tied else nn.Parameter(torch.empty(config.d_vocab, config.d_model))
         self.b_U = nn.Parameter(torch.zeros(config.d_vocab)) if config.unembed_bias else None
         self._name_hook_points()
         self._initialise()
         self.eval()
+
+    def __repr__(self) -> str:
+        c, count = self.config, sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"HookedGPT({self.source!r}: {c.n_layers} layers, {c.n_heads} heads, d_model {c.d_model}, n_ctx {c.n_ctx}, "
+            f"d_vocab {c.d_vocab}; {count:,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
 
     def _initialise(self) -> None:
         """GPT-2's initialisation: normal weights, zero biases, residual projections scaled by 1 / sqrt(2 layers)."""
@@ -262,7 +275,7 @@ class HookedGPT(HookedModule, Weights):
 
     def unembedded(self, normalized: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits from a residual stream that has passed the final layer norm."""
-        return F.linear(normalized, self.W_E if self.unembed is None else self.unembed, self.b_U)
+        return linear(normalized, self.W_E if self.unembed is None else self.unembed, self.b_U)
 
     def _check(self, tokens: Tensor, start: int) -> None:
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
@@ -362,6 +375,15 @@ class HookedGPT(HookedModule, Weights):
         from interp.generation import generate
 
         return generate(self, text_or_tokens, **options)
+
+
+def banded(
+    mask: Tensor | None, window: int, queries: int, keys: int, device: torch.device
+) -> Bool[Tensor, "*batch query key"]:
+    """A causal mask narrowed to each query's last `window` keys; the queries are the last of the keys' positions."""
+    ahead = keys - queries
+    band = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(ahead).triu(ahead - window + 1)
+    return band if mask is None else mask & band
 
 
 def causal_mask(

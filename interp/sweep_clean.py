@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interp.hooks import HookPoint
 from interp.interventions import axes
-from interp.model import HookedGPT
+from interp.model import HookedGPT, banded
 from interp.sweep_edits import Edit, Positions, common, places, put, take
 
 Edits: TypeAlias = Mapping[str, Sequence[Edit]]
@@ -42,9 +42,11 @@ class CleanRun:
                 residual = block(residual, self.mask)
             self.normalized = model.ln_final(residual)
         row = torch.arange(self.length, device=tokens.device)
-        self.allowed = (
-            (row <= row[:, None])[None, None] if self.mask is None else self.mask
-        )  # [batch or 1, 1, query, key]
+        dense = (row <= row[:, None])[None, None] if self.mask is None else self.mask
+        windows = [block.attn.window for block in model.blocks[: last + 1]]
+        bands = {w: dense if w is None else banded(dense, w, self.length, self.length, row.device) for w in windows}
+        self.allowed = [bands[window] for window in windows]
+        """By layer, where attention is allowed [batch or 1, 1, query, key]."""
 
     def _keep(self, x: Tensor, hook: HookPoint) -> None:
         self.kept[hook.name] = x

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp.model import Attention, LayerNorm, affine
+from interp.linear import linear, pack
+from interp.model import Attention, LayerNorm
 from interp.sweep_clean import EMBEDDING, QKV, CleanRun, Edits, Rows
 from interp.sweep_edits import Edit, Positions, common, places, put, take, union
 
@@ -66,6 +67,23 @@ class Ask(NamedTuple):
     def asking(self) -> Positions:
         """Whose queries are not the clean ones."""
         return common(self.before, self.after)
+
+
+class Matrices:
+    """Weights of one layer as the products like them best: where many blocks share them, laid out anew once."""
+
+    def __init__(self, *, many: bool) -> None:
+        self.many = many
+        self.kept: dict[tuple[int, int | None, int | None], Tensor] = {}
+
+    def __call__(self, weight: Tensor, columns: slice = slice(None)) -> Tensor:
+        """Some columns of W [in out], for `linear`."""
+        if not self.many:
+            return weight[:, columns].T
+        key = (id(weight), columns.start, columns.stop)
+        if key not in self.kept:
+            self.kept[key] = pack(weight[:, columns])
+        return self.kept[key]
 
 
 class Chunk:
@@ -169,6 +187,12 @@ class Chunk:
         if block:
             yield block
 
+    @staticmethod
+    def _with_matrices(blocks: list[list[Item]]) -> Iterator[tuple["Matrices", list[Item]]]:
+        """Each block with the weights it shares with the others."""
+        matrices = Matrices(many=len(blocks) > 2)
+        return ((matrices, block) for block in blocks)
+
     # The parts of the model.
 
     def _embedding(self) -> None:
@@ -220,8 +244,9 @@ class Chunk:
                 seen = any(base + s in self.collected for s in PATTERNS) or bool(self._edits(variant, base, PATTERNS))
                 asks.append(Ask(before, after, seen, variant))
         asks.sort()
-        for block in self._blocks(asks, lambda ask: max(len(ask.before), len(ask.after)), self.block_rows):
-            self._attend(self.model.blocks[layer].attn, self.model.blocks[layer].ln1, base, block)
+        blocks = list(self._blocks(asks, lambda ask: max(len(ask.before), len(ask.after)), self.block_rows))
+        for matrices, block in self._with_matrices(blocks):
+            self._attend(layer, base, block, matrices)
 
     def _mlp(self, layer: int, base: str, needed: Positions) -> None:
         parts = []
@@ -233,8 +258,9 @@ class Chunk:
             elif route == "together":
                 touched = self._touched(variant, base, (*NORM2, *HIDDEN, "hook_mlp_out"))
                 parts.append((variant, common(union(rows.positions, touched), needed)))
-        for block in self._blocks(parts, lambda part: len(part[1]), self.block_rows):
-            self._transform(layer, base, Layout(tuple(block), self.batch))
+        blocks = list(self._blocks(parts, lambda part: len(part[1]), self.block_rows))
+        for matrices, block in self._with_matrices(blocks):
+            self._transform(layer, base, Layout(tuple(block), self.batch), matrices)
 
     def _from_first(self, positions: Positions) -> Positions:
         """Every position from the first of these on: where attention carries a change."""
@@ -242,21 +268,21 @@ class Chunk:
 
     # Together: many variants as one matrix.
 
-    def _attend(self, attn: Attention, norm: LayerNorm, base: str, block: Sequence[Ask]) -> None:
+    def _attend(self, layer: int, base: str, block: Sequence[Ask], matrices: Matrices) -> None:
         """The attention half for a block of variants: their rows become those of the residual stream after it."""
-        resid_pre = base + "hook_resid_pre"
+        attn, resid_pre = self.model.blocks[layer].attn, base + "hook_resid_pre"
         before, after, asking = (
             Layout(tuple((ask.variant, positions) for ask, positions in zip(block, chosen, strict=True)), self.batch)
             for chosen in ([a.before for a in block], [a.after for a in block], [a.asking for a in block])
         )
         residual = torch.cat([self.clean.completed(self.rows[v], p, resid_pre).flatten(0, 1) for v, p in before.parts])
-        x = self._norm(norm, f"{base}ln1.", residual, before)
-        q, k, v = self._project(attn, x, before, asking)
+        x = self._norm(self.model.blocks[layer].ln1, f"{base}ln1.", residual, before)
+        q, k, v = self._project(attn, x, before, asking, matrices)
         for name, projected, layout in zip(QKV, (q, k, v), (asking, before, before), strict=True):
             self._visit(base + name, layout.views(projected))
         z = torch.cat(list(self._mix(attn, base, block, q, k, v)))
         self._visit(f"{base}attn.hook_z", after.views(z))
-        out = affine(z.flatten(-2), attn.W_O_flat, attn.b_O)
+        out = linear(z.flatten(-2), matrices(attn.W_O_flat), attn.b_O)
         self._results(attn, base, after, z, out)
         self._visit(f"{base}hook_attn_out", after.views(out))
         if before == after:
@@ -266,20 +292,22 @@ class Chunk:
                 new += self.clean.complete(old[None], have, positions, resid_pre)[0]
             self.rows[variant] = Rows(positions, new)
 
-    def _project(self, attn: Attention, x: Tensor, before: Layout, asking: Layout) -> tuple[Tensor, ...]:
+    def _project(
+        self, attn: Attention, x: Tensor, before: Layout, asking: Layout, matrices: Matrices
+    ) -> tuple[Tensor, ...]:
         """Queries of the rows that ask, keys and values of all rows, each [rows head d_head]."""
         heads = (attn.n_heads, attn.d_head)
         if before == asking:
-            q, k, v = affine(x, attn.W_QKV, attn.b_QKV).unflatten(-1, (3, *heads)).unbind(-3)
+            q, k, v = linear(x, matrices(attn.W_QKV), attn.b_QKV).unflatten(-1, (3, *heads)).unbind(-3)
             return q, k, v
         width = attn.n_heads * attn.d_head
         bias_q, bias_kv = (None, None) if attn.b_QKV is None else (attn.b_QKV[:width], attn.b_QKV[width:])
-        k, v = affine(x, attn.W_QKV[:, width:], bias_kv).unflatten(-1, (2, *heads)).unbind(-3)
+        k, v = linear(x, matrices(attn.W_QKV, slice(width, None)), bias_kv).unflatten(-1, (2, *heads)).unbind(-3)
         asked = [
             take(view, places(wanted, have, x.device), 1).flatten(0, 1)
             for (_, have, view), (_, wanted) in zip(before.views(x), asking.parts, strict=True)
         ]
-        return affine(torch.cat(asked), attn.W_QKV[:, :width], bias_q).unflatten(-1, heads), k, v
+        return linear(torch.cat(asked), matrices(attn.W_QKV, slice(width)), bias_q).unflatten(-1, heads), k, v
 
     def _mix(
         self, attn: Attention, base: str, block: Sequence[Ask], q: Tensor, k: Tensor, v: Tensor
@@ -305,16 +333,17 @@ class Chunk:
                 query, key, value = (x.flatten(0, 1).transpose(1, 2) for x in group)
                 if explicit:
                     z = self._mix_seen(base, part, after, query, key, value)
-                elif after == clean.all and clean.mask is None:
+                elif after == clean.all and clean.mask is None and attn.window is None:
                     z = F.scaled_dot_product_attention(query, key, value, is_causal=True)
                 else:
-                    mask = self._allowed(after, len(part))
+                    mask = self._allowed(base, after, len(part))
                     z = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
                 yield z.transpose(1, 2).flatten(0, 1)
 
-    def _allowed(self, queries: Positions, variants: int) -> Tensor:
-        """Where attention is allowed, [variant*batch or 1, 1, query, key]."""
-        allowed = take(self.clean.allowed, places(queries, self.clean.all, self.clean.allowed.device), 2)
+    def _allowed(self, base: str, queries: Positions, variants: int) -> Tensor:
+        """Where a layer's attention is allowed, [variant*batch or 1, 1, query, key]."""
+        allowed = self.clean.allowed[int(base.split(".")[1])]
+        allowed = take(allowed, places(queries, self.clean.all, allowed.device), 2)
         return allowed if len(allowed) == 1 else allowed.repeat(variants, 1, 1, 1)
 
     def _mix_seen(
@@ -322,7 +351,7 @@ class Chunk:
     ) -> Tensor:
         """Attention step by step, so that scores and pattern pass their hook points."""
         scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-        scores = scores.masked_fill(~self._allowed(queries, len(variants)), -torch.inf)
+        scores = scores.masked_fill(~self._allowed(base, queries, len(variants)), -torch.inf)
         self._visit(base + PATTERNS[0], self._per_variant(scores, variants, queries))
         pattern = scores.softmax(-1)
         self._visit(base + PATTERNS[1], self._per_variant(pattern, variants, queries))
@@ -346,16 +375,19 @@ class Chunk:
                 self._visit(name, [(variant, positions, result)])
                 target.copy_(result.sum(-2) if attn.b_O is None else result.sum(-2) + attn.b_O)
 
-    def _transform(self, layer: int, base: str, layout: Layout) -> None:
+    def _transform(self, layer: int, base: str, layout: Layout, matrices: Matrices) -> None:
         """The MLP half for a block of variants."""
         block, resid_mid = self.model.blocks[layer], base + "hook_resid_mid"
         residual = torch.cat([self.clean.completed(self.rows[v], p, resid_mid).flatten(0, 1) for v, p in layout.parts])
         x = self._norm(block.ln2, f"{base}ln2.", residual, layout)
-        pre = affine(x, block.mlp.W_in, block.mlp.b_in)
-        self._visit(base + HIDDEN[0], layout.views(pre))
-        post = block.mlp.act(pre)
+        if base + HIDDEN[0] in self.edited or base + HIDDEN[0] in self.collected:
+            pre = linear(x, matrices(block.mlp.W_in), block.mlp.b_in)
+            self._visit(base + HIDDEN[0], layout.views(pre))
+            post = block.mlp.act(pre)
+        else:
+            post = linear(x, matrices(block.mlp.W_in), block.mlp.b_in, act=self.model.config.act_fn)
         self._visit(base + HIDDEN[1], layout.views(post))
-        out = affine(post, block.mlp.W_out, block.mlp.b_out)
+        out = linear(post, matrices(block.mlp.W_out), block.mlp.b_out)
         self._visit(f"{base}hook_mlp_out", layout.views(out))
         out += residual
         for variant, positions, rows in layout.views(out):
@@ -439,7 +471,7 @@ class Chunk:
     ) -> Tensor:
         """z [batch query head d_head] of some heads, with the variant's edits of scores and pattern."""
         scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-        scores = scores.masked_fill(~self._allowed(queries, 1), -torch.inf)
+        scores = scores.masked_fill(~self._allowed(base, queries, 1), -torch.inf)
         for edit in self.variants[variant].get(base + PATTERNS[0], ()):
             scores = edit.apply(scores, queries, heads)
         pattern = scores.softmax(-1)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from interp.errors import InputError, MemoryLimitError
 from interp.hooks import NameSpec
 from interp.interventions import PATTERN, Replace, axes
+from interp.linear import linear
 from interp.model import HookedGPT
 from interp.sweep_clean import CleanRun, Edits, clean_names
 from interp.sweep_edits import Edit, Intervention, Positions, places, resolve, take
@@ -137,7 +137,7 @@ class Plan:
             return self.model.unembedded(normalized)
         matrix = self.model.W_E if self.model.unembed is None else self.model.unembed
         ids = torch.tensor(self.vocab, device=matrix.device)
-        return F.linear(normalized, matrix[ids], None if self.model.b_U is None else self.model.b_U[ids])
+        return linear(normalized, matrix[ids], None if self.model.b_U is None else self.model.b_U[ids])
 
     def _clean_at_read(self, name: str) -> Tensor:
         return self.clean.at(name, self.read)

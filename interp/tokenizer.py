@@ -22,6 +22,13 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
+def _byte_level(pairs: tokenizers.models.BPE) -> Backend:
+    backend = Backend(pairs)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    return backend
+
+
 class Tokenizer:
     """Tokens of a model. `bos` (and padding) is `<|endoftext|>`, as in GPT-2."""
 
@@ -34,27 +41,44 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: Path) -> "Tokenizer | None":
-        """The tokenizer in a directory (`tokenizer.json`, or `vocab.json` and `merges.txt`), None if there is none.
+        """The tokenizer in a directory, None if there is none.
+
+        Either `tokenizer.json`, or vocabulary and merges under the names that transformers (`vocab.json`, `merges.txt`)
+        or OpenAI (`encoder.json`, `vocab.bpe`) gave them.
 
         Raises LoadError for files that are there but cannot be read.
         """
-        whole, vocabulary, merges = (directory / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+        whole = directory / "tokenizer.json"
         try:
             if whole.exists():
                 return cls(Backend.from_file(str(whole)))
-            if vocabulary.exists() and merges.exists():
-                backend = Backend(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
-                backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-                backend.decoder = tokenizers.decoders.ByteLevel()
-                if backend.token_to_id(END_OF_TEXT) is not None:
-                    backend.add_special_tokens([END_OF_TEXT])
-                return cls(backend)
+            for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+                if (directory / vocabulary).exists() and (directory / merges).exists():
+                    backend = _byte_level(
+                        tokenizers.models.BPE.from_file(str(directory / vocabulary), str(directory / merges))
+                    )
+                    if backend.token_to_id(END_OF_TEXT) is not None:
+                        backend.add_special_tokens([END_OF_TEXT])
+                    return cls(backend)
         except Exception as error:  # tokenizers raises bare Exception for damaged files
             raise LoadError(
                 f"{directory}: the tokenizer cannot be read ({str(error).splitlines()[0]})",
                 "expected tokenizer.json, or vocab.json and merges.txt, as transformers writes them",
             ) from error
         return None
+
+    @classmethod
+    def of_characters(cls, alphabet: str) -> "Tokenizer":
+        """One token a character, ids in the order given; there is no beginning-of-text token.
+
+        Raises InputError for no character, one given twice, or one that is not printable ASCII.
+        """
+        wrong = [character for character in alphabet if not " " <= character <= "~"]
+        if not alphabet or wrong or len(set(alphabet)) < len(alphabet):
+            raise InputError(f"alphabet {alphabet!r}", "expected different characters, each of them printable ASCII")
+        written = alphabet.replace(" ", "\u0120")  # as GPT-2 writes a space
+        pieces = {piece: token for token, piece in enumerate(written)}
+        return cls(_byte_level(tokenizers.models.BPE(pieces, [])))
 
     @property
     def d_vocab(self) -> int:

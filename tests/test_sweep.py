@@ -17,7 +17,7 @@ from interp.errors import HookNameError, InputError, MemoryLimitError
 from interp.interventions import Add, Replace, ablate_head, ablate_mlp, ablate_neurons, axes, freeze, patch, steer
 from interp.model import HookedGPT
 from interp.sweep import SweepInterrupted, slow_sweep, sweep
-from interp.sweep_engine import Chunk
+from interp.sweep_engine import Chunk, Matrices
 from interp.sweep_plan import Limits, Plan
 
 VOCAB = 23
@@ -30,6 +30,7 @@ MODELS = {
         d_vocab=VOCAB,
         act_fn=act,
         tied=layers != 2,
+        windows=(None, 2, 3) if layers == 3 else None,
     )
     for layers, heads, act in ((1, 2, "gelu"), (2, 4, "gelu_new"), (3, 1, "gelu_new"))
     for dtype in (torch.float32, torch.float64)
@@ -212,6 +213,20 @@ def test_the_clean_run_is_a_variant_without_edits() -> None:
     assert not torch.allclose(found["blocks.1.attn.hook_z"][1], cache["z", 1])
 
 
+def test_weights_laid_out_for_many_blocks_change_nothing(monkeypatch) -> None:
+    """Products of every size by the kernel for large ones; a control: the weights of another layer are noticed."""
+    monkeypatch.setattr("interp.linear.SMALL", 0)
+    model = MODELS[2, 4, torch.float32]
+    tokens = torch.randint(0, VOCAB, (2, 6), generator=torch.Generator().manual_seed(0))
+    variants = [ablate_head(layer, head, pos=pos) for layer in (0, 1) for head in range(4) for pos in range(6)]
+    monkeypatch.setattr(Plan, "limits", lambda self, memory: Limits(len(variants), 24, 1000))
+    assert_same(model, tokens, variants)
+    kept = Matrices.__call__
+    monkeypatch.setattr(Matrices, "__call__", lambda self, weight, *columns: kept(self, weight.flip(0), *columns))
+    with pytest.raises(AssertionError):
+        assert_same(model, tokens, variants)
+
+
 def test_nothing_is_computed_that_did_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen parts, layers before the edit and unread positions never reach a matrix product."""
     model = MODELS[3, 1, torch.float64]
@@ -220,13 +235,13 @@ def test_nothing_is_computed_that_did_not_change(monkeypatch: pytest.MonkeyPatch
     rows: dict[str, list[int]] = {"_attend": [], "_transform": []}
     attend, transform = Chunk._attend, Chunk._transform
 
-    def count_attend(self, attn, norm, base, block) -> None:
+    def count_attend(self, layer, base, block, matrices) -> None:
         rows["_attend"].append(sum(len(ask.before) for ask in block))
-        attend(self, attn, norm, base, block)
+        attend(self, layer, base, block, matrices)
 
-    def count_transform(self, layer, base, layout) -> None:
+    def count_transform(self, layer, base, layout, matrices) -> None:
         rows["_transform"].append(sum(len(positions) for _, positions in layout.parts))
-        transform(self, layer, base, layout)
+        transform(self, layer, base, layout, matrices)
 
     monkeypatch.setattr(Chunk, "_attend", count_attend)
     monkeypatch.setattr(Chunk, "_transform", count_transform)

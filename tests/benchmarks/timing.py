@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from interp.config import PRESETS, GPTConfig
+from interp.linear import linear
 from interp.model import HookedGPT
 
 _clock = time.perf_counter
@@ -73,11 +73,11 @@ def matmul_rate(rows: int, config: GPTConfig, device: str, dtype: torch.dtype, l
     x = torch.randn(rows, config.d_model, device=device, dtype=dtype)
     weight_in = torch.randn(config.d_mlp, config.d_model, device=device, dtype=dtype)
     weight_out = torch.randn(config.d_model, config.d_mlp, device=device, dtype=dtype)
-    F.linear(F.linear(x, weight_in), weight_out)
+    linear(linear(x, weight_in, None), weight_out, None)
     synchronise()
     start, rounds = _clock(), 0
     while _clock() - start < least:
-        F.linear(F.linear(x, weight_in), weight_out)
+        linear(linear(x, weight_in, None), weight_out, None)
         synchronise()
         rounds += 1
     return rounds * 4 * rows * config.d_model * config.d_mlp / (_clock() - start)
