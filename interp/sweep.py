@@ -21,6 +21,7 @@ from interp.sweep_edits import Intervention
 from interp.sweep_plan import Metric, Plan
 from interp.sweep_results import Results, identity
 from interp.sweep_results import SweepInterrupted as SweepInterrupted
+from interp.sweep_results import resumable as resumable
 
 Variant: TypeAlias = Intervention | Sequence[Intervention]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -60,6 +61,7 @@ def sweep(
         progress: called with (variants finished, variants in all) after every chunk. Listeners of `interp.progress`
             hear of every chunk too.
         checkpoint: a file to keep finished variants in, and to continue from if it is there. It is left in place.
+            Inside `with resumable(folder)` every sweep has one.
         dtype: run in this dtype instead of the model's own, on a copy of the model.
 
     Returns:
@@ -80,9 +82,7 @@ def sweep(
     limits = plan.limits(memory)
     mask = None if attention_mask is None else attention_mask.tolist()
     options = (plan.order, plan.vocab, plan.names, mask, str(model.dtype))
-    results = Results(
-        plan.clean_row, len(sources), checkpoint, identity(model, tokens, options, sources) if checkpoint else ""
-    )
+    results = Results(plan.clean_row, len(sources), checkpoint, lambda: identity(model, tokens, options, sources))
     waiting = sorted((v for v in range(len(sources)) if not results.finished[v]), key=plan.first_change)
     try:
         for start in track(range(0, len(waiting), limits.variants)):

@@ -2,7 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,42 @@ from interp.sweep_edits import Intervention
 
 SAVE_EVERY = 2.0
 """Seconds between checkpoints; a kill loses no more than this and the chunk under way."""
+
+
+_resumable: ContextVar["Resumable | None"] = ContextVar("resumable", default=None)
+
+
+class Resumable:
+    """A folder with one checkpoint a sweep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.used = folder, set[Path]()
+
+    def file(self, identity: str, clean: Mapping[str, Tensor]) -> Path:
+        """Where a sweep keeps what it has finished; another metric is another sweep."""
+        shapes = repr([(name, tuple(x.shape)) for name, x in clean.items()])
+        path = self.folder / f"{hashlib.sha256((identity + shapes).encode()).hexdigest()[:32]}.sweep"
+        self.used.add(path)
+        return path
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[Resumable]:
+    """Sweeps inside the block keep what they have finished in this folder, and take up again what lies there.
+
+    The files go when the block ends as it should; after an error, Ctrl-C or a kill they stay for the next time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = Resumable(folder)
+    token = _resumable.set(kept)
+    try:
+        yield kept
+    finally:
+        _resumable.reset(token)
+    for path in kept.used:
+        path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -32,15 +70,21 @@ class SweepInterrupted(KeyboardInterrupt):
 class Results:
     """name -> [variant ...], filled row by row."""
 
-    def __init__(self, clean: Mapping[str, Tensor], count: int, checkpoint: Path | None, identity: str) -> None:
+    def __init__(
+        self, clean: Mapping[str, Tensor], count: int, checkpoint: Path | None, identity: Callable[[], str]
+    ) -> None:
         """`clean`: results of the clean run, which fix names and shapes; `identity`: of the sweep, for its checkpoint.
 
         Raises InputError when the checkpoint there is of another sweep.
         """
+        kept = _resumable.get()
+        self._identity = identity() if checkpoint is not None or kept is not None else ""
+        if checkpoint is None and kept is not None:
+            checkpoint = kept.file(self._identity, clean)
         self.values = {name: x.new_zeros(count, *x.shape) for name, x in clean.items()}
         self.finished = torch.zeros(count, dtype=torch.bool)
         self._clean = dict(clean)
-        self._path, self._identity, self._saved = checkpoint, identity, time.monotonic()
+        self._path, self._saved = checkpoint, time.monotonic()
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from interp.errors import HookNameError, InputError, MemoryLimitError
 from interp.interventions import Add, Replace, ablate_head, ablate_mlp, ablate_neurons, axes, freeze, patch, steer
 from interp.model import HookedGPT
-from interp.sweep import SweepInterrupted, slow_sweep, sweep
-from interp.sweep_engine import Chunk, Matrices
+from interp.sweep import SweepInterrupted, resumable, slow_sweep, sweep
+from interp.sweep_engine import Chunk
 from interp.sweep_plan import Limits, Plan
 
 VOCAB = 23
@@ -214,15 +214,14 @@ def test_the_clean_run_is_a_variant_without_edits() -> None:
 
 
 def test_weights_laid_out_for_many_blocks_change_nothing(monkeypatch) -> None:
-    """Products of every size by the kernel for large ones; a control: the weights of another layer are noticed."""
+    """Products of every size by the kernel for large ones; a control: other weights are noticed."""
     monkeypatch.setattr("interp.linear.SMALL", 0)
     model = MODELS[2, 4, torch.float32]
     tokens = torch.randint(0, VOCAB, (2, 6), generator=torch.Generator().manual_seed(0))
     variants = [ablate_head(layer, head, pos=pos) for layer in (0, 1) for head in range(4) for pos in range(6)]
     monkeypatch.setattr(Plan, "limits", lambda self, memory: Limits(len(variants), 24, 1000))
     assert_same(model, tokens, variants)
-    kept = Matrices.__call__
-    monkeypatch.setattr(Matrices, "__call__", lambda self, weight, *columns: kept(self, weight.flip(0), *columns))
+    monkeypatch.setattr("interp.sweep_engine.pack", lambda weight: weight.flip(0).T)
     with pytest.raises(AssertionError):
         assert_same(model, tokens, variants)
 
@@ -338,6 +337,41 @@ def test_a_checkpoint_of_another_sweep_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"no checkpoint")
     with pytest.raises(InputError, match="no checkpoint"):
         sweep(model, tokens, [steer(0, vector)], everything, checkpoint=file)
+
+
+def test_every_sweep_in_a_block_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS[2, 4, torch.float32]
+    texts = [torch.randint(0, VOCAB, (1, 5)) for _ in range(3)]
+    variants = [ablate_head(layer, head) for layer in range(2) for head in range(4)]
+    monkeypatch.setattr(Plan, "limits", lambda self, memory: Limits(1, 100, 100))
+    run, ran = Plan.run, []
+
+    def counted(self, chosen, limits):
+        ran.append(chosen)
+        if len(ran) == 13:  # in the second of the three
+            raise KeyboardInterrupt
+        return run(self, chosen, limits)
+
+    monkeypatch.setattr(Plan, "run", counted)
+    folder = tmp_path / "kept"
+
+    def both(tokens: Tensor) -> dict[str, Tensor]:
+        found = sweep(model, tokens, variants, everything)
+        return found | {"spread": sweep(model, tokens, variants[:1], lambda x: {"top": x.amax(2)})["top"]}
+
+    with pytest.raises(KeyboardInterrupt), resumable(folder):
+        [both(tokens) for tokens in texts]
+    assert len(list(folder.iterdir())) == 3
+    ran.clear()
+    ran.append(None)
+    monkeypatch.setattr(Plan, "run", lambda self, chosen, limits: (ran.append(chosen), run(self, chosen, limits))[1])
+    with resumable(folder):
+        found = [both(tokens) for tokens in texts]
+    assert len(ran) - 1 == 27 - 12  # nothing that was finished ran again
+    assert not folder.exists()
+    for tokens, results in zip(texts, found, strict=True):
+        expected = slow_sweep(model, tokens, variants, everything)["logits"]
+        torch.testing.assert_close(results["logits"], expected, atol=1e-5, rtol=0)
 
 
 KILLED = """
