@@ -4,10 +4,13 @@ A variant is one intervention, or several that are applied together; an empty se
 what `slow_sweep`, the definition, gives: one forward pass with hooks for each variant.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -26,6 +29,49 @@ from interp.sweep_results import resumable as resumable
 Variant: TypeAlias = Intervention | Sequence[Intervention]
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (variants finished, variants in all)."""
+
+
+CHECKED = 6
+"""Variants of each sweep in another dtype that are run in the model's own too, to measure the difference."""
+
+
+@dataclass
+class Rounding:
+    """What sweeps in another dtype gave away."""
+
+    dtype: torch.dtype
+    difference: dict[str, float] = field(default_factory=dict)
+    """Metric or hook name -> largest difference from the model's own dtype, among the variants run in both."""
+    checked: int = 0
+    """How many were."""
+    copies: dict[int, tuple[HookedGPT, HookedGPT]] = field(default_factory=dict)
+
+    def sweep(self, model: HookedGPT, tokens: Tensor, variants: Sequence[Variant], **options: Any) -> dict[str, Tensor]:
+        """A sweep in `dtype`; and a few of its variants, evenly spread, in the model's own."""
+        if id(model) not in self.copies:
+            self.copies[id(model)] = model, deepcopy(model).to(self.dtype)
+        found = sweep(self.copies[id(model)][1], tokens, variants, **options)
+        chosen = sorted({len(variants) * place // CHECKED for place in range(CHECKED)})
+        exact = sweep(model, tokens, [variants[v] for v in chosen], **options | {"progress": None}, dtype=model.dtype)
+        for name, value in exact.items():
+            apart = (found[name][chosen].double() - value.double()).abs().max()
+            self.difference[name] = max(self.difference.get(name, 0.0), float(apart))
+        self.checked += len(chosen)
+        return found
+
+
+_rounding: ContextVar[Rounding | None] = ContextVar("rounding", default=None)
+
+
+@contextmanager
+def lowered(dtype: torch.dtype) -> Iterator[Rounding]:
+    """Sweeps inside the block run in this dtype, on a copy of the model; what is yielded says how far off they are."""
+    rounding = Rounding(dtype)
+    token = _rounding.set(rounding)
+    try:
+        yield rounding
+    finally:
+        _rounding.reset(token)
 
 
 @torch.no_grad()
@@ -62,7 +108,8 @@ def sweep(
             hear of every chunk too.
         checkpoint: a file to keep finished variants in, and to continue from if it is there. It is left in place.
             Inside `with resumable(folder)` every sweep has one.
-        dtype: run in this dtype instead of the model's own, on a copy of the model.
+        dtype: run in this dtype instead of the model's own, on a copy of the model. Inside `with lowered(dtype)` all
+            sweeps do, and the difference is measured.
 
     Returns:
         metric name -> [variant batch ...], and hook name -> [variant batch read ...] (of scores and pattern, the query
@@ -76,6 +123,12 @@ def sweep(
         raise InputError(
             "a sweep inside `model.hooks`", "expected a model without hooks", "give the hooks as interventions"
         )
+    rounding = _rounding.get()
+    if dtype is None and rounding is not None and model.dtype != rounding.dtype:
+        return rounding.sweep(
+            model, tokens, variants, metric=metric, read=read, vocab=vocab, collect=collect,
+            attention_mask=attention_mask, memory=memory, progress=progress, checkpoint=checkpoint,
+        )  # fmt: skip
     model = model if dtype in (None, model.dtype) else deepcopy(model).to(dtype)
     sources = [edits_of(variant) for variant in variants]
     plan = Plan(model, tokens, sources, metric, read=read, vocab=vocab, collect=collect, attention_mask=attention_mask)

@@ -156,12 +156,15 @@ class Plan:
     def limits(self, memory: int | None) -> Limits:
         """How much to run at a time within these bytes (None: half of what is free).
 
-        Raises MemoryLimitError when not even one variant fits.
+        Raises InputError for less than a byte, MemoryLimitError when not even one variant fits.
         """
+        if memory is not None and memory < 1:
+            raise InputError(f"memory: {memory}", "expected bytes, at least 1", "500_000_000 is 500 MB")
         config, item = self.model.config, self.model.dtype.itemsize
         budget = free_memory(self.model.device) // 2 if memory is None else memory
         batch, length = self.clean.batch, self.clean.length
         held = sum(_nbytes(x) for x in (*self.clean.kept.values(), self.clean_logits))
+        held += max(sum(_nbytes(weight) for weight in block.parameters()) for block in self.model.blocks)  # packed
         results = sum(_nbytes(x) for x in self.clean_row.values())
         width = 14 * config.d_model + 2 * config.d_mlp + (3 * config.n_heads * length if self.sees_patterns else 0)
         row, state = width * item, batch * length * config.d_model * item * 2
@@ -170,8 +173,8 @@ class Plan:
         left = budget - held - results * len(self.variants)
         if left < one_variant:
             raise MemoryLimitError(
-                f"a sweep within {budget / 1e6:.0f} MB",
-                f"expected at least {(budget - left + one_variant) / 1e6:.0f} MB for these tokens",
+                f"a sweep within {budget / 1e6:,.1f} MB",
+                f"expected at least {(budget - left + one_variant) / 1e6:,.1f} MB for these tokens",
                 "shorten or split the batch, read fewer positions, or give more memory",
             )
         kind = "cpu" if self.model.device.type == "cpu" else "cuda"

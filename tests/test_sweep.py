@@ -16,7 +16,7 @@ from torch import Tensor
 from interp.errors import HookNameError, InputError, MemoryLimitError
 from interp.interventions import Add, Replace, ablate_head, ablate_mlp, ablate_neurons, axes, freeze, patch, steer
 from interp.model import HookedGPT
-from interp.sweep import SweepInterrupted, resumable, slow_sweep, sweep
+from interp.sweep import CHECKED, SweepInterrupted, lowered, resumable, slow_sweep, sweep
 from interp.sweep_engine import Chunk
 from interp.sweep_plan import Limits, Plan
 
@@ -372,6 +372,21 @@ def test_every_sweep_in_a_block_goes_on_where_it_stopped(tmp_path: Path, monkeyp
     for tokens, results in zip(texts, found, strict=True):
         expected = slow_sweep(model, tokens, variants, everything)["logits"]
         torch.testing.assert_close(results["logits"], expected, atol=1e-5, rtol=0)
+
+
+def test_a_lower_dtype_says_how_far_it_is_from_the_models_own() -> None:
+    model = MODELS[2, 4, torch.float32]
+    tokens = torch.randint(0, VOCAB, (1, 5))
+    variants = [ablate_head(layer, head) for layer in range(2) for head in range(4)]
+    exact = sweep(model, tokens, variants, everything)
+    with lowered(torch.bfloat16) as rounding:
+        found = sweep(model, tokens, variants, everything)
+    apart = {name: float((found[name].double() - value.double()).abs().max()) for name, value in exact.items()}
+    assert rounding.checked == CHECKED
+    for name, value in rounding.difference.items():
+        assert 0 < value <= apart[name]
+        assert value > 1e-4  # a control: two float32 runs differ by less
+    torch.testing.assert_close(sweep(model, tokens, variants, everything)["logits"], exact["logits"])
 
 
 KILLED = """
