@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,22 +19,23 @@ import torch.nn.functional as F
 from timing import add_options, gpt2_small, in_turns, machine, peer, ratio, set_clock, table
 from torch import Tensor
 
+from interp.linear import linear
 from interp.model import HookedGPT
 
 
-def without_hook_points(model: HookedGPT, tokens: Tensor) -> Tensor:
-    """The same function of the same weights, written without hook points."""
+def without_hook_points(model: HookedGPT, tokens: Tensor, linear: Callable[..., Tensor]) -> Tensor:
+    """The same function of the same weights, written without hook points; `linear` multiplies."""
     x = F.embedding(tokens, model.W_E) + model.W_pos[: tokens.shape[1]]
     for block in model.blocks:
         attn, mlp, heads = block.attn, block.mlp, (3, block.attn.n_heads, block.attn.d_head)
         normed = F.layer_norm(x, block.ln1.w.shape, block.ln1.w, block.ln1.b, block.ln1.eps)
-        q, k, v = F.linear(normed, attn.W_QKV.T, attn.b_QKV).unflatten(-1, heads).transpose(1, 3).unbind(2)
+        q, k, v = linear(normed, attn.W_QKV.T, attn.b_QKV).unflatten(-1, heads).transpose(1, 3).unbind(2)
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
-        x = x + F.linear(z, attn.W_O_flat.T, attn.b_O)
+        x = x + linear(z, attn.W_O_flat.T, attn.b_O)
         normed = F.layer_norm(x, block.ln2.w.shape, block.ln2.w, block.ln2.b, block.ln2.eps)
-        x = x + F.linear(mlp.act(F.linear(normed, mlp.W_in.T, mlp.b_in)), mlp.W_out.T, mlp.b_out)
+        x = x + linear(mlp.act(linear(normed, mlp.W_in.T, mlp.b_in)), mlp.W_out.T, mlp.b_out)
     final = model.ln_final
-    return F.linear(F.layer_norm(x, final.w.shape, final.w, final.b, final.eps), model.W_E)
+    return linear(F.layer_norm(x, final.w.shape, final.w, final.b, final.eps), model.W_E, None)
 
 
 def compare(name: str, a: Callable[[], object], b: Callable[[], object], limit: float, rounds: int) -> list[str]:
@@ -114,13 +116,13 @@ def main() -> None:
     tokens = torch.randint(0, 50257, (options.batch, options.length), device=options.device)
     print(machine(options.device), f"tokens {options.batch} x {options.length}", sep=", ", flush=True)
     with torch.no_grad(), tempfile.TemporaryDirectory() as directory:
-        torch.testing.assert_close(model(tokens), without_hook_points(model, tokens), atol=1e-4, rtol=0)
+        bare, torchs = (partial(without_hook_points, model, tokens, product) for product in (linear, F.linear))
+        torch.testing.assert_close(model(tokens), torchs(), atol=1e-4, rtol=0)
         bridge, _ = peer(model, Path(directory), options.device)
         plain, rounds = (lambda: model(tokens)), options.rounds
         rows = [
-            compare(
-                "forward pass, without hook points", plain, lambda: without_hook_points(model, tokens), 1.02, rounds
-            ),
+            compare("forward pass, without hook points", plain, bare, 1.02, rounds),
+            compare("forward pass, without hook points and with PyTorch's own products", plain, torchs, 1.02, rounds),
             compare(
                 "cached run (resid_post), forward pass",
                 lambda: model.run_with_cache(tokens, names="resid_post"),
