@@ -5,10 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: report test slow lint types check screenshots clean
+.PHONY: report gallery test slow lint types check screenshots clean
 
 report: $(VENV)/.run  ## write a report on the bundled model and print its path
 	$(BIN)/interp report --out interp-report.html --force
+
+gallery: $(VENV)/.run  ## write every study, the report and a page that links them
+	$(BIN)/interp study --all --out interp-gallery --force
 
 test: $(VENV)/.test  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow"
@@ -41,3 +44,4 @@ clean:
 
 screenshots: $(VENV)/.test  ## the README's pictures, again
 	$(BIN)/python docs/screenshots.py
+	$(BIN)/python docs/screenshots_studies.py

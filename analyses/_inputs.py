@@ -15,13 +15,16 @@ TextOrTokens: TypeAlias = str | Sequence[str] | Tensor
 """A text, several texts of any length, or token ids [batch pos]."""
 
 
-def sequences(model: HookedGPT, tokens: TextOrTokens, *, at_least: int = 1) -> list[Int[Tensor, "1 pos"]]:
+def sequences(
+    model: HookedGPT, tokens: TextOrTokens, *, at_least: int = 1, longer: bool = False
+) -> list[Int[Tensor, "1 pos"]]:
     """One sequence of token ids per text, on the model's device. Nothing is padded.
 
     Args:
         tokens: a text or several (the beginning-of-text token is put in front of each), or ids [batch pos], used as
             they are.
         at_least: fewest tokens that the analysis can use, the beginning-of-text token included.
+        longer: whether texts longer than the context will do, because they are read in pieces or only shown.
 
     Raises InputError for an empty text, too few tokens, more than the model's context, or ids outside its vocabulary.
     """
@@ -31,7 +34,7 @@ def sequences(model: HookedGPT, tokens: TextOrTokens, *, at_least: int = 1) -> l
         length, context = row.shape[1], model.config.n_ctx
         if length < at_least:
             raise InputError(f"{which} has {length} token{'s' * (length != 1)}", f"expected at least {at_least}")
-        if length > context:
+        if length > context and not longer:
             raise InputError(
                 f"{which} has {length} tokens", f"expected at most {context}, this model's context", "shorten it"
             )

@@ -15,6 +15,7 @@ from torch import Tensor
 from interp.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from interp.encoder_decoder import HookedEncoderDecoder
     from interp.model import HookedGPT
 
 MetricName = Literal["loss", "kl", "logit_diff", "logit", "prob", "rank"]
@@ -169,7 +170,7 @@ class CustomReadout:
         return {"metric": value}
 
 
-def token_ids(model: "HookedGPT", choice: TokenChoice, count: int) -> Int[Tensor, " text"]:
+def token_ids(model: "HookedGPT | HookedEncoderDecoder", choice: TokenChoice, count: int) -> Int[Tensor, " text"]:
     """The token a user names for each of `count` texts, as ids.
 
     Raises InputError for text that is not exactly one token, an id outside the vocabulary, or another number of tokens.

@@ -58,6 +58,7 @@ class AttentionGrid(Panel):
         np.ndarray, ...
     ] = ()  # one per text: [layer head key], the length of each value vector times W_O
     measures: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> [layer head]
+    queries: tuple[Tokens, ...] = ()  # one per text, where queries are not the keys: patterns are then not triangular
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,11 @@ class TokenGrid(Panel):
     top: tuple[tuple[Tokens, ...], ...] = ()  # [row][column] -> top-k tokens, best first, shown on request
     top_values: np.ndarray | None = None  # [row column k] their probabilities
     targets: Tokens = field(default_factory=Tokens)  # [column] the token whose rank and probability the measures give
+    target_measures: tuple[str, ...] = ()  # names of the measures that speak of the target: its probability, its rank
+    candidates: Tokens = field(default_factory=Tokens)  # other targets a reader can choose, whatever the column
+    candidate_values: np.ndarray | None = None  # [target measure, candidate, row, column]
+    target_name: str = "the token that follows"  # what the measures' own target is
+    first: int = 0  # position in the text of the first column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +144,10 @@ class Graph(Panel):
     columns: tuple[int, ...]  # [node] the column of each node, 0 leftmost
     edges: tuple[tuple[int, int, float], ...]  # (from node, to node, weight)
     unit: str
+    places: tuple[tuple[float, float], ...] = ()  # [node] x to the right, y upwards: then drawn there, weights on arrows
+    values: np.ndarray | None = None  # [node] what shades a placed node, such as the share of time spent there
+    frames: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """Name -> weights [edge] and values [node] of the same graph at other times, drawn as small pictures instead."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ q-values speak of texts like these, and of nothing else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -33,16 +34,20 @@ from torch import Tensor
 
 from analyses._components import Component, choose, component_panels
 from analyses._metrics import TITLES, UNITS, MetricName, Readout, TokenChoice, check_metrics
+from analyses._pair_effects import translation_ablation
 from analyses._pairs import Texts, notable, resolve_texts
 from analyses._panels import Finding, Note, Panel, Result, Table, Tokens
 from analyses._prompts import TextsOrPrompts
 from analyses._replacements import KINDS, KindName, Replacements, Values, check_kinds
 from analyses._statistics import bootstrap, q_values, sign_flip_p_value
+from interp import scale
+from interp.encoder_decoder import HookedEncoderDecoder
 from interp.model import HookedGPT
 from interp.progress import tell
 from interp.residual import normalise
 from interp.sweep import Variant, sweep
 
+PLACE = 44
 IN_REPORT = {"metrics": ("loss", "logit", "kl")}
 """What the report shows beyond the default; other replacements take as long again and are left to the command."""
 
@@ -233,7 +238,7 @@ class AblationResult(Result):
 
 @torch.no_grad()
 def ablation(
-    model: HookedGPT,
+    model: HookedGPT | HookedEncoderDecoder,
     tokens: TextsOrPrompts = None,
     *,
     components: Annotated[
@@ -249,7 +254,7 @@ def ablation(
     draws: Annotated[int, "draws that a resampled effect is averaged over"] = 4,
     memory: Annotated[int | None, "bytes to use beyond the model; by default half of what is free"] = None,
     seed: Annotated[int, "of draws, shuffles and intervals"] = 0,
-) -> AblationResult:
+) -> Result:
     """The effect of replacing each component, one at a time, on each metric and text.
 
     Args:
@@ -258,6 +263,17 @@ def ablation(
 
     Raises InputError for names that mean nothing, texts shorter than two tokens, or positions that a text lacks.
     """
+    if isinstance(model, HookedEncoderDecoder):
+        return translation_ablation(
+            model,
+            tokens,
+            components=components,
+            layers=layers,
+            kinds=kinds,
+            metrics=metrics,
+            positions=positions,
+            seed=seed,
+        )
     parts = choose(model, components, layers=layers)
     chosen, names = check_kinds(kinds), check_metrics(metrics)
     texts = resolve_texts(model, tokens, answer=answer, wrong=wrong, seed=seed)
@@ -268,20 +284,12 @@ def ablation(
     values = {name: np.zeros(shape) for name in asked}
     clean = {name: np.zeros(len(texts.rows)) for name in asked}
     direct = np.full(shape, np.nan)
-    for indices, batch in texts.groups():
-        readout = _readout(model, texts, indices, batch, asked)
-        fills = [source.values(indices, batch.shape[1], kind) for kind in chosen]
-        plan = [(k, p, fill) for k, draws_of in enumerate(fills) for p in range(len(parts)) for fill in draws_of]
-        variants: list[Variant] = [(), *(parts[p].replace(fill.__getitem__, positions) for _, p, fill in plan)]
-        found = sweep(
-            model, batch, variants, readout, read=readout.read, vocab=readout.vocab, memory=memory, progress=tell
-        )
-        for name, value in found.items():
-            clean[name][indices] = value[0].double().cpu()
-            for (k, p, _), row in zip(plan, value[1:].double().cpu().numpy(), strict=True):
-                values[name][indices, p, k] += row / len(fills[k])
-        if heads:
-            direct[indices] = _direct(model, texts, indices, batch, parts, fills, positions)
+    groups = ((at, batch, [source.values(at, batch.shape[1], kind) for kind in chosen]) for at, batch in texts.groups())
+    one = partial(_group, model, texts, parts, asked, positions, memory)
+    for indices, cleans, replaced, own in scale.map_items(one, groups):
+        direct[indices] = own
+        for name in asked:
+            clean[name][indices], values[name][indices] = cleans[name], replaced[name]
     logit_effects = np.full(shape, np.nan)
     if heads:
         is_head = [i for i, part in enumerate(parts) if part.kind == "head"]
@@ -303,6 +311,33 @@ def ablation(
         notes=(*texts.notes, *source.notes),
         seed=seed,
     )
+
+
+@torch.no_grad()
+def _group(
+    model: HookedGPT,
+    texts: Texts,
+    parts: Sequence[Component],
+    asked: tuple[str, ...],
+    positions: Sequence[int] | None,
+    memory: int | None,
+    group: tuple[list[int], Tensor, Sequence[Sequence[Values]]],
+) -> tuple[list[int], dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """Texts of one length, with the values that replace: metric -> [text] clean, metric -> [text component kind].
+
+    Before these the texts' numbers, after them the direct contributions [text component kind].
+    """
+    indices, batch, fills = group
+    readout = _readout(model, texts, indices, batch, asked)
+    plan = [(k, p, fill) for k, draws_of in enumerate(fills) for p in range(len(parts)) for fill in draws_of]
+    variants: list[Variant] = [(), *(parts[p].replace(fill.__getitem__, positions) for _, p, fill in plan)]
+    found = sweep(model, batch, variants, readout, read=readout.read, vocab=readout.vocab, memory=memory, progress=tell)
+    values = {name: np.zeros((len(indices), len(parts), len(fills))) for name in asked}
+    for name, value in found.items():
+        for (k, p, _), row in zip(plan, value[1:].double().cpu().numpy(), strict=True):
+            values[name][:, p, k] += row / len(fills[k])
+    clean = {name: value[0].double().cpu().numpy() for name, value in found.items()}
+    return indices, clean, values, _direct(model, texts, indices, batch, parts, fills, positions)
 
 
 def _readout(model: HookedGPT, texts: Texts, indices: list[int], batch: Tensor, names: tuple[str, ...]) -> Readout:
@@ -327,6 +362,8 @@ def _direct(
     """[text component kind] what the replaced part of each head adds to the logit difference, final scale fixed."""
     length = batch.shape[1]
     out = np.full((len(indices), len(parts), len(fills)), np.nan)
+    if not any(part.kind == "head" for part in parts):
+        return out
     last = positions is None or any(position % length == length - 1 for position in positions)
     _, cache = model.run_with_cache(batch, names=["z", "ln_final.hook_scale"], pos=-1)
     unembed = model.W_U.T

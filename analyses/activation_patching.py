@@ -16,6 +16,7 @@ seen is what differs between the texts. Two places can carry the same informatio
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -26,7 +27,8 @@ from torch import Tensor
 from analyses import PYTHON_ONLY
 from analyses._components import layer_numbers
 from analyses._inputs import TextOrTokens
-from analyses._metrics import TokenChoice
+from analyses._metrics import CustomReadout, Readout, TokenChoice
+from analyses._pair_effects import translation_patching
 from analyses._pairs import (
     Measure,
     Pairs,
@@ -40,12 +42,15 @@ from analyses._pairs import (
 from analyses._panels import Finding, Matrix, Note, Panel, Result, Table, Tokens
 from analyses._prompts import TextsOrPrompts
 from analyses._statistics import bootstrap, q_values, sign_flip_p_value
+from interp import scale
+from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError, nearest
 from interp.interventions import Replace
 from interp.model import HookedGPT
 from interp.progress import tell
 from interp.sweep import Variant, sweep
 
+PLACE = 46
 STREAMS: dict[str, str] = {
     "resid_pre": "residual stream before the layer",
     "resid_mid": "residual stream between attention and MLP",
@@ -258,7 +263,7 @@ def _title(patched: Patched) -> str:
 
 @torch.no_grad()
 def activation_patching(
-    model: HookedGPT,
+    model: HookedGPT | HookedEncoderDecoder,
     clean: TextsOrPrompts = None,
     corrupted: Annotated[TextOrTokens | None, "the clean text, changed; as long in tokens"] = None,
     *,
@@ -275,7 +280,7 @@ def activation_patching(
     read: Annotated[tuple[int, ...], "positions whose logits a metric function gets", PYTHON_ONLY] = (-1,),
     memory: Annotated[int | None, "bytes to use beyond the model; by default half of what is free"] = None,
     seed: Annotated[int, "of generated texts and intervals"] = 0,
-) -> ActivationPatchingResult:
+) -> Result:
     """The metric of every run in which one activation is replaced by its value in the other run.
 
     Args:
@@ -286,6 +291,8 @@ def activation_patching(
 
     Raises InputError for an unknown site, texts of unequal lengths, or places that the model or a text lacks.
     """
+    if isinstance(model, HookedEncoderDecoder):
+        return translation_patching(model, clean, corrupted, site=site, direction=direction, seed=seed)
     sites = _sites(site)
     chosen = layer_numbers(model, layers)
     pairs = resolve_pairs(model, clean, corrupted, answer=answer, wrong=wrong, seed=seed)
@@ -332,30 +339,46 @@ def _patch(
 
     Before the first token that differs both runs are the same, so positions there are known without running.
     """
+    names = [f"blocks.{layer}.{'attn.' if site in HEADS else ''}hook_{site}" for layer in layers]
+    one = partial(_patch_group, model, names, direction, axes, places, memory)
     out: list[np.ndarray] = [np.empty(0)] * len(pairs.rows)
-    for (indices, clean, corrupted), readout in zip(pairs.paired(), measured.readouts, strict=True):
-        base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-        names = [f"blocks.{layer}.{'attn.' if site in HEADS else ''}hook_{site}" for layer in layers]
-        _, cache = model.run_with_cache(source, names=names)
-        positions, heads = places[indices[0]], range(model.config.n_heads)
-        first = first_difference(clean, corrupted)
-        shape = tuple({"layer": len(layers), "head": len(heads), "pos": len(positions)}[axis] for axis in axes)
-        variants: list[Variant] = [()]
-        taken = np.zeros(shape, dtype=int)  # which variant holds the value of each place; 0 is the unpatched run
-        for place in np.ndindex(shape):
-            at = dict(zip(axes, place, strict=True))
-            pos = positions[at["pos"]] if "pos" in at else None
-            if pos is not None and pos < first:
-                continue
-            taken[place] = len(variants)
-            name = names[at["layer"]]
-            variants.append(Replace(name=name, value=cache[name], head=at.get("head"), pos=pos))
-        (values,) = sweep(
-            model, base, variants, readout, read=readout.read, vocab=readout.vocab, memory=memory, progress=tell
-        ).values()
-        for column, index in enumerate(indices):
-            out[index] = values[:, column].double().cpu().numpy()[taken]
+    for values in scale.map_items(one, list(zip(pairs.paired(), measured.readouts, strict=True))):
+        for index, value in values.items():
+            out[index] = value
     return tuple(out)
+
+
+@torch.no_grad()
+def _patch_group(
+    model: HookedGPT,
+    names: Sequence[str],
+    direction: str,
+    axes: tuple[str, ...],
+    places: tuple[tuple[int, ...], ...],
+    memory: int | None,
+    group: tuple[tuple[list[int], Tensor, Tensor], Readout | CustomReadout],
+) -> dict[int, np.ndarray]:
+    """The same for pairs of one length, by their numbers; `names` are the hook points, one a layer."""
+    (indices, clean, corrupted), readout = group
+    base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+    _, cache = model.run_with_cache(source, names=names)
+    positions, heads = places[indices[0]], range(model.config.n_heads)
+    first = first_difference(clean, corrupted)
+    shape = tuple({"layer": len(names), "head": len(heads), "pos": len(positions)}[axis] for axis in axes)
+    variants: list[Variant] = [()]
+    taken = np.zeros(shape, dtype=int)  # which variant holds the value of each place; 0 is the unpatched run
+    for place in np.ndindex(shape):
+        at = dict(zip(axes, place, strict=True))
+        pos = positions[at["pos"]] if "pos" in at else None
+        if pos is not None and pos < first:
+            continue
+        taken[place] = len(variants)
+        name = names[at["layer"]]
+        variants.append(Replace(name=name, value=cache[name], head=at.get("head"), pos=pos))
+    (values,) = sweep(
+        model, base, variants, readout, read=readout.read, vocab=readout.vocab, memory=memory, progress=tell
+    ).values()
+    return {index: values[:, column].double().cpu().numpy()[taken] for column, index in enumerate(indices)}
 
 
 def _sites(site: str | Sequence[str]) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from interp.config import PRESETS, GPTConfig
 from interp.errors import InputError
 from interp.model import HookedGPT
 
+PLACE = 90
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 BLOCK = (
     "layer norm 1", "queries", "keys", "values", "scores", "softmax", "mix values", "output projection",

@@ -40,12 +40,16 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from analyses._inputs import TextOrTokens, run_blocks, sequences, token_labels
+from analyses._pair_patterns import encoder_patterns, translation_patterns
 from analyses._panels import AttentionGrid, Finding, Matrix, Note, Panel, Result, Table, Tokens
 from analyses._statistics import Interval, bootstrap
+from interp.encoder import HookedEncoder
+from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
 from interp.hooks import HookPoint
 from interp.model import HookedGPT
 
+PLACE = 20
 MASSES = ("first", "previous", "own", "same", "after_same")
 TITLES = {
     "entropy": "entropy of the pattern",
@@ -248,19 +252,26 @@ class AttentionPatternsResult(Result):
 
 
 def attention_patterns(
-    model: HookedGPT,
+    model: HookedGPT | HookedEncoderDecoder | HookedEncoder,
     tokens: TextOrTokens,
     *,
     keep: Annotated[int, "texts whose whole patterns are kept for drawing; the others are measured only"] = 4,
     clusters: Annotated[int, "groups into which heads are sorted by their patterns"] = 6,
     seed: Annotated[int, "seed of the bootstrap intervals"] = 0,
-) -> AttentionPatternsResult:
+) -> Result:
     """Patterns and measures of every head on every text. Texts need at least two tokens, the first one included.
+
+    A translation model gives its encoder, its decoder and its cross-attention; a text is a source, or `source |||
+    target`. An encoder over patches takes images. For both, options other than `keep` say nothing.
 
     Raises InputError for unusable texts, or options below 1.
     """
     if keep < 1 or clusters < 1:
         raise InputError(f"keep = {keep}, clusters = {clusters}", "expected whole numbers of at least 1")
+    if isinstance(model, HookedEncoderDecoder):
+        return translation_patterns(model, tokens, keep=keep)
+    if isinstance(model, HookedEncoder):
+        return encoder_patterns(model, tokens, keep=keep)
     rows = sequences(model, tokens, at_least=2)
     measured: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
     patterns, norms, rollouts = [], [], []

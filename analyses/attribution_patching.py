@@ -42,6 +42,7 @@ from interp.progress import tell
 from interp.sweep import Variant, sweep
 
 MethodName = Literal["eap", "eap-ig"]
+PLACE = 47
 METHODS: dict[str, str] = {"eap": "EAP", "eap-ig": "EAP-IG"}
 EDGES = 20
 """Most edges drawn."""

@@ -30,6 +30,7 @@ from analyses._panels import Finding, Graph, Matrix, Note, Panel, Result, Table
 from interp.errors import InputError
 from interp.model import HookedGPT
 
+PLACE = 64
 KINDS = ("Q", "K", "V")
 ROTATIONS = 32
 """Random rotations of the baseline."""

@@ -26,13 +26,16 @@ from torch import Tensor
 
 from analyses._inputs import TextOrTokens, sequences, text_names, token_labels
 from analyses._metrics import TokenChoice, token_ids
+from analyses._pair_attribution import translation_attribution
 from analyses._panels import Bars, Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
 from analyses._prompts import PromptSet
 from analyses._statistics import Interval, bootstrap
+from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
 from interp.model import HookedGPT
 from interp.residual import DECOMPOSE_NAMES, decompose
 
+PLACE = 40
 TOP = 30
 """Rows of the table of the strongest components."""
 
@@ -221,7 +224,7 @@ class DirectLogitAttributionResult(Result):
 
 @torch.no_grad()
 def direct_logit_attribution(
-    model: HookedGPT,
+    model: HookedGPT | HookedEncoderDecoder,
     tokens: TextOrTokens | PromptSet,
     *,
     answer: Annotated[TokenChoice | None, "the answer's token, one or one a text; default: the model's own"] = None,
@@ -229,7 +232,7 @@ def direct_logit_attribution(
     pos: Annotated[int, "position whose prediction is explained; negative counts from the end"] = -1,
     neurons: Annotated[bool, "split MLPs into neurons"] = False,
     seed: Annotated[int, "seed of the bootstrap intervals"] = 0,
-) -> DirectLogitAttributionResult:
+) -> Result:
     """Split the answer's logit, or its difference to a wrong answer's, over the parts of the model.
 
     Args:
@@ -238,6 +241,8 @@ def direct_logit_attribution(
 
     Raises InputError for text that is no single token, a position outside a text, or unusable tokens.
     """
+    if isinstance(model, HookedEncoderDecoder):
+        return translation_attribution(model, tokens, answer=answer, wrong=wrong, pos=pos, seed=seed)
     clusters: list[str] | None = None
     if isinstance(tokens, PromptSet):
         if answer is None:

@@ -29,6 +29,7 @@ from analyses._statistics import null_p_value
 from interp.errors import InputError
 from interp.model import HookedGPT
 
+PLACE = 74
 SHOWN_POSITIONS = 128
 """Rows and columns of the picture of all positions' similarity."""
 SHOWN_TOKENS = 128

@@ -30,6 +30,7 @@ from analyses._panels import Finding, Lines, Matrix, Note, Panel, Result, Table,
 from interp.errors import InputError
 from interp.model import HookedGPT
 
+PLACE = 62
 CAUTION = (
     "The copying score says that a head's eigenvalues are positive, not that it copies. L11H10 of GPT-2 small, which "
     "lowers the logits of names that it attends to, has a published score of +.996. Where earlier layers process a "

@@ -39,6 +39,7 @@ from interp.errors import InputError
 from interp.hooks import HookPoint
 from interp.model import HookedGPT
 
+PLACE = 60
 ROLES = ("previous_token", "duplicate_token", "induction", "first_token", "positional", "copying")
 ANSWER_ROLES = ("name_mover", "copy_suppression")
 SHUFFLES = 2

@@ -19,9 +19,10 @@ another basis, and a high KL early is normal; the tuned lens (`tuned_lens`) corr
 that is readable early need not be why it is predicted at the end.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -33,19 +34,29 @@ from analyses._inputs import TextOrTokens, run_blocks, sequences, token_labels
 from analyses._metrics import token_ids
 from analyses._panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens, TokenStrip
 from analyses._statistics import Interval, bootstrap
+from analyses._translations import pair_labels, translations
+from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
 from interp.hooks import HookPoint
 from interp.model import HookedGPT
+from interp.pair_residual import streams
 
+PLACE = 30
+Model: TypeAlias = HookedGPT | HookedEncoderDecoder
 ROWS = 1024
 """Most rows (places times positions) read at once."""
 COLUMNS_SHOWN = 64
 """Most positions drawn in the grid of words; all are in the data."""
+CANDIDATES = 12
+"""Tokens that the reader of the grid can choose to follow, beside the next token."""
 MEASURES = ("log_probability", "rank", "kl", "entropy")
 
 
 class Lens(NamedTuple):
-    """The lens on one text: [place pos], for the top tokens [place pos k]. NaN where there is no target."""
+    """The lens on one text: [place pos], for the top tokens [place pos k], for others followed [place pos other].
+
+    NaN where there is no target.
+    """
 
     log_probability: Tensor
     rank: Tensor
@@ -53,6 +64,8 @@ class Lens(NamedTuple):
     entropy: Tensor
     top_ids: Tensor
     top_log_probability: Tensor
+    other_log_probability: Tensor
+    other_rank: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +92,12 @@ class LogitLensResult(Result):
     """One [place pos k] a text: ids of the most likely tokens, best first."""
     top_probability: tuple[np.ndarray, ...]
     """One [place pos k] a text: their probabilities."""
+    candidates: Tokens
+    """[candidate] what the model ends on, or what comes next, most often in the shown part of the first text."""
+    candidate_log_probability: np.ndarray
+    """[candidate place pos] of the first text, in nats."""
+    candidate_rank: np.ndarray
+    """[candidate place pos] of the first text, from 1."""
     labels: Mapping[int, str]
     """The token of every id in `top_ids`."""
     seed: int
@@ -113,7 +132,7 @@ class LogitLensResult(Result):
                 {
                     "text": text,
                     "place": [self.places[i] for i in place],
-                    "layer": (place + 1) // 2 - 1,
+                    "layer": [_layer(self.places[i]) for i in place],
                     "position": position,
                     "token": [tokens[i] for i in position],
                     "target": [self.targets[text][i] for i in position],
@@ -167,7 +186,7 @@ class LogitLensResult(Result):
         ids = self.top_ids[0][:, shown]
         cut = f" The last {COLUMNS_SHOWN} of {length} positions are drawn." if length > COLUMNS_SHOWN else ""
         which = " The first text." if len(self.tokens) > 1 else ""
-        target = "next token" if self.target is None else repr(self.target)
+        followed = ("probability of the target", "rank of the target")
         return TokenGrid(
             key="lens",
             title="What would be predicted here",
@@ -179,8 +198,8 @@ class LogitLensResult(Result):
             cells=tuple(Tokens(self.labels[i] for i in row) for row in ids[:, :, 0].tolist()),
             measures={
                 "probability of the token shown": self.top_probability[0][:, shown, 0],
-                f"probability of the {target}": np.exp(self.log_probability[0][:, shown]),
-                f"rank of the {target}": self.rank[0][:, shown],
+                followed[0]: np.exp(self.log_probability[0][:, shown]),
+                followed[1]: self.rank[0][:, shown],
                 "KL to the final prediction": self.kl[0][:, shown],
                 "entropy": self.entropy[0][:, shown],
             },
@@ -188,17 +207,28 @@ class LogitLensResult(Result):
             top=tuple(tuple(Tokens(self.labels[i] for i in cell) for cell in row) for row in ids.tolist()),
             top_values=self.top_probability[0][:, shown],
             targets=Tokens(self.targets[0][shown]),
+            target_measures=followed,
+            target_name="the next token" if self.target is None else repr(self.target),
+            first=shown.start,
+            candidates=self.candidates,
+            candidate_values=np.stack(
+                [np.exp(self.candidate_log_probability[:, :, shown]), self.candidate_rank[:, :, shown]]
+            ),
         )
+
+    @property
+    def _steps(self) -> str:
+        return "thirds of blocks" if any(place.endswith("cross") for place in self.places) else "half-blocks"
 
     def _settled_panel(self) -> TokenStrip:
         return TokenStrip(
             key="settled",
             title="Where the prediction settles",
-            caption="For each position, the number of half-blocks after which the most likely next token is the "
+            caption=f"For each position, the number of {self._steps} after which the most likely next token is the "
             f"final one and stays so: 0 is the embedding, {len(self.places) - 1} the last MLP.",
             tokens=self.tokens[0],
             values=self.settled().astype(float),
-            unit="half-blocks",
+            unit=self._steps,
         )
 
     def findings(self) -> list[Finding]:
@@ -242,7 +272,7 @@ class LogitLensResult(Result):
 
 
 def logit_lens(
-    model: HookedGPT,
+    model: HookedGPT | HookedEncoderDecoder,
     tokens: TextOrTokens,
     *,
     top_k: Annotated[int, "most likely tokens kept for each place and position"] = 5,
@@ -252,37 +282,74 @@ def logit_lens(
 ) -> LogitLensResult:
     """The logit lens on every text, after the embedding and every half-block.
 
+    A translation model's decoder is read after every layer norm, as its next part reads it; a text is a source, or
+    `source ||| target`.
+
     Raises InputError for unusable texts, a target that is not one token, or options below 1.
     """
     if top_k < 1 or chunk < 1:
         raise InputError(f"top_k = {top_k}, chunk = {chunk}", "expected whole numbers of at least 1")
-    rows = sequences(model, tokens)
+    pair = isinstance(model, HookedEncoderDecoder)
     wanted = None if target is None else int(token_ids(model, target, 1)[0])
-    lenses, target_ids = [], []
-    for row in rows:
-        following = torch.full_like(row[0], -1 if wanted is None else wanted)
-        if wanted is None:
-            following[:-1] = row[0, 1:]
+    lenses: list[Lens] = []
+    target_ids: list[list[int]] = []
+    others: list[int] = []
+    rows: list[Tensor] = []
+    read = _translated(model, tokens) if isinstance(model, HookedEncoderDecoder) else _read(model, tokens)
+    for row, after, stream in read:
+        following = after if wanted is None else torch.full_like(row[0], wanted)
         with torch.inference_mode():
-            lenses.append(read_lens(model, residuals(model, row), following, top_k=top_k, chunk=chunk))
+            if not lenses:
+                others = _candidates(model, stream, after[after >= 0])
+            also = torch.tensor(others if not lenses else [], dtype=torch.long, device=row.device)
+            lenses.append(read_lens(model, stream, following, top_k=top_k, chunk=chunk, others=also))
         target_ids.append(following.tolist())
-    ids = sorted(
-        {i for lens in lenses for i in lens.top_ids.unique().tolist()} | {i for t in target_ids for i in t} - {-1}
-    )
-    labels = dict(zip(ids, token_labels(model, ids), strict=True))
-    halves = [f"L{layer} {part}" for layer in range(model.config.n_layers) for part in ("attn", "mlp")]
+        rows.append(row)
+    seen = {i for lens in lenses for i in lens.top_ids.unique().tolist()}
+    ids = sorted((seen | {i for t in target_ids for i in t} | set(others)) - {-1})
+    parts = ("attn", "cross", "mlp") if pair else ("attn", "mlp")
+    n_layers = model.stack_sizes["decoder" if pair else "blocks"]
+    places = [f"L{layer} {part}" for layer in range(n_layers) for part in parts]
+    label: Callable[..., Tokens] = pair_labels if pair else token_labels
+    labels = dict(zip(ids, label(model, torch.tensor(ids)), strict=True))
     numbers = {name: tuple(getattr(lens, name).cpu().double().numpy() for lens in lenses) for name in MEASURES}
     return LogitLensResult(
-        places=("embed", *halves),
-        tokens=tuple(token_labels(model, row) for row in rows),
+        places=("embed", *places),
+        tokens=tuple(label(model, row) for row in rows),
         targets=tuple(Tokens(labels[i] if i >= 0 else "" for i in one) for one in target_ids),
         target=None if wanted is None else labels[wanted],
         top_ids=tuple(lens.top_ids.cpu().numpy() for lens in lenses),
         top_probability=tuple(lens.top_log_probability.exp().cpu().double().numpy() for lens in lenses),
+        candidates=Tokens(labels[i] for i in others),
+        candidate_log_probability=lenses[0].other_log_probability.movedim(-1, 0).cpu().double().numpy(),
+        candidate_rank=lenses[0].other_rank.movedim(-1, 0).cpu().double().numpy(),
         labels=labels,
         seed=seed,
         **numbers,
     )
+
+
+def _read(model: HookedGPT, tokens: TextOrTokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of each text the ids [1 pos], the next tokens [pos] (-1: none) and the residual streams [place pos d_model]."""
+    for row in sequences(model, tokens):
+        with torch.inference_mode():
+            stream = residuals(model, row)
+        yield row, torch.cat([row[0, 1:], row.new_tensor([-1])]), stream
+
+
+def _translated(model: HookedEncoderDecoder, tokens: TextOrTokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The same of each target; its streams have passed a layer norm already."""
+    for one in translations(model, tokens):
+        with torch.inference_mode():
+            stream = streams(model, lambda one=one: model(one.source, one.target))[:, 0]  # type: ignore[misc]
+        yield one.target, one.following[0], stream
+
+
+def _candidates(model: Model, stream: Float[Tensor, "place pos d_model"], nexts: Int[Tensor, " pos"]) -> list[int]:
+    """Ids worth following, most frequent first: final predictions and next tokens of the positions that are shown."""
+    final = model.unembedded(model.ln_final(stream[-1:, -COLUMNS_SHOWN:]))[0].argmax(-1).tolist()
+    counted = Counter(final[::-1] + nexts[-COLUMNS_SHOWN:].tolist()[::-1])
+    return [i for i, _ in counted.most_common(CANDIDATES)]
 
 
 def residuals(model: HookedGPT, row: Int[Tensor, "1 pos"]) -> Float[Tensor, "place pos d_model"]:
@@ -298,39 +365,44 @@ def residuals(model: HookedGPT, row: Int[Tensor, "1 pos"]) -> Float[Tensor, "pla
 
 
 def read_lens(
-    model: HookedGPT,
+    model: Model,
     residual: Float[Tensor, "place pos d_model"],
     targets: Int[Tensor, " pos"],
     *,
     top_k: int,
     chunk: int,
     rows: int = ROWS,
+    others: Int[Tensor, " other"] | None = None,
 ) -> Lens:
     """The lens on residual streams; the last place is taken as the final prediction. Targets of -1 mean none.
 
-    Computed in float32 at least. At most `rows` x `chunk` logits are in memory at once.
+    `others` are tokens followed at every position. Computed in float32 at least. At most `rows` x `chunk` logits are
+    in memory at once.
     """
     step = max(1, rows // len(residual))
+    others = targets[:0] if others is None else others
     parts = [
-        _read_positions(model, residual[:, start : start + step], targets[start : start + step], top_k, chunk)
+        _read_positions(model, residual[:, start : start + step], targets[start : start + step], others, top_k, chunk)
         for start in range(0, residual.shape[1], step)
     ]
     return Lens(*(torch.cat(one, dim=1) for one in zip(*parts, strict=True)))
 
 
-def _read_positions(model: HookedGPT, residual: Tensor, targets: Tensor, top_k: int, chunk: int) -> Lens:
+def _read_positions(model: Model, residual: Tensor, targets: Tensor, others: Tensor, top_k: int, chunk: int) -> Lens:
     x = model.ln_final(residual)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     shape, d_vocab = x.shape[:2], model.config.d_vocab
     bias = x.new_zeros(d_vocab) if model.b_U is None else model.b_U.to(x.dtype)
     has_target, safe = targets >= 0, targets.clamp(min=0)
     wanted = torch.einsum("lpd,dp->lp", x, model.W_U[:, safe].to(x.dtype)) + bias[safe]
+    followed = x @ model.W_U[:, others].to(x.dtype) + bias[others]
 
     highest = x.new_full(shape, torch.finfo(x.dtype).min / 2)  # running maximum m
     total = x.new_zeros(shape)  # sum of exp(logit - m)
     moment = x.new_zeros(shape)  # sum of exp(logit - m) (logit - m)
     cross = x.new_zeros(shape)  # sum of exp(final - m_final) (final - logit)
     higher = torch.zeros(shape, dtype=torch.long, device=x.device)
+    above = torch.zeros_like(followed, dtype=torch.long)
     best, best_ids = x.new_zeros((*shape, 0)), higher.new_zeros((*shape, 0))
     for start in range(0, d_vocab, chunk):
         stop = min(start + chunk, d_vocab)
@@ -338,6 +410,10 @@ def _read_positions(model: HookedGPT, residual: Tensor, targets: Tensor, top_k: 
         inside = ((safe >= start) & (safe < stop)).nonzero()[:, 0]
         logits[:, inside, safe[inside] - start] = wanted[:, inside]  # rounding must not let it outrank itself
         higher += (logits > wanted[..., None]).sum(-1)
+        for i, token in enumerate(others.tolist()):
+            above[..., i] += (logits > followed[..., i, None]).sum(-1)
+            if start <= token < stop:  # nor here
+                above[..., i] -= (logits[..., token - start] > followed[..., i]).long()
 
         values, ids = logits.topk(min(top_k, stop - start), dim=-1)
         best, order = torch.cat([best, values], -1).topk(min(top_k, best.shape[-1] + values.shape[-1]), dim=-1)
@@ -358,7 +434,14 @@ def _read_positions(model: HookedGPT, residual: Tensor, targets: Tensor, top_k: 
         entropy=(total.log() - moment / total).clamp(min=0),
         top_ids=best_ids,
         top_log_probability=best - normaliser[..., None],
+        other_log_probability=followed - normaliser[..., None],
+        other_rank=above + 1,
     )
+
+
+def _layer(place: str) -> int:
+    """-1 for the embedding."""
+    return -1 if place == "embed" else int(place[1:].split()[0])
 
 
 def _range(low: float | None, high: float | None, form: str = ".1f") -> str:

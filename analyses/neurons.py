@@ -37,6 +37,7 @@ from interp.interventions import ablate_neurons
 from interp.model import HookedGPT
 from interp.sweep import sweep
 
+PLACE = 70
 CONTROLS = 4
 """Random neurons that are ablated for comparison."""
 METRICS = ("loss", "kl")

@@ -29,6 +29,7 @@ from interp.generation import sampling_distribution
 from interp.generation import steps as generation_steps
 from interp.model import HookedGPT
 
+PLACE = 10
 TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0)
 COMMON_K, COMMON_P = 50, 0.9
 """Settings shown beside the chosen ones."""

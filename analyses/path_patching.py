@@ -39,6 +39,7 @@ from interp.model import HookedGPT
 from interp.progress import tell
 from interp.sweep import Variant, sweep
 
+PLACE = 48
 HELD = 256_000_000
 """Bytes of receiver values kept at once."""
 EDGES = 20

@@ -28,6 +28,7 @@ from analyses._panels import Finding, Lines, Matrix, Note, Panel, Result, Table,
 from analyses._statistics import Interval, bootstrap
 from interp.model import HookedGPT
 
+PLACE = 72
 MEASURES = ("norm", "first_norm", "turn", "similarity", "rank")
 ABSOLUTE, RELATIVE = 100.0, 1000.0
 """A massive activation is above the first in magnitude, and above the second times the stage's median magnitude."""

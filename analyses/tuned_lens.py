@@ -32,6 +32,7 @@ from interp.errors import InputError
 from interp.model import HookedGPT
 from interp.translators import Translators, divergence, fingerprint, fit, read, streams
 
+PLACE = 31
 SHOWN = 48
 """Most positions in the grid of words."""
 FEWEST = 8

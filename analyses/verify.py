@@ -37,6 +37,7 @@ from interp.processing import process_weights
 from interp.residual import DECOMPOSE_NAMES, decompose, normalise
 from interp.sweep import sweep
 
+PLACE = 95
 PROMPTS = (
     ("When John and Mary went to the shops,{} gave the bag to", (" Mary", " John")),
     ("When Tom and James went to the park,{} gave the ball to", (" Tom", " James")),

@@ -53,6 +53,7 @@ from analyses._statistics import q_values
 from interp.errors import InputError, nearest
 from interp.model import HookedGPT
 
+PLACE = 80
 TRENDS = ("std", "kurtosis", "effective_share", "edge_ratio")
 ENTRIES = (
     "std",

@@ -1,4 +1,4 @@
-"""Make the README's picture again: the report on the bundled model, as a Chromium shows it. `make screenshots`."""
+"""Make the README's pictures again: the report on the bundled model, as a Chromium shows it. `make screenshots`."""
 
 import shutil
 import subprocess
@@ -9,6 +9,12 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 HERE = Path(__file__).parent
+SCENES = {
+    "attention": "attention_patterns-patterns?head=2.0&token=30",
+    "head": "head-2.0",
+    "lens": "logit_lens-lens?cell=6.30&colour=KL+to+the+final+prediction",
+}
+"""Picture -> address within the report."""
 
 
 def main() -> None:
@@ -24,9 +30,10 @@ def main() -> None:
         page.goto(page_file.as_uri())
         page.wait_for_timeout(1000)
         page.screenshot(path=HERE / "report.png")
-        page.evaluate("document.getElementById('attention_patterns').scrollIntoView()")
-        page.wait_for_timeout(500)
-        page.screenshot(path=HERE / "attention.png")
+        for name, address in SCENES.items():
+            page.goto(f"{page_file.as_uri()}#{address}")
+            page.wait_for_timeout(700)
+            page.screenshot(path=HERE / f"{name}.png")
         browser.close()
 
 

@@ -4,9 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from interp.activations import ActivationStore as ActivationStore
     from interp.cache import ActivationCache as ActivationCache
     from interp.config import GPTConfig as GPTConfig
+    from interp.encoder import HookedEncoder as HookedEncoder
+    from interp.encoder_decoder import HookedEncoderDecoder as HookedEncoderDecoder
     from interp.errors import InterpError as InterpError
+    from interp.extraction import extract_activations as extract_activations
     from interp.hooks import HookPoint as HookPoint
     from interp.interventions import Add as Add
     from interp.interventions import Replace as Replace
@@ -17,12 +21,16 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ActivationCache": "cache",
+    "ActivationStore": "activations",
     "Add": "interventions",
     "GPTConfig": "config",
     "HookPoint": "hooks",
+    "HookedEncoder": "encoder",
+    "HookedEncoderDecoder": "encoder_decoder",
     "HookedGPT": "model",
     "InterpError": "errors",
     "Replace": "interventions",
+    "extract_activations": "extraction",
     "process_weights": "processing",
 }
 __all__ = sorted(_HOME)

@@ -28,6 +28,7 @@ from interp import corpus
 from interp.config import GPTConfig
 from interp.errors import InputError, LoadError
 from interp.files import atomic_path
+from interp.initial import nanogpt_weights
 from interp.loading import choose_device
 from interp.model import HookedGPT
 from interp.tokenizer import Tokenizer
@@ -37,6 +38,8 @@ Batches: TypeAlias = Callable[[int], tuple[Tensor, Tensor]]
 
 CHECKPOINT = "checkpoint.pt"
 CURVE = "curve.csv"
+COMPILED_FROM = 500
+"""Steps from which a run on the CPU is compiled first; that takes ten seconds or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,11 @@ class Stage:
     """Share of the sequences that are random tokens followed by short pieces of them (`corpus.pieces`)."""
     repeats: float = 0.0
     """Share of the sequences that are random tokens repeated to the end (`corpus.periods`). All others are text."""
+
+    @property
+    def shortest(self) -> int:
+        """Fewest tokens that a sequence must have."""
+        return 2 if self.pairs or self.pieces or self.repeats else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +87,9 @@ class TrainSettings:
     momentum: float = 0.95
     """Muon's average."""
     weight_decay: float = 0.0
-    """Decoupled, times the learning rate; on matrices only."""
+    """Decoupled, times the learning rate; on matrices only, unless `decay_all`."""
+    decay_all: bool = False
+    """Whether gains and biases decay too, as when AdamW is given all parameters alike."""
     warm_up: int = 100
     """Steps over which the learning rates rise from zero."""
     decay: int = 0
@@ -93,14 +103,18 @@ class TrainSettings:
     sinusoids: bool = False
     """Whether the position embedding begins as sines and cosines (wavelengths 2 pi to 2000 pi), not as noise; it is
     trained all the same. One rotation then shifts every position by one, which previous-token heads find sooner."""
+    nanogpt_draws: bool = False
+    """Whether the initial weights are drawn in nanoGPT's order (`interp.initial`): its seeds then give its models."""
     seed: int = 0
     """Decides the initial weights and every batch."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the forward and backward pass (autocast); weights and optimiser are float32."""
 
     def __post_init__(self) -> None:
-        if not self.stages or any(stage.steps < 1 or stage.batch < 1 or stage.length < 2 for stage in self.stages):
-            raise InputError("training needs stages of at least one step, one sequence and two tokens")
+        if not self.stages or any(s.steps < 1 or s.batch < 1 or s.length < s.shortest for s in self.stages):
+            raise InputError(
+                "training needs stages of at least one step, one sequence and one token (two for random tokens)"
+            )
         if max(stage.length for stage in self.stages) > self.config.n_ctx:
             raise InputError("a stage is longer than the context", f"expected length <= n_ctx = {self.config.n_ctx}")
         shares = [(stage.pairs, stage.pieces, stage.repeats) for stage in self.stages]
@@ -190,9 +204,17 @@ class TextAndCopies:
     """Batches of windows of a token file and of copied random tokens, every sequence behind the beginning token 0.
 
     In a copied sequence only what can be known counts: the targets whose token and predecessor have been seen together.
+    Raises InputError for fewer tokens than the longest sequence.
     """
 
     def __init__(self, tokens: np.ndarray, settings: TrainSettings) -> None:
+        longest = max(stage.length for stage in settings.stages)
+        if len(tokens) < longest:
+            raise InputError(
+                f"the corpus has {len(tokens)} tokens to train on",
+                f"expected at least {longest}, one sequence",
+                "take a longer corpus, or a shorter context",
+            )
         self.tokens, self.settings = tokens, settings
 
     def __call__(self, step: int) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
@@ -247,12 +269,12 @@ def train(
         raise InputError(
             f"{out} already holds a training run", "expected a new directory", "use --resume to go on with it"
         )
-    out.mkdir(parents=True, exist_ok=True)
     model = build(settings).to(choose_device(device))
     if batches is None:
         corpus.prepare(Path(settings.corpus), out / "corpus", settings.config.d_vocab)
         model.tokenizer = Tokenizer.from_directory(out / "corpus")
         batches = TextAndCopies(np.memmap(out / "corpus" / "train.bin", dtype="<u2", mode="r"), settings)
+    out.mkdir(parents=True, exist_ok=True)  # not before the corpus is known to do
     run = _Run(settings, model, out)
     if checkpoint.exists():
         run.restore(checkpoint)
@@ -298,7 +320,7 @@ def build(settings: TrainSettings) -> HookedGPT:
     """The untrained model of these settings, always the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = HookedGPT(settings.config)
+        model = nanogpt_weights(settings.config) if settings.nanogpt_draws else HookedGPT(settings.config)
     for weight, std in ((model.W_E, settings.embed_std), (model.W_pos, settings.position_std)):
         if std:
             weight.data.mul_(std / settings.config.init_std)
@@ -339,7 +361,7 @@ class _Run:
         self.rows: list[dict[str, float]] = []
         self.loss = (
             torch.compile(next_token_loss, dynamic=False)
-            if _compiler() and model.device.type == "cpu"
+            if settings.steps >= COMPILED_FROM and _compiler() and model.device.type == "cpu"
             else next_token_loss
         )
 
@@ -433,7 +455,7 @@ def optimisers(settings: TrainSettings, model: HookedGPT) -> list[torch.optim.Op
     decay = settings.weight_decay
     groups = [
         {"params": [x for x in inner if x.ndim == 2], "weight_decay": decay},
-        {"params": [x for x in inner if x.ndim != 2], "weight_decay": 0.0},
+        {"params": [x for x in inner if x.ndim != 2], "weight_decay": decay if settings.decay_all else 0.0},
         {"params": embeddings, "weight_decay": decay, "lr": settings.embed_lr or settings.lr},
     ]
     groups = [group for group in groups if group["params"]]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from interp.errors import InputError, NotFoundError, check_seed
-from reports import commands, output
+from reports import cli_extract, cli_probe, cli_rerun, cli_study, commands, output
 from reports.commands import (
     ByLine,
     Command,
@@ -30,6 +30,7 @@ from reports.output import hint
 app = typer.Typer(
     cls=Group, rich_markup_mode=None, invoke_without_command=True, context_settings={"max_content_width": 110}
 )
+app.add_typer(cli_study.app, name="study")
 
 
 def main() -> None:
@@ -94,7 +95,7 @@ def report(
             chosen = [analysis.name for analysis in discover().values() if analysis.in_report]
         for path in run.data_files(chosen, data) if data is not None else ():
             output.check_target(path, force, option="--data")
-        loaded = commands.load_model(model, device, dtype)
+        loaded = commands.load_any_model(model, device, dtype)
         total, done = len(chosen) + 1, 0
         broken: list[str] = []
 
@@ -124,7 +125,7 @@ def report(
     if data is not None:
         run.write_data(made, data)
     hint(quiet, f"{len(made.sections)} analyses, {len(page.encode()) / 1e6:.1f} MB")
-    print(target)
+    print(output.shown(str(target)))
     if open:
         typer.launch(str(target))
     if broken:
@@ -148,6 +149,11 @@ def _default_name(model: str, text: str) -> str:
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in text.lower()).split()[:4]
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in Path(model).name)
     return "-".join(["interp", name.strip(".-") or "model", *(words or ["report"])])[:80] + ".html"
+
+
+app.command(cls=Command, epilog=cli_rerun.EXAMPLE)(cli_rerun.rerun)
+app.command(cls=Command, epilog=cli_extract.EXAMPLE)(cli_extract.extract)
+app.command(cls=Command, epilog=cli_probe.EXAMPLE)(cli_probe.probe)
 
 
 @app.command(cls=Command, epilog="Example: interp models --evaluate")
@@ -251,7 +257,7 @@ def generate(
         print(output.shown(whole))
     else:
         output.write_text(out, whole + "\n")
-        print(out)
+        print(output.shown(str(out)))
 
 
 @app.command(cls=Command, epilog="Example: interp train enwik8.gz --out runs/mine --steps 6000")
@@ -313,7 +319,7 @@ def train(
         except KeyboardInterrupt:
             hint(quiet, f"stopped; the same command with --resume goes on with {out}")
             raise
-    print(out)
+    print(output.shown(str(out)))
 
 
 @app.command("train-lens", cls=Command, epilog="Example: interp train-lens text.txt --out tuned_lens.safetensors")
@@ -355,7 +361,7 @@ def train_lens(
         except KeyboardInterrupt:
             hint(quiet, "stopped; the same command with --resume goes on")
             raise
-    print(out)
+    print(output.shown(str(out)))
 
 
 def _settings(data: dict[str, Any], recipe: Path | None) -> Any:

@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_origin
 
@@ -14,13 +15,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from interp.errors import CheckFailed, InputError, NotFoundError, check_seed, nearest
+from reports.asked import Asked, measure, page_of, shape_of
 from reports.discovery import Analysis, Option, discover
 from reports.errors import guarded
-from reports.output import check_target, hint, progress, shown, write_text
+from reports.output import check_folder, check_target, hint, progress, shown, write_text
 
 if TYPE_CHECKING:
-    from interp.config import GPTConfig
     from interp.model import HookedGPT
+    from interp.sweep import Rounding
     from reports.html import Section
 
 DEFAULT_MODEL = "tiny"
@@ -132,6 +134,8 @@ def command_of(analysis: Analysis) -> TyperCommand:
 
     own = [parameter(name, option) for name, option in options.items()]
     own += [PROMPTS] if analysis.takes_prompts else []
+    own += [RAY] if analysis.scales else []
+    own += [RESUME] if analysis.sweeps else []
     run.__signature__ = inspect.Signature([shared[0], *own, *shared[1:]])  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in [*shared, *own]}
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -149,6 +153,30 @@ PROMPTS = inspect.Parameter(
         typer.Option(
             metavar="<path>",
             help="Instead of a text: JSON lines with clean, corrupted, answer, wrong; with neither, prompts are made.",
+        ),
+    ],
+)
+
+
+RAY = inspect.Parameter(
+    "ray",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    default=None,
+    annotation=Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="<address>", help="Share the texts out on a Ray cluster: local, auto, or host:port."),
+    ],
+)
+
+
+RESUME = inspect.Parameter(
+    "resume",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    default=None,
+    annotation=Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="<folder>", help="Keep what is finished here; the same command goes on with it after a stop."
         ),
     ],
 )
@@ -238,7 +266,8 @@ def _help(analysis: Analysis) -> str:
 def _example(analysis: Analysis, options: list[Option]) -> str:
     simple = [o for o in options if o.default and type(o.default) in (int, float, str)]
     option = f" --{simple[0].name.replace('_', '-')} {simple[0].default}" if simple else ""
-    option = "".join(f" --{o.name.replace('_', '-')} gpt2" for o in options if o.required) or option
+    needed = ((o.name.replace("_", "-"), 3 if o.type is int else "gpt2") for o in options if o.required)
+    option = "".join(f" --{name} {value}" for name, value in needed) or option
     return f'Example: interp {analysis.command} "Mary met John, and John thanked Mary"{option} --format csv'
 
 
@@ -271,32 +300,22 @@ def _read(file: Path) -> str:
         raise NotFoundError(f"{file} cannot be read: {error.strerror}", "expected a text file") from None
 
 
+def load_any_model(name: str, device: str, dtype: Dtype) -> Any:
+    """The model that the options mean, of whichever kind its directory holds."""
+    import torch
+
+    from interp.encoder_loading import load_any
+
+    return load_any(name, device=device, dtype=getattr(torch, dtype))
+
+
 def load_model(name: str, device: str, dtype: Dtype) -> "HookedGPT":
-    """The model that the options mean."""
+    """The GPT that the options mean."""
     import torch
 
     from interp.model import HookedGPT
 
     return HookedGPT.from_pretrained(name, device=device, dtype=getattr(torch, dtype))
-
-
-def shape_of(name: str) -> "GPTConfig | None":
-    """The shape of a model known by name, which needs neither weights nor network."""
-    from interp.config import PRESETS
-
-    return None if Path(name).expanduser().is_dir() else PRESETS.get(name)
-
-
-def without_weights(shape: "GPTConfig", name: str) -> "HookedGPT":
-    """A model of that shape which holds no numbers, to say in a report what was described."""
-    import torch
-
-    from interp.model import HookedGPT
-
-    with torch.device("meta"):
-        model = HookedGPT(shape)
-    model.source = f"{name} (shapes only)"
-    return model
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -329,6 +348,8 @@ def run_command(
     quiet: bool,
     debug: bool,
     prompts: Path | None = None,
+    ray: str | None = None,
+    resume: Path | None = None,
 ) -> None:
     """One analysis on the texts, to stdout or a file."""
     form = format or _format_of(out, open)
@@ -339,26 +360,28 @@ def run_command(
     if out is not None:
         check_target(out, force)
     _check_values(options)
+    if ray is not None and resume is not None:
+        raise InputError("both --ray and --resume", "expected one of the two: workers keep nothing on disk")
     given = read_texts(texts, file, lines)
     if prompts is not None and (texts or file):
         raise InputError(f"both a text and --prompts {prompts}", "expected one of the two")
     written = None if prompts is None else _read(prompts)
     with progress(quiet) as step:
         step("loading the model", 0, 1)
-        from analyses._prompts import parse_prompts
-        from reports import run as running
-
         shape = shape_of(model) if analysis.takes_config else None
-        loaded = load_model(model, device, dtype) if shape is None else shape
-        tokens: Any = given if len(given) > 1 else given[0]
+        lower = dtype if analysis.sweeps and dtype in ("bfloat16", "float16") else None
+        loaded = load_any_model(model, device, "float32" if lower else dtype) if shape is None else None
+        text: Any = given if len(given) > 1 else given[0]
         if not (texts or file) and (shape is not None or analysis.takes_prompts):
-            tokens = None if written is None else parse_prompts(written, where=str(prompts))
-        loaders = {option.name: option.load for option in analysis.options() if option.load is not None}
-        values = {k: loaders[k](v) if k in loaders and v is not None else v for k, v in options.items()}
+            text = None
         step(analysis.title.lower(), 0, 1)
-        section = running.run(analysis, loaded, tokens, values)
+        asked = Asked(model, text, options, written, str(prompts), lower)
+        with _cluster(ray), _resumable(resume), _lowered(lower) as rounding:
+            section = measure(analysis, loaded or shape, asked)
         if form == "html":
-            text = _page(section, loaded if shape is None else without_weights(shape, model), tokens, options)
+            from reports.html import render
+
+            page = render(page_of(section, loaded, analysis, asked, command_line()))
     if form == "table" and out is None:
         from reports.terminal import show
 
@@ -366,13 +389,46 @@ def run_command(
     elif out is None:
         print(shown(_as_text(section, form)))
     else:
-        write_text(out, text if form == "html" else _as_text(section, form) + "\n")
-        print(out)
-    hint(quiet, f"{analysis.command}: {section.seconds:.1f} s on {model if shape is not None else loaded.source}")
+        write_text(out, page if form == "html" else _as_text(section, form) + "\n")
+        print(shown(str(out)))
+    if lower and rounding is not None and rounding.checked:
+        apart = ", ".join(f"{name} {value:.2g}" for name, value in rounding.difference.items())
+        hint(quiet, f"{lower} against float32, on {rounding.checked} runs done in both, largest difference: {apart}")
+    hint(quiet, f"{analysis.command}: {section.seconds:.1f} s on {model if loaded is None else loaded.source}")
     if open and out is not None:
         typer.launch(str(out))
     if section.result.facts().get("passed") is False:
         raise CheckFailed(f"{analysis.command}: not everything agreed on {model}", "the table says what did not")
+
+
+def _cluster(address: str | None) -> AbstractContextManager[object]:
+    """The workers at this address; without one, this process alone."""
+    if address is None:
+        return nullcontext()
+    from interp import scale
+
+    return scale.cluster(address)
+
+
+def _resumable(folder: Path | None) -> AbstractContextManager[object]:
+    """Sweeps keep what they finish in this folder, if there is one."""
+    if folder is None:
+        return nullcontext()
+    check_folder(folder, "--resume")
+    from interp.sweep import resumable
+
+    return resumable(folder)
+
+
+def _lowered(dtype: str | None) -> "AbstractContextManager[Rounding | None]":
+    """Sweeps run in this dtype, if one is given, and measure what that costs in exactness."""
+    if dtype is None:
+        return nullcontext()
+    import torch
+
+    from interp.sweep import lowered
+
+    return lowered(getattr(torch, dtype))
 
 
 def _check_values(options: Mapping[str, Any]) -> None:
@@ -407,18 +463,6 @@ def _as_text(section: "Section", form: Format) -> str:
         return csv_text(frame).rstrip("\n")
     facts = section.result.facts()
     return json.dumps(facts | {"rows": json.loads(records(frame))}, indent=1) if facts else records(frame)
-
-
-def _page(section: "Section", model: "HookedGPT", tokens: Any, options: Mapping[str, Any]) -> str:
-    from analyses._inputs import sequences, token_labels
-    from analyses._prompts import PromptSet
-    from reports.html import Report, render
-    from reports.run import provenance
-
-    texts = [prompt.clean for prompt in tokens] if isinstance(tokens, PromptSet) else tokens
-    labels = () if texts is None else tuple(token_labels(model, row) for row in sequences(model, texts))
-    facts = provenance(model, [len(one) for one in labels], seed=int(options.get("seed", 0)), command=command_line())
-    return render(Report(f"{section.title}: {model.source}", labels, (section,), facts | {"options": dict(options)}))
 
 
 def command_line() -> str:

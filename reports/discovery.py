@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from analyses._panels import Result
 
 _DOCSTRING = re.compile(r'\s*[rR]?("""|\'\'\')(.*?)\1', re.DOTALL)
+_PLACE = re.compile(r"^PLACE = (\d+)", re.MULTILINE)
 _PLAIN = (int, float, bool, str)
+MIDDLE = 50
+"""The place in a report of an analysis that does not name one."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,32 @@ class Analysis:
         return self.name.replace("_", " ").capitalize()
 
     @cached_property
+    def _text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @property
     def doc(self) -> str:
         """The module's docstring, read from the file's text."""
-        text = self.path.read_text(encoding="utf-8")
-        found = _DOCSTRING.match(text)
+        found = _DOCSTRING.match(self._text)
         if found and "\\" not in found[2]:
             return inspect.cleandoc(found[2])
-        return inspect.cleandoc(ast.get_docstring(ast.parse(text)) or "")
+        return inspect.cleandoc(ast.get_docstring(ast.parse(self._text)) or "")
+
+    @property
+    def place(self) -> int:
+        """Where a report shows it, low numbers first: the constant PLACE of its file, or the middle."""
+        found = _PLACE.search(self._text)
+        return int(found[1]) if found else MIDDLE
+
+    @property
+    def scales(self) -> bool:
+        """Whether it can share its texts out to a cluster: its file uses `interp.scale`."""
+        return "scale.map_items(" in self._text
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it runs many variants of a model: a stopped run of it can be taken up again."""
+        return any(option.name == "memory" for option in self.options())
 
     @property
     def help(self) -> str:
@@ -87,14 +109,16 @@ class Analysis:
     @property
     def report_options(self) -> dict[str, Any]:
         """What a report asks for beyond the defaults: the constant IN_REPORT of the analysis' file, if it has one."""
-        return dict(getattr(import_module(f"{package.__name__}.{self.name}"), "IN_REPORT", {}))
+        return dict(self._in_report or {})
+
+    @property
+    def _in_report(self) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = getattr(import_module(f"{package.__name__}.{self.name}"), "IN_REPORT", {})
+        return found
 
     def options(self) -> list[Option]:
         """The function's parameters after model and text. Raises TypeError for a type the contract does not allow."""
-        function = self.function()
-        hints = get_type_hints(function, include_extras=True)
-        _, _, *parameters = inspect.signature(function).parameters.values()
-        return [_option(self.name, p, hints.get(p.name, p.annotation)) for p in parameters]
+        return keyword_options(self.name, self.function(), skip=2)
 
     @property
     def takes_prompts(self) -> bool:
@@ -110,16 +134,39 @@ class Analysis:
         first = next(iter(inspect.signature(self.function()).parameters.values()))
         return GPTConfig in get_args(first.annotation)
 
+    def serves(self, model: object) -> bool:
+        """Whether it takes a model of this kind: its first parameter's type says so."""
+        first = next(iter(inspect.signature(self.function()).parameters.values()))
+        kinds = tuple(kind for kind in get_args(first.annotation) or (first.annotation,) if isinstance(kind, type))
+        return not kinds or first.annotation is first.empty or isinstance(model, kinds)
+
     @property
-    def in_report(self) -> bool:
+    def stands_alone(self) -> bool:
         """Whether a model and a text are all it needs."""
         return not any(option.required for option in self.options())
 
+    @property
+    def in_report(self) -> bool:
+        """Whether it is part of a plain report: it stands alone, and its file does not say `IN_REPORT = None`."""
+        return self._in_report is not None and self.stands_alone
+
+
+def keyword_options(name: str, function: Callable[..., Any], skip: int | None = None) -> list[Option]:
+    """The parameters of a function after the first `skip`, or its keyword-only ones, as options.
+
+    Raises TypeError for a type the contract does not allow.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters = list(inspect.signature(function).parameters.values())
+    chosen = [p for p in parameters if p.kind is p.KEYWORD_ONLY] if skip is None else parameters[skip:]
+    return [_option(name, p, hints.get(p.name, p.annotation)) for p in chosen]
+
 
 def discover() -> dict[str, Analysis]:
-    """All analyses by name, in alphabetical order."""
-    paths = sorted(path for folder in package.__path__ for path in Path(folder).glob("[!_]*.py"))
-    return {path.stem: Analysis(path.stem, path) for path in sorted(paths, key=lambda path: path.stem)}
+    """All analyses by name, in reading order: by their place, then by name."""
+    paths = [path for folder in package.__path__ for path in Path(folder).glob("[!_]*.py")]
+    found = [Analysis(path.stem, path) for path in paths]
+    return {one.name: one for one in sorted(found, key=lambda one: (one.place, one.name))}
 
 
 def find(name: str) -> Analysis:

@@ -78,7 +78,7 @@ def explain(error: BaseException, args: Sequence[str] = ()) -> tuple[int, list[s
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return INTERRUPTED, ["interrupted"]
     if isinstance(error, InterpError):
-        lines = str(error).splitlines()
+        lines = str(error).split("\n")  # and not at other signs, which a name may hold
         model = isinstance(error, NotFoundError) and "model" in lines[0]
         hint = "interp models lists the known names" if model else f"see: {command} --help"
         return error.exit_code, lines if lines[-1].startswith("see:") else [*lines, hint][:3]

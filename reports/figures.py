@@ -38,6 +38,7 @@ from analyses._panels import (
     Tokens,
     TokenStrip,
 )
+from reports import graphs
 from reports.packing import thumbnails
 from reports.tokens import MINUS, label, printable
 
@@ -148,6 +149,8 @@ def height(panel: Panel) -> float:
             return 0.6 + 0.24 * min(max(len(panel.frame), 1), 20)
         case Note():
             return 0.6 + 0.18 * (len(panel.text) // 95 + 1)
+        case Graph(places=(_, *_)):
+            return graphs.height(panel)
         case Graph():
             most = max((panel.columns.count(column) for column in set(panel.columns)), default=1)
             return float(np.clip(0.8 + 0.36 * most, 2.2, 9))
@@ -324,7 +327,7 @@ def _(panel: Lines, slot: Figure | SubFigure) -> None:
         turned = sum(map(len, shown)) > 90
         _ticks(axes.xaxis, shown, WIDTH - 1.2, rotation=90 if turned and len(shown) > 8 else 0)
     elif not panel.log_x and x.size and np.array_equal(x, np.round(x)):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
     axes.set_xlabel(printable(panel.x_axis))
     axes.set_ylabel(printable(panel.y_axis))
     axes.grid(axis="y", color=FAINT, linewidth=0.5)
@@ -415,6 +418,8 @@ def _(panel: Histogram, slot: Figure | SubFigure) -> None:
 
 @draw.register
 def _(panel: Graph, slot: Figure | SubFigure) -> None:
+    if panel.places:
+        return graphs.draw(panel, slot)
     axes = slot.subplots()
     columns = sorted(set(panel.columns))
     where: dict[int, tuple[float, float]] = {}

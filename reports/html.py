@@ -6,7 +6,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from analyses._panels import Finding, Result, Tokens
+from analyses._panels import Finding, Panel, Result, Tokens
+from reports import heads, record
 from reports.tokens import markup, printable
-from reports.views import SHADES, View, brief, json_block, view
+from reports.views import SHADES, View, brief, view
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page.js", "table.js", "lens.js", "attention.js")
+SCRIPTS = ("page.js", "heads.js", "table.js", "lens.js", "attention.js")
 TOP_FINDINGS = 10
 
 
@@ -43,6 +44,7 @@ class Report:
     tokens: tuple[Tokens, ...]  # one per text
     sections: tuple[Section, ...]
     provenance: Mapping[str, Any]  # command, seed, model, weight hash, versions, device, dtype, ...
+    kind: str = "report"  # what the page calls itself beside the contents
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class _Part:
 
 def render(report: Report) -> str:
     """The whole page as text."""
-    parts = [_part(section) for section in report.sections]
+    shown = [(section, section.result.panels()) for section in report.sections]
+    parts = [_part(section, panels) for section, panels in shown]
     shades = "".join(f".q{step}{{--q:{100 * step // SHADES}%}}" for step in range(1, SHADES + 1))
     style, script = _static(("page.css",)) + shades, _static(SCRIPTS)
     policy = (
@@ -83,26 +86,32 @@ def render(report: Report) -> str:
         f"style-src '{_sha256(style)}'; script-src '{_sha256(script)}'; base-uri 'none'; form-action 'none'"
     )
     seconds = {section.name: round(section.seconds, 3) for section in report.sections}
-    findings = _summary(report)
+    found = _ranked(report)
+    findings = [_finding(finding, section) for finding, section in found]
+    head_pages = heads.gather(
+        [(section.name, section.title, panels) for section, panels in shown],
+        [(finding, f"{section.name}-{finding.key}") for finding, section in found],
+    )
     page = _environment().get_template("page.html").render(
         title=printable(report.title),
+        kind=report.kind,
         texts=[[(markup(token, None), "\n" in token) for token in tokens] for tokens in report.tokens],
         findings=findings[:TOP_FINDINGS],
         more_findings=findings[TOP_FINDINGS:],
         sections=parts,
-        provenance=list(_readable(report.provenance)),
-        provenance_json=json_block({**report.provenance, "seconds": seconds}),
+        heads=head_pages,
+        provenance=list(_readable({k: v for k, v in report.provenance.items() if k not in record.FOR_MACHINES})),
+        provenance_json=record.block({**report.provenance, "seconds": seconds}),
         policy=policy,
         style=Markup(style),
         script=Markup(script),
     )  # fmt: skip
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+    return record.sealed(page.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def _summary(report: Report) -> list[_Summary]:
-    found: list[tuple[Finding, Section]] = [(f, s) for s in report.sections for f in s.result.findings()]
-    found.sort(key=lambda pair: -pair[0].weight)  # stable: equal weights stay in reading order
-    return [_finding(finding, section) for finding, section in found]
+def _ranked(report: Report) -> list[tuple[Finding, Section]]:
+    found = [(finding, section) for section in report.sections for finding in section.result.findings()]
+    return sorted(found, key=lambda pair: -pair[0].weight)  # stable: equal weights stay in reading order
 
 
 def _finding(finding: Finding, section: Section) -> _Summary:
@@ -118,10 +127,10 @@ def _finding(finding: Finding, section: Section) -> _Summary:
     )
 
 
-def _part(section: Section) -> _Part:
+def _part(section: Section, panels: Sequence[Panel]) -> _Part:
     first, *rest = _blocks(section.intro) or [_Block([])]
     groups: list[list[View]] = []
-    for shown in (view(panel, section.name) for panel in section.result.panels()):
+    for shown in (view(panel, section.name) for panel in panels):
         if shown.is_small and groups and groups[-1][-1].is_small:
             groups[-1].append(shown)
         else:

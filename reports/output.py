@@ -41,7 +41,7 @@ def _check_above(path: Path, option: str) -> None:
 
 
 def shown(text: str) -> str:
-    """Text of a model for standard output: on a terminal, characters that would steer it are written as codes."""
+    """Text of a model, or a name, for standard output: on a terminal, what would steer it is written as codes."""
     from reports.tokens import printable
 
     return "\n".join(map(printable, text.split("\n"))) if sys.stdout.isatty() else text
@@ -56,8 +56,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def hint(quiet: bool, text: str) -> None:
+    """A line on stderr, where no name can steer the terminal."""
+    from reports.tokens import printable
+
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -56,6 +56,14 @@ def pack(pattern: Float[np.ndarray, "head query key"]) -> str:
     return base64.b64encode(deflate(data)).decode("ascii")
 
 
+def joined(pattern: Float[np.ndarray, "layer head query key"]) -> Float[np.ndarray, "layer head pos pos"]:
+    """Any pattern as a triangular one, over a text of all keys followed by all queries: only these then look back."""
+    n_layers, n_heads, n_queries, n_keys = pattern.shape
+    out = np.zeros((n_layers, n_heads, n_keys + n_queries, n_keys + n_queries))
+    out[:, :, n_keys:, :n_keys] = pattern
+    return out
+
+
 def unpack(text: str, n_heads: int, n_tokens: int) -> Float[np.ndarray, "head query key"]:
     """The inverse of `pack`, up to its rounding."""
     data = np.frombuffer(zlib.decompress(base64.b64decode(text), -15), dtype=np.uint8)
@@ -74,8 +82,14 @@ def unpack(text: str, n_heads: int, n_tokens: int) -> Float[np.ndarray, "head qu
 
 
 def thumbnails(pattern: Float[np.ndarray, "layer head query key"]) -> Float[np.ndarray, "layer head pixel pixel"]:
-    """Every head shrunk to at most `THUMBNAIL` pixels a side; a pixel is the largest weight in its block."""
-    n_layers, n_heads, n_tokens, _ = pattern.shape
+    """Every head shrunk to at most `THUMBNAIL` pixels a side; a pixel is the largest weight in its block.
+
+    Patterns with more keys than queries, or fewer, are filled up with zeros.
+    """
+    n_layers, n_heads, n_queries, n_keys = pattern.shape
+    n_tokens = max(n_queries, n_keys)
+    if n_queries != n_keys:
+        pattern = np.pad(pattern, ((0, 0), (0, 0), (0, n_tokens - n_queries), (0, n_tokens - n_keys)))
     side = min(THUMBNAIL, max(8, int((MOSAIC / max(n_layers * n_heads, 1)) ** 0.5)))
     block = -(-n_tokens // side)
     starts = np.arange(0, n_tokens, block)

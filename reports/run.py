@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,16 @@ import torch
 
 import interp
 from analyses._inputs import TextOrTokens, check_finite, sequences, token_labels
-from analyses._panels import Note, Panel, Result
+from analyses._panels import Note, Panel, Result, Tokens
+from analyses._translations import pair_labels, translations
+from interp.config import GPTConfig
+from interp.encoder import HookedEncoder
+from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError, InterpError, check_seed
 from interp.files import atomic_path
 from interp.loading import weights_sha256
 from interp.model import HookedGPT
+from reports import record
 from reports.discovery import Analysis, discover, find
 from reports.errors import first_line, out_of_memory
 from reports.html import Report, Section
@@ -33,6 +38,24 @@ from reports.tokens import printable
 
 NUMERICAL = (ValueError, ArithmeticError, RuntimeError, np.linalg.LinAlgError)
 """What one analysis may raise on numbers that nobody foresaw; a report goes on without it."""
+
+
+NOT_SERVED = "reads decoder-only models, not this one"
+"""What an analysis says of a model whose kind it does not know."""
+
+
+@dataclass(frozen=True)
+class NotServed(Result):
+    """Stands in a report for the analyses that do not know the model's kind."""
+
+    names: tuple[str, ...]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return pd.DataFrame({"analysis": self.names})
+
+    def panels(self) -> list[Panel]:
+        text = f"Each of these {NOT_SERVED}: {', '.join(self.names)}."
+        return [Note(key="names", title="Left out", text=text)]
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,8 @@ class Failed(Result):
 def run(analysis: Analysis, model: Any, tokens: Any, options: Mapping[str, Any] | None = None) -> Section:
     """One analysis with its time. Options that the analysis does not have are an error (TypeError)."""
     function = analysis.function()
+    if not analysis.serves(model) and not isinstance(model, GPTConfig):
+        raise InputError(f"{analysis.command} {NOT_SERVED}", "expected a decoder-only model such as gpt2")
     start = time.perf_counter()
     given = dict(options or {})
     given |= _beside(analysis, model, given)
@@ -87,6 +112,7 @@ def report(
     text: TextOrTokens,
     *,
     analyses: Iterable[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     title: str = "",
     command: str = "",
@@ -98,6 +124,7 @@ def report(
     Args:
         text: a text, several, or token ids [batch pos].
         analyses: names such as "logit_lens"; by default all that need nothing but a model and a text.
+        options: by analysis, in place of what a report asks of it (`IN_REPORT` in its file).
         seed: given to every analysis that draws random numbers.
         title: of the page; by default the model and the beginning of the text.
         command: for the provenance.
@@ -109,7 +136,7 @@ def report(
     range; anything else that an analysis raises, lack of memory included, is passed on.
     """
     check_seed(seed)
-    rows = sequences(model, text)
+    tokens = labels_of(model, text, longer=False)
     if analyses is None:
         chosen = [analysis for analysis in discover().values() if analysis.in_report]
     else:
@@ -117,7 +144,7 @@ def report(
         if not chosen:
             raise InputError("no analyses", "expected at least one name, such as logit-lens")
         for analysis in chosen:
-            if not analysis.in_report:
+            if not analysis.stands_alone:
                 missing = ", ".join(option.name.replace("_", "-") for option in analysis.options() if option.required)
                 raise InputError(
                     f"{analysis.command} needs more than a model and a text: {missing}",
@@ -126,13 +153,16 @@ def report(
                 )
     sections: list[Section] = []
     errors: list[Exception] = []
+    left_out = tuple(analysis.command for analysis in chosen if not analysis.serves(model))
+    chosen = [analysis for analysis in chosen if analysis.serves(model)]
+    if not chosen:
+        raise InputError(f"{', '.join(left_out)}: each {NOT_SERVED}", "expected a decoder-only model such as gpt2")
+    used = {analysis.name: _options(analysis, options or {}, seed) for analysis in chosen}
     for analysis in chosen:
         before(analysis)
-        options = analysis.report_options
-        options |= {"seed": seed} if any(option.name == "seed" for option in analysis.options()) else {}
         start = time.perf_counter()
         try:
-            section = run(analysis, model, text, options)
+            section = run(analysis, model, text, used[analysis.name])
         except (InterpError, *NUMERICAL) as error:
             if out_of_memory(error):
                 raise
@@ -143,14 +173,32 @@ def report(
         after(section)
     if errors and len(errors) == len(chosen):
         raise errors[0]
-    tokens = tuple(token_labels(model, row) for row in rows)
+    if left_out:
+        sections.append(Section("left_out", "Not for this model", NotServed.__doc__ or "", NotServed(left_out), 0.0))
     beginning = _beginning(text)
     return Report(
         title=title or (f"{model.source}: {beginning}" if beginning else model.source),
         tokens=tokens,
         sections=tuple(sections),
-        provenance=provenance(model, [len(labels) for labels in tokens], seed=seed, command=command),
+        provenance=provenance(model, [len(labels) for labels in tokens], seed=seed, command=command)
+        | record.kept(
+            sections,
+            record.request(
+                "report",
+                text,
+                {analysis.name: record.effective(analysis, used[analysis.name]) for analysis in chosen},
+                analyses=[analysis.name for analysis in chosen],
+                seed=seed,
+                title=title,
+            ),
+        ),
     )
+
+
+def _options(analysis: Analysis, given: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """What a report asks of an analysis."""
+    seeded = {"seed": seed} if any(option.name == "seed" for option in analysis.options()) else {}
+    return {**given.get(analysis.name, analysis.report_options), **seeded}
 
 
 def _failed(error: Exception) -> Failed:
@@ -166,29 +214,52 @@ def _beginning(text: TextOrTokens, limit: int = 60) -> str:
     return first if len(first) <= limit else first[: limit - 1] + "…"
 
 
+def labels_of(model: Any, text: Any, *, longer: bool = True) -> tuple[Tokens, ...]:
+    """The tokens of each text; of a translation model those of each source and each target. See `sequences`.
+
+    Raises InputError for a text that does not fit the model.
+    """
+    if isinstance(model, HookedEncoderDecoder):
+        found = translations(model, text)
+        return tuple(pair_labels(model, ids) for one in found for ids in (one.source, one.target))
+    if isinstance(model, HookedEncoder):
+        texts = [text] if isinstance(text, str) else list(text)
+        return () if model.config.over_patches else tuple(Tokens(model.to_str_tokens(one)) for one in texts)
+    return tuple(token_labels(model, row) for row in sequences(model, text, longer=longer))
+
+
+def _shape(model: Any) -> str:
+    c, sizes = model.config, model.stack_sizes
+    layers = " + ".join(f"{size} {stack}" for stack, size in sizes.items()).replace(" blocks", "")
+    return f"{layers} layers, {c.n_heads} heads, width {c.d_model}, context {c.n_ctx}, vocabulary {c.d_vocab}"
+
+
 def provenance(model: HookedGPT, tokens: Sequence[int], *, seed: int, command: str) -> dict[str, Any]:
     """Where the numbers come from. Date and times stand here and nowhere else in a report.
 
     Args:
         tokens: the number of tokens of each text.
     """
-    shape = model.config
     return {
         "command": command or "(from Python)",
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "seed": seed,
         "model": model.source,
-        "shape": f"{shape.n_layers} layers, {shape.n_heads} heads, width {shape.d_model}, context {shape.n_ctx}, "
-        f"vocabulary {shape.d_vocab}",
+        "shape": _shape(model),
         "weights_sha256": "no weights" if model.device.type == "meta" else weights_sha256(model),
         "tokens": list(tokens),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {
-            "interp": interp.__version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "numpy", "pandas")},
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    return {
+        "interp": interp.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "numpy", "pandas")},
     }
 
 
@@ -204,38 +275,51 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 def data_files(names: Iterable[str], folder: Path) -> list[Path]:
     """What `write_data` writes for analyses of these names, `report.json` last."""
-    ending = "parquet" if util.find_spec("pyarrow") else "csv"
-    return [*(folder / f"{name}.{ending}" for name in names), folder / "report.json"]
+    return [*(folder / f"{name}.{ending}" for name in names for ending in ("parquet", "json")), folder / "report.json"]
 
 
 def write_data(made: Report, folder: Path) -> list[Path]:
-    """Each analysis' table as NAME.parquet (NAME.csv without pyarrow), and `report.json`: provenance, findings, tables.
+    """Each analysis as NAME.parquet, its table, and NAME.json, the table with title, options, time and single values;
+    `report.json`: texts, findings, which file holds what, provenance.
 
     Raises InterpError when the folder cannot be written.
     """
-    *files, summary = data_files([section.name for section in made.sections], folder)
+    files = data_files([section.name for section in made.sections], folder)
+    options = _options_of(made)
     tables = []
-    for section, path in zip(made.sections, files, strict=True):
+    for section, table, whole in zip(made.sections, files[0:-1:2], files[1:-1:2], strict=True):
         frame = section.result.to_dataframe()
-        with atomic_path(path) as temporary:
-            if path.suffix == ".parquet":
-                frame.to_parquet(temporary, index=False)
-            else:
-                temporary.write_text(csv_text(frame), encoding="utf-8")
-        tables.append({
-            "analysis": section.name, "file": path.name, "rows": len(frame), "columns": list(map(str, frame.columns)),
-            "seconds": round(section.seconds, 3),
-        })  # fmt: skip
-    whole = {
+        about = {
+            "analysis": section.name, "title": section.title, "options": options.get(section.name, {}),
+            "seconds": round(section.seconds, 3), "facts": section.result.facts(),
+            "columns": list(map(str, frame.columns)),
+        }  # fmt: skip
+        with atomic_path(table) as temporary:
+            frame.to_parquet(temporary, index=False)
+        _write_json(whole, about | {"rows": json.loads(records(frame))})
+        tables.append(about | {"file": table.name, "rows": len(frame)})
+    summary = {
         "title": made.title,
         "texts": ["".join(labels) for labels in made.tokens],
         "findings": findings(made.sections),
         "tables": tables,
-        "provenance": made.provenance,
+        "provenance": {key: value for key, value in made.provenance.items() if key != "numbers"},
     }
-    with atomic_path(summary) as temporary:
-        temporary.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [*files, summary]
+    _write_json(files[-1], summary)
+    return files
+
+
+def _options_of(made: Report) -> dict[str, Any]:
+    """The options of each analysis, by its name."""
+    asked = made.provenance.get("request", {})
+    options: dict[str, Any] = dict(asked.get("options", {}))
+    return options if asked.get("command") == "report" else {section.name: options for section in made.sections}
+
+
+def _write_json(path: Path, data: Any) -> None:
+    with atomic_path(path) as temporary:
+        text = json.dumps(record.jsonable(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def findings(sections: Iterable[Section]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ No HTML is written here except through `tokens.markup`; no numbers are computed,
 import base64
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -34,9 +35,11 @@ from reports.tokens import MINUS, coded, label, markup, printable
 SHADES = 20
 """Steps of the colour scale of shaded cells (classes q1 to q20 of the style sheet)."""
 TABLE_ROWS = 300
-"""Rows of a table written as HTML; the rest are data that the page's script adds on request."""
+"""Rows of a table shown at once; the rest lie in a template that the page's script adds on request."""
 HEAD_ROWS = 32
 """Rows of the table of heads below an attention viewer written as HTML (few nodes, so that large models stay quick)."""
+TARGETS = 100
+"""Tokens a reader of a token grid can choose to follow beside those that were followed everywhere."""
 MATRIX_CELLS, MATRIX_SIDE = 1600, 64
 """Largest matrix written as a table of numbers."""
 
@@ -63,8 +66,7 @@ class Grid:
     rows: list[list[Cell]]
     numeric: tuple[bool, ...]
     corner: str = ""  # names both axes of a matrix
-    rest: Markup | None = None  # JSON: [[text, value], ...] per row
-    n_rest: int = 0
+    rest: Sequence[list[Cell]] = ()  # rows that the page's script adds on request
     compact: bool = False
 
 
@@ -154,7 +156,8 @@ def _plain(data: Any) -> Any:
         case np.generic():
             return _plain(data.item())
         case float():
-            return float(f"{data:.6g}") if math.isfinite(data) else None
+            short = float(f"{data:.6g}") if math.isfinite(data) else None
+            return int(short) if short is not None and short.is_integer() else short
         case Iterable():
             return [_plain(item) for item in data]
         case _:
@@ -197,6 +200,11 @@ class Scale:
         return f"s q{min(step, SHADES)}" if step > 0 else ""
 
 
+def words(name: str) -> str:
+    """The name of a column as words: "stable_rank" without its underscore, "W_Q" as it is."""
+    return printable(re.sub(r"(?<=[a-z0-9])_(?=[a-z0-9])", " ", str(name)))
+
+
 def shown(text: str, is_token: bool) -> str:
     """Text for a cell, already escaped when it is a token."""
     return markup(text) if is_token else printable(text if len(text) <= 200 else text[:199] + "…")
@@ -234,11 +242,8 @@ def number_grid(
 def limited(
     columns: tuple[str, ...], rows: list[list[Cell]], numeric: tuple[bool, ...], limit: int = TABLE_ROWS
 ) -> Grid:
-    """A grid whose rows beyond `limit` travel as data."""
-    rest = [[(label(cell.value, None) if isinstance(cell.text, Markup) else cell.text, cell.value) for cell in row]
-            for row in rows[limit:]]  # fmt: skip
-    block = json_block(rest) if rest else None
-    return Grid(columns=columns, rows=rows[:limit], numeric=numeric, rest=block, n_rest=len(rest))
+    """A grid whose rows beyond `limit` are kept apart, in a template element."""
+    return Grid(columns=columns, rows=rows[:limit], numeric=numeric, rest=rows[limit:])
 
 
 def view(panel: Panel, section: str) -> View:
@@ -286,7 +291,9 @@ def _(panel: Matrix) -> dict[str, Any]:
         corner=f"{printable(panel.row_axis)} ↓  {printable(panel.column_axis)} →",
         compact=n_columns > 8,
     )
-    return {"kind": "matrix", "grid": grid, "alt": printable(axes), "legend": legend(scale, panel.unit)}
+    by_head = (panel.row_axis, panel.column_axis) == ("layer", "head")
+    return {"kind": "matrix", "grid": grid, "alt": printable(axes), "legend": legend(scale, panel.unit),
+            "extra": {"by_head": by_head}}  # fmt: skip
 
 
 def legend(scale: Scale, unit: str, name: str = "") -> dict[str, Any]:
@@ -337,12 +344,13 @@ def _(panel: Histogram) -> dict[str, Any]:
 
 @_view.register
 def _(panel: Graph) -> dict[str, Any]:
-    edges = sorted(panel.edges, key=lambda edge: -abs(edge[2]))
-    heads = [tuple(panel.nodes[edge[end]] for edge in edges) for end in (0, 1)]
-    if not edges:
-        heads = [(), ()]
-    grid = number_grid(heads, ["from", "to", printable(panel.unit)], [np.array([edge[2] for edge in edges])])
-    return _figure(panel, printable(f"Graph of {len(panel.nodes)} nodes and {len(edges)} edges; {panel.unit}"), grid)
+    order = sorted(range(len(panel.edges)), key=lambda i: -abs(panel.edges[i][2]))
+    heads = [tuple(panel.nodes[panel.edges[i][end]] for i in order) for end in (0, 1)]
+    names, columns = [panel.unit], [np.array([panel.edges[i][2] for i in order])]
+    if panel.frames:
+        names, columns = list(panel.frames), [weights[order] for weights, _ in panel.frames.values()]
+    grid = number_grid(heads, ["from", "to", *map(printable, names)], columns)
+    return _figure(panel, printable(f"Graph of {len(panel.nodes)} nodes and {len(order)} edges; {panel.unit}"), grid)
 
 
 @_view.register
@@ -375,14 +383,19 @@ def _(panel: Table) -> dict[str, Any]:
             else:
                 row.append(Cell(text=shown(str(value), name in panel.tokens), value=printable(str(value))))
         rows.append(row)
-    titles = tuple(printable(f"{name} ({panel.units[name]})" if panel.units.get(name) else name) for name in names)
+    titles = tuple(
+        words(name) + (f" ({printable(panel.units[name])})" if panel.units.get(name) else "") for name in names
+    )
     return {"kind": "table", "grid": limited(titles, rows, numeric)}
 
 
 @_view.register
 def _(panel: TokenGrid) -> dict[str, Any]:
+    spoken = [] if panel.candidate_values is None else panel.candidate_values
+    followed = dict(zip(panel.target_measures, spoken, strict=False))
     scales = {
-        name: Scale.of(values, bool(np.nanmin(np.append(values, 0)) < 0)) for name, values in panel.measures.items()
+        name: Scale.of(np.append(values, followed.get(name, [])), bool(np.nanmin(np.append(values, 0)) < 0))
+        for name, values in panel.measures.items()
     }
     first = next(iter(panel.measures), "")
     rows = []
@@ -395,12 +408,13 @@ def _(panel: TokenGrid) -> dict[str, Any]:
             )
         rows.append([head, *cells])
     known: dict[str, int] = {}
+    candidates = [known.setdefault(coded(token), len(known)) for token in panel.candidates]
     top = [[[known.setdefault(coded(token), len(known)) for token in cell] for cell in row] for row in panel.top]
     data = {
         "measures": [
             {"name": name, "values": values, "scale": [scales[name].low, scales[name].high],
              "diverging": scales[name].diverging, "log": scales[name].log,
-             "unit": panel.units.get(name, "")}
+             "unit": "" if panel.units.get(name) == name else panel.units.get(name, "")}
             for name, values in panel.measures.items()
         ],
         "tokens": [coded(token) for token in panel.tokens],
@@ -410,6 +424,10 @@ def _(panel: TokenGrid) -> dict[str, Any]:
         "top": top,
         "top_values": panel.top_values,
         "known": list(known),
+        "first": panel.first,
+        "target_measures": panel.target_measures,
+        "candidates": candidates,
+        "candidate_values": _short(panel.candidate_values),
     }  # fmt: skip
     grid = Grid(
         columns=("", *(markup(token, 12) for token in panel.tokens)),
@@ -418,8 +436,33 @@ def _(panel: TokenGrid) -> dict[str, Any]:
         corner=printable(panel.row_axis),
     )
     legends = [legend(scale, panel.units.get(name, ""), name) for name, scale in scales.items()]
-    return {"kind": "lens", "grid": grid, "data": json_block(data),
-            "extra": {"measures": list(panel.measures), "legends": legends}}  # fmt: skip
+    extra = {"measures": list(panel.measures), "legends": legends, "default_target": panel.target_name,
+             "targets": _targets(panel, candidates, top, known), "top": len(top[0][0]) if top else 0}  # fmt: skip
+    return {"kind": "lens", "grid": grid, "data": json_block(data), "extra": extra}
+
+
+def _short(values: np.ndarray | None) -> Any:
+    """Three significant digits; whole numbers, such as ranks, as they are."""
+    if values is None:
+        return []
+    flat = [x if x.is_integer() else float(f"{x:.3g}") for x in np.asarray(values, dtype=float).ravel().tolist()]
+    return np.array(flat).reshape(values.shape)
+
+
+def _targets(
+    panel: TokenGrid, candidates: list[int], top: list[list[list[int]]], known: Mapping[str, int]
+) -> list[tuple[str, list[tuple[int, str]]]]:
+    """What a reader can choose to follow, by how much is known of it: numbers and labels of tokens."""
+    if not panel.target_measures:
+        return []
+    peak: dict[int, float] = {}
+    if panel.top_values is not None:
+        for i, j, k in np.ndindex(panel.top_values.shape):
+            peak[top[i][j][k]] = max(peak.get(top[i][j][k], 0.0), float(panel.top_values[i, j, k]))
+    others = sorted(set(peak) - set(candidates), key=lambda i: -peak[i])[:TARGETS]
+    names = [re.sub("[\x01\x02]", "", token) for token in known]
+    groups = [("followed everywhere", candidates), ("known where it is among the likeliest", others)]
+    return [(title, [(i, names[i]) for i in sorted(ids, key=lambda i: names[i])]) for title, ids in groups if ids]
 
 
 @_view.register
@@ -429,18 +472,28 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
     for i, (pattern, tokens) in enumerate(zip(panel.patterns, panel.tokens, strict=True)):
         uri, side = packing.mosaic(pattern)
         pictures.append(uri)
+        norms = panel.value_norms[i] if panel.value_norms else None
+        if panel.queries:  # a text of keys and then queries, in which the viewer's triangle holds any pattern
+            pattern, more = packing.joined(pattern), panel.queries[i]
+            tokens = (*tokens, *more)
+            norms = None if norms is None else np.pad(norms, ((0, 0), (0, 0), (0, len(more))))
         blobs.append([packing.pack(layer) for layer in pattern])
         texts.append({
             "tokens": [coded(token) for token in tokens], "side": side, "bits": packing.bits_for(len(tokens)),
-            "norms": _norms(panel.value_norms[i]) if panel.value_norms else None,
+            "norms": None if norms is None else _norms(norms),
         })  # fmt: skip
-    measures = [{"name": printable(name), "values": values} for name, values in panel.measures.items()]
-    coarse = any(len(tokens) > packing.FINE_LIMIT for tokens in panel.tokens)
+    measures = [{"name": printable(name), "values": values, "order": _order(values)}
+                for name, values in panel.measures.items()]  # fmt: skip
+    first = next((m for m in measures if "induction" in m["name"]), measures[0] if measures else {"order": [0]})
+    coarse = any(text["bits"] < 10 for text in texts)
     return {
         "kind": "attention",
         "pictures": tuple(pictures),
         "alt": f"Attention patterns of {n_layers} layers with {n_heads} heads each, one square a head",
-        "data": json_block({"layers": n_layers, "heads": n_heads, "texts": texts, "measures": measures}),
+        "data": json_block({
+            "layers": n_layers, "heads": n_heads, "texts": texts, "measures": measures, "best": first["order"][0],
+            "blues": base64.b64encode(packing.blues(64).tobytes()).decode("ascii"),
+        }),
         "grid": _measure_grid(panel),
         "note": "Texts over 512 tokens are stored in steps of 1/255." if coarse else "",
         "extra": {
@@ -449,6 +502,12 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
             "measures": [m["name"] for m in measures],
         },
     }  # fmt: skip
+
+
+def _order(values: np.ndarray) -> list[int]:
+    """Heads by a measure, the largest first, what was not measured last."""
+    flat = np.nan_to_num(np.asarray(values, dtype=float).ravel(), nan=-np.inf)
+    return np.argsort(-flat, kind="stable").tolist()
 
 
 def _measure_grid(panel: AttentionGrid) -> Grid | None:

@@ -88,6 +88,10 @@ def token_grid(tokens: Tokens, seed: int = 2) -> TokenGrid:
         top=tuple(tuple(Tokens(tokens[(i + j + k) % n] for k in range(4)) for j in range(n)) for i in range(3)),
         top_values=np.sort(rng.random((3, n, 4)))[..., ::-1],
         targets=Tokens((*tokens[1:], " end")),
+        target_measures=("probability", "rank"),
+        candidates=Tokens((tokens[0], " never seen")),
+        candidate_values=np.stack([rng.random((2, 3, n)), rng.integers(1, 4000, (2, 3, n)).astype(float)]),
+        first=7,
     )
 
 
@@ -119,6 +123,11 @@ def panels(tokens: Tokens = WORDS, odd: bool = False) -> tuple[Panel, ...]:
               diverging=frozenset({"effect"})),
         Graph(key="graph", title="Flow", nodes=tuple(tokens[:4]), columns=(0, 0, 1, 1), unit="score",
               edges=((0, 2, 0.7), (1, 3, -0.4))),
+        Matrix(key="heads", title="By head", values=np.arange(6.0).reshape(2, 3) - 2, rows=("0", "1"),
+               columns=("0", "1", "2"), row_axis="layer", column_axis="head", unit="nats", diverging=True,
+               low=np.arange(6.0).reshape(2, 3) - 3, high=np.arange(6.0).reshape(2, 3)),
+        Table(key="paths", title="Paths", units={"effect": "logits"},
+              frame=pd.DataFrame({"from": ["L0H1", "mlp 0"], "to": ["L1H2", "L1H2"], "effect": [0.25, -0.5]})),
         Note(key="note", title="Limits", text=f"One remark with {tokens[0]}."),
     )  # fmt: skip
 

@@ -1,19 +1,23 @@
 """The page in a real browser: silent, exact, usable by pointer and keyboard, whole without JavaScript."""
 
+import csv
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from report_samples import HOSTILE, WORDS, attention_grid, panels, report
+from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels, report
 
-from analyses._panels import Tokens
+from analyses._panels import AttentionGrid, Finding, Tokens
 from reports.cli import app
-from reports.html import Report, render
+from reports.html import Report, Section, render
+from reports.tokens import label
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -44,7 +48,10 @@ def sample() -> Report:
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory, sample) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    pages = {"plain": sample, "hostile": report(HOSTILE, odd=True), "large": report(heads=(12, 12), sizes=(64,))}
+    copies = Finding(text="L0H1 copies.", key="heads", weight=1, value=1, unit="")
+    viewer, _ = report().sections
+    small = Report("small", (), (viewer, Section("others", "Others", "", Sample(panels(), (copies,)), 0.0)), {})
+    pages = {"plain": sample, "hostile": report(HOSTILE, odd=True), "small": small}
     for name, what in pages.items():
         (folder / f"{name}.html").write_text(render(what), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in pages}
@@ -56,7 +63,7 @@ def visit(browser, paths) -> Iterator[Callable[..., Any]]:
     heard: list[str] = []
     contexts = []
 
-    def go(name: str, address: str = "", viewer: str = VIEWER, **options: Any) -> Any:
+    def go(name: str, address: str = "", viewer: str = VIEWER, timed: bool = False, **options: Any) -> Any:
         options = {"viewport": {"width": 1300, "height": 900}, "offline": True} | options
         context = browser.new_context(**options)
         contexts.append(context)
@@ -76,6 +83,11 @@ def visit(browser, paths) -> Iterator[Callable[..., Any]]:
         page.add_init_script(
             "document.addEventListener('securitypolicyviolation', e => console.log('policy: ' + e.violatedDirective))"
         )
+        if timed:
+            page.add_init_script(
+                "addEventListener('load', async () => { const start = performance.now();"
+                f"await viewers['{viewer}'].ready; window.drawn = performance.now() - start; }})"
+            )
         page.goto(own + address)
         if options.get("java_script_enabled", True):
             page.evaluate(f"viewers['{viewer}'].ready")
@@ -88,7 +100,9 @@ def visit(browser, paths) -> Iterator[Callable[..., Any]]:
 
 
 def state(page: Any) -> dict[str, Any]:
-    return page.evaluate(f"viewers['{VIEWER}'].state()")
+    """What the attention viewer shows: head, locked, query, key, held, and the choice of every switch."""
+    switches = page.locator(f"#{VIEWER} [data-set]").evaluate_all("nodes => nodes.map(n => [n.dataset.set, n.value])")
+    return page.evaluate(f"viewers['{VIEWER}'].state()") | dict(switches)
 
 
 def thumbnail(page: Any, layer: int, head: int) -> dict[str, float]:
@@ -210,10 +224,10 @@ def test_every_control_can_be_reached_and_shows_focus(visit):
 def test_the_address_restores_head_token_text_and_switches(visit):
     page = visit("plain", f"#{VIEWER}?head=2.1&token=7&text=1&weight=value&contrast=linear&sort=induction&scope=layer")
     got = state(page)
-    assert (got["head"], got["locked"], got["query"], got["text"]) == (9, True, 7, 1)
+    assert (got["head"], got["locked"], got["query"], got["text"]) == (9, True, 7, "1")
     assert (got["weight"], got["contrast"], got["sort"], got["scope"]) == ("value", "linear", "induction", "layer")
     assert page.locator("[data-set=sort]").input_value() == "induction"
-    assert page.locator("[data-name]").inner_text() == "Mean of layer 2"
+    assert page.locator("[data-name]").inner_text() == "Sum of the 4 heads of layer 2"
     again = visit("plain", page.url[page.url.index("#") :])
     assert state(again) == got
     assert picture(again) == picture(page)
@@ -221,7 +235,7 @@ def test_the_address_restores_head_token_text_and_switches(visit):
     assert (state(wild)["locked"], state(wild)["query"], state(wild)["text"], state(wild)["weight"]) == (
         False,
         None,
-        0,
+        "0",
         "plain",
     )
 
@@ -237,18 +251,18 @@ def test_every_switch_changes_the_picture(visit, change):
     )
 
 
-def test_mean_over_heads_is_the_mean(visit):
+def test_sum_over_heads_is_the_sum(visit):
     page = visit("plain", f"#{VIEWER}?scope=layer&head=1.0&token=5&key=3")
     panel = attention_grid(3, 4, *SIZES)
     page.wait_for_function("document.querySelector('[data-read]').textContent.includes(':')")
     shown = float(page.locator("[data-read]").inner_text().rsplit(": ", 1)[1])
-    assert abs(shown - panel.patterns[0][1, :, 5, 3].mean()) <= 1e-3
+    assert abs(shown - panel.patterns[0][1, :, 5, 3].sum()) <= 2e-3
 
 
 def test_pointing_at_a_token_shows_both_directions(visit):
     page = visit("plain", f"#{VIEWER}?head=0.0")
-    page.locator("[data-strip] > span").nth(3).hover()
-    shades = page.locator("[data-strip] > span").evaluate_all(
+    page.locator(".tokens > span").nth(3).hover()
+    shades = page.locator(".tokens > span").evaluate_all(
         "spans => spans.map(s => [s.className, s.style.borderBottomColor])"
     )
     pattern = attention_grid(3, 4, *SIZES).patterns[0][0, 0]
@@ -257,7 +271,7 @@ def test_pointing_at_a_token_shows_both_directions(visit):
         got = next((int(part[1:]) for part in name.split() if part[0] == "q"), 0)
         assert abs(got - step) <= 1
         assert bool(line) == (i >= 3 and np.sqrt(pattern[i, 3]) > 0.05) or abs(np.sqrt(pattern[i, 3]) - 0.05) < 0.01
-    page.locator("[data-strip] > span").nth(3).click()
+    page.locator(".tokens > span").nth(3).click()
     assert "token=3" in page.url
 
 
@@ -293,6 +307,111 @@ def test_lens_shows_alternatives_and_recolours(visit):
     again.locator(f"#{LENS} .scroll").focus()
     again.keyboard.press("ArrowRight")
     assert "cell=1.5" in again.url
+
+
+def test_a_target_can_be_chosen_and_what_is_not_known_of_it_is_said(visit):
+    page = visit("plain")
+    panel = panels()[2]
+    detail, partial = page.locator("[data-detail]"), page.locator("[data-partial]")
+    cell = page.locator("table.words tbody tr").nth(2).locator("td").nth(5)
+    cell.click()
+    page.select_option("[data-target]", label="·never·seen".replace("·s", " s"))
+    assert page.locator("[data-colour]").input_value() == "probability"
+    probability, rank = panel.candidate_values[:, 1, 2, 5]
+    assert f"{probability:.3f}"[:4] in detail.inner_text()
+    assert f"{rank:,.0f}" in detail.inner_text()
+    assert "target ·never seen" in detail.inner_text()
+    assert not partial.is_visible()
+    step = round(probability / max(panel.measures["probability"].max(), panel.candidate_values[0].max()) * 20)
+    assert f"q{step}" in cell.get_attribute("class").split()
+    again = visit("plain", page.url[page.url.index("#") :])
+    assert again.locator("[data-detail]").inner_text() == detail.inner_text()
+
+    word = panel.top[2][5][1]  # second likeliest here, and not among the targets followed everywhere
+    page.select_option("[data-target]", label=word.replace(" ", "·"))
+    assert partial.is_visible()
+    page.select_option("[data-colour]", "rank")
+    assert "rank 2" in " ".join(detail.inner_text().split())
+    assert "q" in cell.get_attribute("class")
+    absent = [j for j in range(len(WORDS)) if word not in panel.top[2][j]]
+    assert absent
+    blank = page.locator("table.words tbody tr").nth(2).locator("td").nth(absent[0])
+    assert " q" not in blank.get_attribute("class")
+    page.select_option("[data-target]", "")
+    assert f"target {panel.targets[5].replace(' ', '·')}" in detail.inner_text()
+
+
+def test_the_lens_leaves_with_every_alternative(visit):
+    page = visit("plain")
+    panel = panels()[2]
+    with page.expect_download() as download:
+        page.locator(f"#{LENS} [data-take=csv]").click()
+    with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[:5] == ["after", "position", "token", "shown", "target"]
+    assert len(rows) == 3 * len(WORDS)
+    row = rows[len(WORDS) + 4]
+    assert row[:3] == ["0 mid", "11", "↵"]
+    assert [row[7 + 2 * k] for k in range(4)] == [label(word) for word in panel.top[1][4]]
+    got = [float(row[8 + 2 * k]) for k in range(4)]
+    assert got == pytest.approx(panel.top_values[1, 4].tolist(), rel=1e-5)
+
+
+def test_a_head_page_holds_what_the_panels_say(visit):
+    page = visit("small", "#head-1.2")
+    dialog = page.locator("#head")
+    dialog.locator("h2", has_text="Layer 1, head 2").wait_for()
+    text = " ".join(dialog.inner_text().split())
+    assert "By head 3.00 2.00 to 5.00 nats 1 of 6" in text
+    assert "L0H1 L1H2 0.250" in text
+    assert "mlp 0 L1H2 \N{MINUS SIGN}0.500" in text
+    induction = attention_grid(2, 3, 10, 7).measures["induction"][1, 2]
+    assert f"induction {induction:.3f}" in text
+    assert "copies" not in text  # that finding names another head
+    page.wait_for_function("() => document.querySelector('#head canvas').width > 300")
+    drawn = "document.querySelector('#head canvas').toDataURL()"
+    before = page.evaluate(drawn)
+    dialog.locator("[data-step='0,-1']").click()
+    dialog.locator("h2", has_text="Layer 1, head 1").wait_for()
+    page.wait_for_function(f"before => {drawn} !== before", arg=before)
+    assert page.url.endswith("#head-1.1")
+    dialog.locator("[data-step='-1,0']").click()
+    dialog.locator("h2", has_text="Layer 0, head 1").wait_for()
+    assert "copies" in dialog.inner_text()
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert not page.url.endswith("head-0.1")
+    wrong = visit("small", "#head-7.1")
+    assert not wrong.locator("#head").is_visible()
+
+
+def test_head_pages_are_reached_from_viewer_table_and_matrix(visit):
+    page = visit("small", f"#{VIEWER}?head=1.0")
+    title = page.locator("#head h2")
+    page.locator("[data-page]").click()
+    title.filter(has_text="Layer 1, head 0").wait_for()
+    page.locator("#head [data-viewer]").click()
+    assert not page.locator("#head").is_visible()
+    assert state(page)["head"] == 3
+    page.locator("#others-paths td a", has_text="L0H1").click()
+    title.filter(has_text="Layer 0, head 1").wait_for()
+    page.locator("#head [data-close]").click()
+    page.locator("#others-heads tbody tr").nth(1).locator("td").nth(2).click()
+    title.filter(has_text="Layer 1, head 2").wait_for()
+    page.locator("#head a", has_text="Paths").last.click()
+    assert not page.locator("#head").is_visible()
+    assert page.url.endswith("#others-paths")
+    page.go_back()
+    title.filter(has_text="Layer 1, head 2").wait_for()
+
+
+def test_the_address_of_a_table_restores_its_order(visit):
+    page = visit("plain")
+    page.locator("#others-table th button").nth(1).click()
+    again = visit("plain", page.url[page.url.index("#") :])
+    order = "document.querySelector('#others-table tbody').innerText"
+    assert again.evaluate(order) == page.evaluate(order)
+    assert again.evaluate(order) != visit("plain").evaluate(order)
 
 
 def test_tables_sort_and_leave_as_csv(visit):
@@ -353,16 +472,27 @@ def test_dark_light_and_toggle(visit):
 
 @pytest.mark.parametrize("width", [360, 768, 1300])
 def test_no_screen_scrolls_sideways(visit, width):
-    page = visit("plain", viewport={"width": width, "height": 800})
+    page = visit("small", viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.goto(page.url + "#head-1.2")
+    page.locator("#head h2", has_text="Layer 1, head 2").wait_for()
+    box = page.locator("#head").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
 
 
 def test_print_is_light_and_hides_controls(visit):
     page = visit("plain", color_scheme="dark")
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
-    assert not page.locator(".take").first.is_visible()
+    assert not page.locator(".take, .controls label, [data-page], [data-detail]").first.is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.querySelector('img.figure')).filter").startswith("invert(0)")
+    clipped = page.locator(".scroll").evaluate_all(
+        "nodes => nodes.filter(n => getComputedStyle(n).overflow !== 'visible').length"
+    )
+    assert clipped == 0  # what scrolls on a screen stands whole on paper
+    assert page.pdf(format="A4").startswith(b"%PDF")
 
 
 def test_headings_labels_and_alternatives_are_there(visit):
@@ -379,14 +509,43 @@ def test_headings_labels_and_alternatives_are_there(visit):
     assert page.locator("html").get_attribute("lang") == "en"
 
 
-def test_large_models_stay_light_and_quick(visit):
-    page = visit("large")
-    ready = page.evaluate("performance.now()")
-    nodes = page.evaluate("""() => {
+def best_time(visit: Callable[..., Any], name: str, limit: float) -> float:
+    """Milliseconds from the page's load event until the viewer is drawn: the best of at most four visits."""
+    times = []
+    while len(times) < 4 and not (times and min(times) <= limit):
+        page = visit(name, timed=True)
+        page.wait_for_function("() => window.drawn !== undefined")
+        times.append(page.evaluate("window.drawn"))
+    return min(times)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "most_bytes", "most_milliseconds"),
+    [(64, 0.4e6, 500), pytest.param(256, 4e6, 1000, marks=pytest.mark.slow),
+     pytest.param(1024, 15e6, 3000, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_144_heads_stay_within_their_budgets(visit, paths, tokens, most_bytes, most_milliseconds):
+    page = render(
+        Report("large", (), (Section("attention_patterns", "A", "", Sample((sharp_grid(tokens),)), 0.0),), {})
+    )
+    section = page[page.index('<section id="attention_patterns"') : page.index('<section id="provenance"')]
+    assert len(section.encode()) <= most_bytes
+    paths["large"] = paths["plain"].with_name(f"{tokens}.html")
+    paths["large"].write_text(page, encoding="utf-8")
+    assert best_time(visit, "large", most_milliseconds) <= most_milliseconds
+    nodes = visit("large").evaluate("""() => {
         const walk = document.createTreeWalker(document.getElementById('attention_patterns'), NodeFilter.SHOW_ALL);
         let count = 0; while (walk.nextNode()) count++; return count; }""")
-    assert nodes <= 1500
-    assert ready < 5000  # a loose bound: the benchmark measures, this only catches a runaway
+    assert nodes <= 1500 + 8 * (tokens - 64)  # the text below the viewer has up to eight nodes a token
+
+
+def sharp_grid(tokens: int) -> AttentionGrid:
+    """144 heads whose rows, as in a trained model, are not noise: powers of random weights."""
+    grid = attention_grid(12, 12, tokens)
+    if tokens == 64:
+        return grid  # even noise must fit here
+    sharp = grid.patterns[0] ** 3
+    return replace(grid, patterns=(sharp / sharp.sum(-1, keepdims=True),))
 
 
 def test_a_long_token_breaks_no_layout(visit):
@@ -410,3 +569,31 @@ def test_the_whole_report_on_a_hostile_text_is_silent(visit, paths, tmp_path):
     assert page.locator("#text").inner_text().count("script") >= 3
     assert page.locator("script:not([type])").count() == 1
     assert page.locator("img[onerror]").count() == 0
+
+
+AXE = "axe_playwright_python"
+
+
+def axe(page: Any) -> list[tuple[str, str]]:
+    """Rules broken on the page as it stands, with the first place: serious and critical ones."""
+    page.evaluate((Path(find_spec(AXE).origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        (one["id"], one["nodes"][0]["html"]) for one in found["violations"] if one["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(visit, scheme):
+    page = visit("plain", color_scheme=scheme, bypass_csp=True)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    page.locator(f"#{VIEWER} .tokens span").nth(3).click()
+    page.locator("table.words td").nth(4).click()
+    assert axe(page) == []
+    with_head = visit("small", "#head-1.2", color_scheme=scheme, bypass_csp=True)
+    with_head.locator("#head h2", has_text="Layer 1, head 2").wait_for()
+    assert axe(with_head) == []
+    with_head.evaluate(
+        "document.querySelector('#head h2').style.color = 'color-mix(in srgb, currentcolor, canvas 80%)'"
+    )
+    assert [rule for rule, _ in axe(with_head)] == ["color-contrast"]  # control: a fault is found

@@ -308,9 +308,19 @@ def test_data_beside_the_report(toy: Path, toy_gpt: HookedGPT, capsys: pytest.Ca
     assert [table["analysis"] for table in summary["tables"]] == ["logit_lens", "attention_patterns"]
     expected = logit_lens(toy_gpt, TEXT).to_dataframe()
     file = Path("data") / summary["tables"][0]["file"]
-    frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
-    pd.testing.assert_frame_equal(frame, expected, check_dtype=False, rtol=1e-6)
+    pd.testing.assert_frame_equal(pd.read_parquet(file), expected, check_exact=True)
     assert summary["tables"][0]["rows"] == len(expected)
+    whole = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    for row, exact in zip(whole["rows"], expected.to_dict("records"), strict=True):
+        for name, value in exact.items():
+            if value is None or value != value:
+                assert row[name] is None
+            elif isinstance(value, float):
+                assert row[name] == pytest.approx(value, rel=1e-12)
+            else:
+                assert row[name] == value
+    assert whole["options"] == summary["tables"][0]["options"] == {"top_k": 5, **whole["options"]}
+    assert summary["provenance"]["request"]["options"]["logit_lens"] == whole["options"]
     assert summary["provenance"]["weights_sha256"]
     Path("data/report.json").unlink()
     again = interp(capsys, *args, "--out", "s.html")
@@ -318,15 +328,6 @@ def test_data_beside_the_report(toy: Path, toy_gpt: HookedGPT, capsys: pytest.Ca
     assert str(file) in again.err  # every file is looked at, not the summary alone
     assert not Path("s.html").exists()
     assert interp(capsys, *args, "--out", "s.html", "--force").code == 0
-
-
-def test_data_without_pyarrow_are_csv(
-    toy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("reports.run.util.find_spec", lambda name: None)
-    args = ("report", TEXT, "--model", toy, "--quiet", "--analyses", "logit-lens", "--data", "data", "--out", "r.html")
-    assert interp(capsys, *args).code == 0
-    assert sorted(path.name for path in Path("data").iterdir()) == ["logit_lens.csv", "report.json"]
 
 
 def test_the_report_from_python(toy_gpt: HookedGPT) -> None:

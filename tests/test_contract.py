@@ -23,7 +23,7 @@ from reports import figures, html, terminal
 from reports.discovery import Analysis, discover
 
 TEXT = "Mary and John sat. Mary and John ran"
-ANALYSES = [analysis for analysis in discover().values() if analysis.in_report]
+ANALYSES = [analysis for analysis in discover().values() if analysis.stands_alone]
 every_analysis = pytest.mark.parametrize("analysis", ANALYSES, ids=lambda analysis: analysis.name)
 
 

@@ -24,8 +24,15 @@ def toy(toy_gpt: HookedGPT, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_file_is_an_analysis_and_nothing_else() -> None:
     found = discovery.discover()
-    assert list(found) == sorted(FILES)
+    assert sorted(found) == sorted(FILES)
     assert {name: analysis.path for name, analysis in found.items()} == FILES
+
+
+def test_analyses_come_in_reading_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {"late": "PLACE = 90\n", "early": "PLACE = 10\n", "b": "", "a": "NO_PLACE = 1\n"}.items():
+        (tmp_path / f"{name}.py").write_text(f'"""What?"""\n{text}')
+    monkeypatch.setattr(discovery.package, "__path__", [str(tmp_path)])
+    assert list(discovery.discover()) == ["early", "a", "b", "late"]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -53,6 +53,15 @@ def test_every_number_equals_the_unchunked_softmax(dtype, chunk):
             assert found.rank[0][place, pos] == 1 + (row > row[target]).sum()
     assert np.all(found.kl[0][-1] == 0)
     assert np.isnan(found.rank[0][:, -1]).all()
+    followed = [int(token.strip("<>")) for token in found.candidates]
+    assert len(set(followed)) == len(followed) == 12
+    assert set(followed) <= {*IDS[0].tolist(), *expected[-1].argmax(-1).tolist()}
+    np.testing.assert_allclose(
+        found.candidate_log_probability, np.moveaxis(expected[:, :, followed], -1, 0), atol=TOLERANCE[dtype]
+    )
+    ranks = 1 + (expected[:, :, None, :] > expected[:, :, followed, None]).sum(-1)
+    assert np.array_equal(found.candidate_rank, np.moveaxis(ranks, -1, 0))
+    assert (found.candidate_rank > 1).any()  # control: not all of them are the best everywhere
 
 
 @given(rows=st.integers(4, 80), chunk=st.integers(1, 60), top_k=st.integers(1, 6))

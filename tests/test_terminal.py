@@ -13,7 +13,7 @@ from report_samples import HOSTILE, Sample, attention_grid, panels
 from rich.cells import cell_len
 
 from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Table, TokenGrid, Tokens, TokenStrip
-from reports import terminal
+from reports import charts, terminal
 
 ALL = (*panels(), attention_grid(2, 3, 10, 7))
 STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -99,27 +99,27 @@ def test_numbers_are_those_of_the_panel() -> None:
 
 def test_bars_are_in_proportion() -> None:
     def length(value: float) -> int:
-        return terminal.bar(value, 0, 8, 40).plain.count("█")
+        return charts.bar(value, 0, 8, 40).plain.count("█")
 
     assert [length(v) for v in (8, 4, 2, 0)] == [40, 20, 10, 0]
-    both = terminal.bar(-4, -4, 4, 40)
+    both = charts.bar(-4, -4, 4, 40)
     assert both.plain == "█" * 20 + " " * 20
-    assert terminal.bar(2, -4, 4, 40).plain == " " * 20 + "█" * 10 + " " * 10
-    assert all(terminal.bar(v, -4, 4, 40).cell_len == 40 for v in np.linspace(-4, 4, 37))
+    assert charts.bar(2, -4, 4, 40).plain == " " * 20 + "█" * 10 + " " * 10
+    assert all(charts.bar(v, -4, 4, 40).cell_len == 40 for v in np.linspace(-4, 4, 37))
 
 
 def test_a_spark_rises_with_its_curve() -> None:
-    drawn = terminal.spark(np.arange(8.0), 0, 7, 8)
+    drawn = charts.spark(np.arange(8.0), 0, 7, 8)
     assert drawn == "▁▂▃▄▅▆▇█"
-    assert terminal.spark(np.arange(8.0)[::-1], 0, 7, 8) == drawn[::-1]
-    assert terminal.spark(np.array([0, np.nan, 7.0]), 0, 7, 3) == "▁ █"
+    assert charts.spark(np.arange(8.0)[::-1], 0, 7, 8) == drawn[::-1]
+    assert charts.spark(np.array([0, np.nan, 7.0]), 0, 7, 3) == "▁ █"
 
 
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12), st.integers(0, 9))
 def test_shrinking_keeps_the_extremes(rows: int, columns: int, n_rows: int, n_columns: int, seed: int) -> None:
     values = np.random.default_rng(seed).normal(size=(rows, columns))
-    small = terminal.pooled(values, n_rows, n_columns)
+    small = charts.pooled(values, n_rows, n_columns)
     assert small.shape == (min(rows, n_rows), min(columns, n_columns))
     assert np.abs(small).max() == np.abs(values).max()
     assert np.isin(small, values).all()
@@ -132,7 +132,7 @@ def test_shrinking_keeps_the_extremes(rows: int, columns: int, n_rows: int, n_co
      (124439808, "124,439,808")],
 )  # fmt: skip
 def test_number(value: float, text: str) -> None:
-    assert terminal.number(value) == text
+    assert charts.number(value) == text
 
 
 def test_long_things_are_cut_and_say_so() -> None:
@@ -209,4 +209,4 @@ def test_words_of_the_text_stand_above_their_numbers() -> None:
 )
 def test_the_scale_starts_at_zero_unless_zero_is_far(values: list[float], expected: tuple[float, float]) -> None:
     """Values that are nearly alike get nearly one shade."""
-    assert terminal.ends(np.array(values)) == expected
+    assert charts.ends(np.array(values)) == expected

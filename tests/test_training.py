@@ -260,3 +260,18 @@ def test_what_is_saved_is_what_was_trained(tmp_path: Path) -> None:
     loaded = HookedGPT.from_pretrained(tmp_path, device="cpu")
     x, _ = TextAndCopies(TOKENS, SETTINGS)(0)
     torch.testing.assert_close(loaded(x), model(x))
+
+
+def test_a_corpus_shorter_than_a_sequence_is_an_input_error() -> None:
+    longest = max(stage.length for stage in SETTINGS.stages)
+    TextAndCopies(TOKENS[:longest], SETTINGS)(0)  # the control: one sequence will do
+    with pytest.raises(InputError, match=f"{longest - 1} tokens.*\n.*at least {longest}"):
+        TextAndCopies(TOKENS[: longest - 1], SETTINGS)
+
+
+def test_a_refused_corpus_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "dump.xml").write_text("<mediawiki></mediawiki>")
+    settings = dataclasses.replace(SETTINGS, corpus=str(tmp_path / "dump.xml"))
+    with pytest.raises(InputError, match="no articles"):
+        training.train(settings, out=tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()

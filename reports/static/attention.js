@@ -1,23 +1,10 @@
 // The attention viewer: all heads as thumbnails on one canvas, one head large on another, the text below.
-const BLUES = ["ffffff", "deebf7", "c6dbef", "9ecae1", "6baed6", "4292c6", "2171b5", "08519c", "08306b"].map(
-  (hex) => [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16)));
-const LUT = Uint32Array.from({ length: 256 }, (_, i) => {
-  const low = min(7, i >> 5), part = i / 32 - low;
-  const [r, g, b] = [0, 1, 2].map((c) => BLUES[low][c] * (1 - part) + BLUES[low + 1][c] * part);
-  return 255 << 24 | b << 16 | g << 8 | r;
-});
-const INK = "#1b1f24", SOFT = "#59616b", FROM = "194 87 26", FONT = "system-ui, sans-serif";
+const INK = "#1b1f24", SOFT = "#59616b", FROM = "194 87 26";
 const triangle = (n) => n * (n + 1) / 2;
-const bytes = (text) => {
-  const raw = atob(text), out = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
-  return out;
-};
 
 // The inverse of packing.pack: the heads' lower triangles of one layer, as steps of 1/(2^bits - 1).
 async function unpack(text, bits, count) {
-  const stream = new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
-  const raw = new Uint8Array(await new Response(stream).arrayBuffer());
+  const raw = await inflate(text);
   if (bits === 10) return Uint16Array.from(raw.subarray(0, count), (low, i) => low | raw[count + i] << 8);
   const steps = new Uint8Array(count);
   for (let i = 0, next = ceil(count / 4); i < count; i++) {
@@ -28,39 +15,78 @@ async function unpack(text, bits, count) {
 }
 
 function sharp(canvas, width, height) { // a canvas in CSS pixels, sharp on any screen
-  const ratio = devicePixelRatio || 1;
+  const ratio = devicePixelRatio || 1, pen = canvas.getContext("2d");
   canvas.width = round(width * ratio);
   canvas.height = round(height * ratio);
   canvas.style.height = height + "px";
-  const pen = canvas.getContext("2d");
-  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-  pen.clearRect(0, 0, width, height);
+  pen.scale(ratio, ratio);
   return pen;
+}
+function write(pen, text, x, y, align, colour = SOFT, font = "10px", most) {
+  pen.textAlign = align;
+  pen.fillStyle = colour;
+  pen.font = `${font} system-ui, sans-serif`;
+  pen.fillText(text, x, y, most);
+}
+const short = (coded) => plain(coded).replace(/^(.{13}).{2,}$/, "$1…");
+
+// One pattern with its tokens on both axes: its image, where things are, and its drawing.
+function imageOf(weights, n, shade) {
+  const sheet = make("canvas"), pixels = new ImageData(n, n), colours = new Uint32Array(pixels.data.buffer);
+  sheet.width = sheet.height = n;
+  for (let q = 0, i = 0; q < n; q++) for (let k = 0; k <= q; k++, i++) colours[q * n + k] = shade(weights[i]);
+  sheet.getContext("2d").putImageData(pixels, 0, 0);
+  return sheet;
+}
+function draw(canvas, sheet, words, query = null, key = query) {
+  const n = words.length, width = canvas.clientWidth, edge = clamp(max(...words.map((word) => word.length)) * 6.6 + 10, 46, width / 4);
+  const room = min((width - edge - 6) / n, 28), cell = room < 3 ? room : floor(room), span = n * cell, every = ceil(11 / cell);
+  const pen = sharp(canvas, width, edge + span + 6), place = { edge, cell };
+  pen.imageSmoothingEnabled = cell < 1;
+  pen.drawImage(sheet, edge, edge, span, span);
+  pen.strokeStyle = "#c9ced5";
+  pen.stroke(new Path2D(`M${edge} ${edge}v${span}h${span}`));
+  const label = (i, chosen, x, y, align) => { // every so many, and the chosen one with room around it
+    if (i === chosen) write(pen, words[i], x, y, align, INK, "bold 11px", edge - 6);
+    else if (i % every === 0 && !(abs(i - (chosen ?? NaN)) < every)) write(pen, words[i], x, y, align, SOFT, "11px", edge - 6);
+  };
+  pen.textBaseline = "middle";
+  for (let i = 0; i < n; i++) {
+    label(i, query, edge - 4, edge + (i + 0.5) * cell, "right");
+    pen.save();
+    pen.translate(edge + (i + 0.5) * cell, edge - 4);
+    pen.rotate(-Math.PI / 2);
+    label(i, key, 0, 0, "left");
+    pen.restore();
+  }
+  write(pen, "query ↓", edge - 6, edge - 8, "right");
+  write(pen, "key →", edge - 6, edge - 22, "right");
+  if (query === null) return place;
+  pen.lineWidth = 1.5;
+  pen.strokeStyle = INK;
+  pen.strokeRect(edge, edge + query * cell, (query + 1) * cell, max(cell, 2));
+  pen.strokeStyle = `rgb(${FROM})`;
+  pen.strokeRect(edge + key * cell, edge + key * cell, max(cell, 2), (n - key) * cell);
+  return place;
 }
 
 function attention(panel) {
-  const info = data(panel), L = info.layers, H = info.heads;
-  const grid = $("canvas.grid", panel), big = $("canvas.view", panel), strip = $("[data-strip]", panel);
-  const images = $$("img.mosaic", panel), unlock = $("[data-unlock]", panel);
-  const start = { text: 0, sort: "", scope: "head", weight: "plain", contrast: "sqrt" };
-  const favourite = info.measures.find((m) => /induction/.test(m.name)) ?? info.measures[0];
-  const ranked = (measure) => { // all heads, the largest first; without a measure by layer
-    const values = measure?.values.flat().map((x) => x ?? -Infinity), all = [...Array(L * H).keys()];
-    return values ? all.sort((a, b) => values[b] - values[a] || a - b) : all;
-  };
-  const layerOf = (h) => floor(h / H);
-  const best = ranked(favourite)[0];
-  const sorting = () => info.measures.find((m) => m.name === set.sort);
-  let set = { ...start }, head = best, locked = false, query = null, key = null, held = false;
-  let order = [], cols = H, tile = 0, inset = 0, tops = 0, extra = 0; // the layout of the thumbnails
-  let weights = null, sheet = null, plot = { x: 0, y: 0, cell: 1 }, ticket = 0;
-  const text = () => info.texts[set.text];
+  const info = data(panel), L = info.layers, H = info.heads, blues = bytes(info.blues);
+  const grid = $("canvas.grid", panel), big = $("canvas.view", panel), strip = $(".tokens", panel);
+  const images = $$("img.mosaic", panel);
+  const set = Object.fromEntries($$("[data-set]", panel).map((select) => [select.dataset.set, select]));
+  const all = [...Array(L * H).keys()], layerOf = (h) => floor(h / H), part = (name) => $(`[data-${name}]`, panel);
+  const sorting = () => info.measures.find((m) => m.name === set.sort.value);
+  let head = info.best, locked = false, query = null, key = null, held = false;
+  let order = all, cols = H, tile = 0, inset = 0, tops = 0, extra = 0; // the layout of the thumbnails
+  let weights, sheet, place, ticket = 0;
+  const text = () => info.texts[set.text.value];
   const size = () => text().tokens.length;
-  const name = (h) => `layer ${layerOf(h)}, head ${h % H}`;
-  const bent = (x) => set.contrast === "sqrt" ? sqrt(x) : x;
+  const members = () => set.scope.value === "head" ? [head] : all.filter((h) => set.scope.value === "all" || layerOf(h) === layerOf(head));
+  const bent = (x) => min(set.contrast.value === "sqrt" ? sqrt(x) : x, 1);
   const p = (q, k) => k > q ? 0 : weights[triangle(q) + k];
+  const colour = (x) => { const i = 3 * round(bent(x) * 63); return 255 << 24 | blues[i + 2] << 16 | blues[i + 1] << 8 | blues[i]; };
 
-  // Numbers.
   const opened = new Map(); // "text.layer" -> promise of steps; a few layers are kept
   function layer(t, l) {
     const at = `${t}.${l}`, n = info.texts[t].tokens.length;
@@ -71,11 +97,11 @@ function attention(panel) {
     return opened.get(at);
   }
   async function pattern(t, h, weight) { // lower triangle, row by row
-    const n = info.texts[t].tokens.length, count = triangle(n), top = 2 ** info.texts[t].bits - 1;
-    const steps = await layer(t, layerOf(h)), from = (h % H) * count, out = new Float32Array(count);
-    for (let i = 0; i < count; i++) out[i] = steps[from + i] / top;
+    const { tokens, bits, norms } = info.texts[t], n = tokens.length, count = triangle(n);
+    const steps = await layer(t, layerOf(h)), from = (h % H) * count;
+    const out = Float32Array.from(steps.subarray(from, from + count), (step) => step / (2 ** bits - 1));
     if (weight !== "value") return out;
-    const lengths = info.texts[t].lengths ??= new Uint16Array(bytes(info.texts[t].norms).buffer);
+    const lengths = info.texts[t].lengths ??= new Uint16Array(bytes(norms).buffer);
     for (let q = 0, i = 0; q < n; i += ++q) {
       let sum = 0;
       for (let k = 0; k <= q; k++) sum += out[i + k] *= lengths[h * n + k];
@@ -83,13 +109,11 @@ function attention(panel) {
     }
     return out;
   }
-  async function wanted(h) {
-    if (set.scope === "head") return pattern(set.text, h, set.weight);
-    const members = ranked().filter((i) => set.scope === "all" || layerOf(i) === layerOf(h));
-    const total = new Float32Array(triangle(size()));
-    for (const member of members) {
-      const one = await pattern(set.text, member, set.weight);
-      for (let i = 0; i < total.length; i++) total[i] += one[i] / members.length;
+  async function summed(heads) {
+    let total;
+    for (const h of heads) {
+      const one = await pattern(set.text.value, h, set.weight.value);
+      if (total) one.forEach((x, i) => { total[i] += x; }); else total = one;
     }
     return total;
   }
@@ -98,241 +122,147 @@ function attention(panel) {
   function thumbs() {
     const measure = sorting(), width = grid.clientWidth;
     if (!width) return;
-    inset = measure ? 0 : 22; tops = measure ? 0 : 16; extra = measure ? 24 : 0;
+    [inset, tops, extra] = measure ? [0, 0, 24] : [22, 16, 0];
     cols = measure ? min(H, max(4, floor(width / 44))) : H;
     tile = min((width - inset) / cols, 110);
-    const rows = ceil(order.length / cols), pen = sharp(grid, width, tops + rows * (tile + extra) + 4);
-    const image = images[set.text], side = text().side, gap = tile > 30 ? 3 : 1;
-    pen.font = `10px ${FONT}`;
-    pen.fillStyle = SOFT;
-    pen.textAlign = "center";
+    const pen = sharp(grid, width, tops + ceil(L * H / cols) * (tile + extra) + 4);
+    const image = images[set.text.value], side = text().side, s = tile - (tile > 30 ? 3 : 1);
     pen.imageSmoothingEnabled = side > tile * devicePixelRatio;
-    if (!measure) {
-      for (let h = 0; h < H; h++) if (tile > 13 || h % 5 === 0) pen.fillText(h, inset + (h + 0.5) * tile, 11);
-      for (let l = 0; l < L; l++) if (tile > 13 || l % 5 === 0) pen.fillText(l, 10, tops + (l + 0.5) * tile + 3);
-    }
+    const fits = (i) => !measure && (tile > 13 || i % 5 === 0);
+    for (let h = 0; h < H; h++) if (fits(h)) write(pen, h, inset + (h + 0.5) * tile, 11, "center");
+    for (let l = 0; l < L; l++) if (fits(l)) write(pen, l, 10, tops + (l + 0.5) * tile + 3, "center");
     order.forEach((h, i) => {
-      const [x, y] = corner(i), s = tile - gap;
-      if (image.complete && image.naturalWidth) pen.drawImage(image, (h % H) * side, layerOf(h) * side, side, side, x, y, s, s);
+      const x = inset + (i % cols) * tile + 1, y = tops + floor(i / cols) * (tile + extra) + 1;
+      if (image.naturalWidth) pen.drawImage(image, (h % H) * side, layerOf(h) * side, side, side, x, y, s, s);
       pen.lineWidth = h === head ? 2.5 : 0.5;
-      pen.strokeStyle = h === head ? (locked ? `rgb(${FROM})` : INK) : "#b8bec6";
+      pen.strokeStyle = h !== head ? "#b8bec6" : locked ? `rgb(${FROM})` : INK;
       pen.strokeRect(x, y, s, s);
-      if (measure) {
-        pen.fillStyle = INK;
-        pen.fillText(`L${layerOf(h)}H${h % H}`, x + s / 2, y + s + 10);
-        pen.fillStyle = SOFT;
-        pen.fillText(number(measure.values[layerOf(h)][h % H]), x + s / 2, y + s + 20);
-      }
+      if (!measure) return;
+      write(pen, `L${layerOf(h)}H${h % H}`, x + s / 2, y + s + 10, "center", INK);
+      write(pen, number(measure.values[layerOf(h)][h % H]), x + s / 2, y + s + 20, "center");
     });
   }
-  const corner = (i) => [inset + (i % cols) * tile + 1, tops + floor(i / cols) * (tile + extra) + 1];
   function under(event) {
-    const box = grid.getBoundingClientRect();
-    const c = floor((event.clientX - box.x - inset) / tile), r = floor((event.clientY - box.y - tops) / (tile + extra));
-    return c >= 0 && c < cols && r >= 0 ? order[r * cols + c] : undefined;
+    const c = floor((event.offsetX - inset) / tile), r = floor((event.offsetY - tops) / (tile + extra));
+    return c >= 0 && c < cols && order[r * cols + c] !== undefined && [order[r * cols + c]];
   }
 
   // One head, large.
   async function load() {
-    const turn = ++ticket, fresh = await wanted(head);
+    const turn = ++ticket, heads = members(), fresh = await summed(heads);
     if (turn !== ticket) return;
     weights = fresh;
-    const n = size();
-    if (query !== null && query >= n) { query = key = null; held = false; }
-    sheet = make("canvas");
-    sheet.width = sheet.height = n;
-    const pixels = new ImageData(n, n), colours = new Uint32Array(pixels.data.buffer);
-    for (let q = 0, i = 0; q < n; q++) {
-      for (let k = 0; k <= q; k++, i++) colours[q * n + k] = LUT[round(bent(min(weights[i], 1)) * 255)];
-    }
-    sheet.getContext("2d").putImageData(pixels, 0, 0);
-    view();
+    if (query >= size()) { query = key = null; held = false; }
+    sheet = imageOf(weights, size(), (x) => colour(x / heads.length));
     mark();
   }
-  function labels() {
-    return text().tokens.map(plain).map((t) => t.length > 14 ? t.slice(0, 13) + "…" : t);
-  }
   function view() {
-    const width = big.clientWidth, n = size();
-    if (!width || !sheet) return;
-    const words = labels(), longest = max(...words.map((word) => word.length));
-    const x = clamp(longest * 6.6 + 10, 46, width / 4), y = x;
-    let cell = min((width - x - 6) / n, 28);
-    if (cell >= 3) cell = floor(cell);
-    plot = { x, y, cell };
-    const span = n * cell, pen = sharp(big, width, y + span + 6);
-    pen.imageSmoothingEnabled = cell < 1;
-    pen.imageSmoothingQuality = "high";
-    pen.drawImage(sheet, x, y, span, span);
-    pen.strokeStyle = "#c9ced5";
-    pen.lineWidth = 0.7;
-    pen.beginPath();
-    pen.moveTo(x, y); pen.lineTo(x, y + span); pen.lineTo(x + span, y + span);
-    pen.stroke();
-    const every = max(1, ceil(11 / cell));
-    const label = (i, chosen, draw) => { // every so many, and the chosen one with room around it
-      if (i !== chosen && (i % every || chosen !== null && abs(i - chosen) < every)) return;
-      pen.font = `${i === chosen ? "bold " : ""}11px ${FONT}`;
-      pen.fillStyle = i === chosen ? INK : SOFT;
-      draw(words[i]);
-    };
-    pen.textBaseline = "middle";
-    for (let i = 0; i < n; i++) {
-      label(i, query, (word) => { pen.textAlign = "right"; pen.fillText(word, x - 4, y + (i + 0.5) * cell, x - 6); });
-      label(i, key ?? query, (word) => {
-        pen.save();
-        pen.translate(x + (i + 0.5) * cell, y - 4);
-        pen.rotate(-Math.PI / 2);
-        pen.textAlign = "left";
-        pen.fillText(word, 0, 0, y - 6);
-        pen.restore();
-      });
-    }
-    pen.font = `italic 10px ${FONT}`;
-    pen.fillStyle = SOFT;
-    pen.textAlign = "right";
-    pen.fillText("query ↓", x - 6, y - 8);
-    pen.fillText("key →", x - 6, y - 22);
-    if (query === null) return;
-    pen.lineWidth = 1.5;
-    pen.strokeStyle = INK;
-    pen.strokeRect(x, y + query * cell, (query + 1) * cell, max(cell, 2));
-    pen.strokeStyle = `rgb(${FROM})`;
-    const column = key ?? query;
-    pen.strokeRect(x + column * cell, y + column * cell, max(cell, 2), (n - column) * cell);
+    if (sheet && big.clientWidth) place = draw(big, sheet, text().tokens.map(short), query, key ?? query);
   }
 
   // The text below, and the words that say what is seen.
-  function write() {
-    strip.replaceChildren(...text().tokens.map((t) => { const span = make("span"); span.append(token(t)); return span; }));
-  }
   function mark() {
     if (!weights) return;
+    view();
+    const parts = members().length;
     [...strip.children].forEach((span, i) => {
-      if (query === null) { span.className = ""; span.style.borderBottomColor = ""; return; }
-      const to = round(bent(p(query, i)) * 20), from = i >= query ? bent(p(i, query)) : 0;
-      span.className = `${i === query ? "at " : ""}${to ? "s q" + min(to, 20) : ""}`;
+      const to = query === null ? 0 : round(bent(p(query, i) / parts) * 20);
+      const from = query === null || i < query ? 0 : bent(p(i, query) / parts);
+      span.className = `${i === query ? "at " : ""}${to ? "s q" + to : ""}`;
       span.style.borderBottomColor = from > 0.05 ? `rgb(${FROM} / ${from.toFixed(2)})` : "";
     });
     const word = (i) => `“${plain(text().tokens[i])}” (${i})`;
-    let line = "Point at the picture or at a token.";
-    if (query !== null && key !== null) line = `${word(query)} attends to ${word(key)}: ${key > query ? "later, so never" : number(p(query, key))}`;
-    else if (query !== null) {
-      const top = Array.from({ length: query + 1 }, (_, k) => k).sort((a, b) => p(query, b) - p(query, a)).slice(0, 3);
-      line = `${word(query)} attends to ${top.map((k) => `${word(k)} ${number(p(query, k))}`).join(", ")}`;
-    }
-    $("[data-read]", panel).textContent = line;
+    const top = key !== null ? [key] : [...Array(query + 1).keys()].sort((a, b) => p(query, b) - p(query, a)).slice(0, 3);
+    part("read").textContent = query === null ? "Point at the picture or at a token."
+      : `${word(query)} attends to ${top.map((k) => `${word(k)}: ${number(p(query, k))}`).join(", ")}`;
   }
   function facts() {
-    const l = layerOf(head);
-    $("[data-name]", panel).textContent = set.scope === "head" ? `Layer ${l}, head ${head % H}`
-      : set.scope === "layer" ? `Mean of layer ${l}` : "Mean of all heads";
-    $("[data-facts]", panel).textContent = set.scope === "head"
-      ? info.measures.slice(0, 6).map((m) => `${m.name} ${number(m.values[l][head % H])}`).join(" · ") : "";
-    unlock.hidden = !locked;
+    const l = layerOf(head), h = head % H, one = set.scope.value === "head";
+    part("name").textContent = one ? `Layer ${l}, head ${h}`
+      : `Sum of the ${members().length} heads of ${set.scope.value === "all" ? "the model" : "layer " + l}`;
+    part("facts").textContent = one
+      ? info.measures.slice(0, 6).map((m) => `${m.name} ${number(m.values[l][h])}`).join(" · ") : "";
+    part("page").href = `#head-${l}.${h}`;
+    part("unlock").hidden = !locked;
   }
 
   // State.
   function keep() {
-    const state = { head: locked ? `${layerOf(head)}.${head % H}` : null, token: held ? query : null, key: held ? key : null };
-    for (const [field, at] of Object.entries(start)) if (set[field] !== at) state[field] = set[field];
+    const state = { head: locked ? `${layerOf(head)}.${head % H}` : null, ...held ? { token: query, key } : {} };
+    for (const field in set) if (set[field].selectedIndex) state[field] = set[field].value;
     remember(panel.id, state);
   }
   function choose(h, lock = locked) {
-    const changed = h !== head;
+    const changed = h !== head || !weights;
     head = h; locked = lock;
     thumbs();
     facts();
-    if (changed || !weights) load();
+    if (changed) load();
   }
-  function point(q, k, hold = held) { query = q; key = k; held = hold; view(); mark(); }
+  function point(q, k = null, hold = held) { query = q; key = k; held = hold; mark(); }
   function letGo() {
     if (held) point(null, null, false); else choose(head, false);
     keep();
   }
   function refresh() {
-    order = ranked(sorting());
-    $("[data-order]", panel).hidden = !!set.sort;
-    write();
+    order = sorting()?.order ?? all;
+    part("order").hidden = !!sorting();
+    strip.replaceChildren(...text().tokens.map((t) => { const span = make("span"); span.append(token(t)); return span; }));
     thumbs();
     facts();
     return load();
   }
 
-  on(grid, "pointermove", (event) => { const h = under(event); if (h !== undefined && !locked && h !== head) choose(h); });
-  on(grid, "click", (event) => {
-    const h = under(event);
-    if (h === undefined) return;
-    choose(h, !(locked && h === head));
-    keep();
-  });
-  on(unlock, "click", () => { choose(head, false); keep(); grid.focus(); });
-  const tell = () => { keep(); say(name(head) + (locked ? ", locked" : "")); };
+  pointing(grid, under, () => !locked, (h) => h !== head && choose(h), (h) => { choose(h, !(locked && h === head)); keep(); });
+  on(part("unlock"), "click", () => { choose(head, false); keep(); grid.focus(); });
+  const tell = () => { keep(); say(part("name").textContent + (locked ? ", locked" : "")); };
   keys(grid, (down, right) => {
     choose(order[order.indexOf(head) + down * cols + right] ?? head);
     tell();
   }, letGo, () => { choose(head, !locked); tell(); });
+
+  // A place is [query, key]; the key is null where a whole token is meant.
   function cellAt(event) {
-    const box = big.getBoundingClientRect(), n = size();
-    const k = floor((event.clientX - box.x - plot.x) / plot.cell), q = floor((event.clientY - box.y - plot.y) / plot.cell);
+    const n = size(), [k, q] = [event.offsetX, event.offsetY].map((x) => floor((x - place.edge) / place.cell));
     return q >= 0 && q < n && k < n ? [q, k < 0 || k > q ? null : k] : k >= 0 && k < n && q < 0 ? [k, null] : null;
   }
-  on(big, "pointermove", (event) => { const c = cellAt(event); if (c && !held) point(...c); });
-  on(big, "pointerleave", () => { if (!held) point(null, null); });
-  on(big, "click", (event) => {
-    const c = cellAt(event);
-    if (!c) return;
-    point(...c, !(held && c[0] === query && c[1] === key));
-    keep();
-  });
+  function spanAt(event) {
+    const i = [...strip.children].indexOf(event.target.closest("span"));
+    return i < 0 ? null : [i, null];
+  }
+  for (const [node, find] of [[big, cellAt], [strip, spanAt]]) {
+    const same = (q, k) => q === query && k === key;
+    pointing(node, find, () => !held, (q, k) => same(q, k) || point(q, k), (q, k) => { point(q, k, !(held && same(q, k))); keep(); });
+    on(node, "pointerleave", () => held || point(null));
+  }
   keys(big, (down, right) => {
     const q = query === null ? 0 : clamp(query + down, 0, size() - 1);
     point(q, key === null ? q : clamp(key + right, 0, q), true);
-    say($("[data-read]", panel).textContent);
+    say(part("read").textContent);
     keep();
   }, letGo);
-  const spanAt = (event) => { const span = event.target.closest("span"); return span ? [...strip.children].indexOf(span) : -1; };
-  on(strip, "pointerover", (event) => { const i = spanAt(event); if (i >= 0 && !held) point(i, null); });
-  on(strip, "pointerleave", () => { if (!held) point(null, null); });
-  on(strip, "click", (event) => {
-    const i = spanAt(event);
-    if (i < 0) return;
-    point(i, null, !(held && i === query && key === null));
-    keep();
-  });
-  $$("[data-set]", panel).forEach((select) => on(select, "change", () => {
-    set[select.dataset.set] = select.dataset.set === "text" ? Number(select.value) : select.value;
-    refresh();
-    keep();
-  }));
+  for (const field in set) on(set[field], "change", () => { refresh(); keep(); });
   new ResizeObserver(() => { thumbs(); view(); }).observe(panel);
 
   viewers[panel.id] = {
-    pattern: (t, l, h, weight = "plain") => pattern(t, l * H + h, weight),
-    state: () => ({ ...set, head, locked, query, key, held }),
+    pattern: (t, l, h, weight) => pattern(t, l * H + h, weight),
+    state: () => ({ head, locked, query, key, held }),
+    async small(canvas, h) { draw(canvas, imageOf(await pattern(set.text.value, h), size(), colour), text().tokens.map(short)); },
     svg() { // the large view as it stands: the picture as an image, labels as text
-      const n = size(), { x, y, cell } = plot, words = labels(), every = max(1, ceil(11 / cell));
-      const marks = words.map((w, i) => i % every ? "" : `<text x="${x - 4}" y="${y + (i + 0.5) * cell + 4}" text-anchor="end">${xml(w)}</text>`
-        + `<text transform="translate(${x + (i + 0.5) * cell + 4} ${y - 4}) rotate(-90)">${xml(w)}</text>`).join("");
-      return `<svg xmlns="http://www.w3.org/2000/svg" width="${x + n * cell + 8}" height="${y + n * cell + 8}" font-family="${FONT}" font-size="11">`
-        + `<image x="${x}" y="${y}" width="${n * cell}" height="${n * cell}" `
-        + `style="image-rendering:pixelated" preserveAspectRatio="none" href="${sheet.toDataURL("image/png")}"/>${marks}</svg>`;
+      const words = text().tokens.map(short), { edge, cell } = place, every = ceil(11 / cell), side = size() * cell;
+      const marks = words.map((w, i) => i % every ? "" : `<text x="${edge - 4}" y="${edge + (i + 0.5) * cell + 4}" text-anchor="end">${xml(w)}</text>`
+        + `<text transform="translate(${edge + (i + 0.5) * cell + 4} ${edge - 4}) rotate(-90)">${xml(w)}</text>`).join("");
+      return svg(edge + side + 8, edge + side + 8, `<image x="${edge}" y="${edge}" width="${side}" height="${side}" `
+        + `style="image-rendering:pixelated" href="${sheet.toDataURL("image/png")}"/>${marks}`);
     },
-    restore(query_) {
-      set = { ...start };
-      $$("[data-set]", panel).forEach((select) => {
-        const field = select.dataset.set;
-        select.value = query_.get(field) ?? start[field];
-        if (select.selectedIndex < 0) select.value = start[field];
-        set[field] = field === "text" ? Number(select.value) : select.value;
-      });
-      const [l, h] = (query_.get("head") ?? "").split(".").map(Number);
-      locked = l >= 0 && l < L && h >= 0 && h < H;
-      head = locked ? l * H + h : best;
-      const whole = (field) => query_.has(field) && Number(query_.get(field)) >= 0 && Number(query_.get(field)) < size() ? floor(Number(query_.get(field))) : null;
-      query = whole("token");
-      key = query === null ? null : whole("key");
+    restore(asked) {
+      for (const field in set) pick(set[field], asked.get(field));
+      const [l, h] = (asked.get("head") ?? "").split(".").map(Number), wanted = l * H + h;
+      locked = wanted in all && h < H;
+      head = locked ? wanted : info.best;
+      [query, key] = ["token", "key"].map((field) => Number(asked.get(field) ?? NaN)).map((i) => i in text().tokens ? i : null);
       held = query !== null;
+      if (!held) key = null;
       return refresh();
     },
   };

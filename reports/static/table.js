@@ -1,72 +1,77 @@
-// Tables: sorting by any column, all rows on request, CSV.
+// Tables: sorting by any column, all rows on request, links to heads, CSV.
 const value = (cell) => cell.dataset.v ?? cell.textContent;
 
-function restOf(table) {
-  const script = $("script.rest", table.closest(".panel"));
-  return script && script.previousElementSibling.previousElementSibling === table.parentElement ? script : null;
+// A label such as "L2H3" leads to that head's page.
+function toHeads(row) {
+  if (heads) for (const cell of row.cells) {
+    const found = /^L(\d+)H(\d+)\b/.exec(cell.textContent);
+    if (found) cell.replaceChildren(link(cell.textContent, `head-${found[1]}.${found[2]}`));
+  }
 }
 
 function allRows(table) {
-  const script = restOf(table);
-  if (!script || table.dataset.full) return;
-  table.dataset.full = "1";
-  const model = [...table.tBodies[0].rows[0].cells];
-  for (const cells of JSON.parse(script.textContent)) {
-    const row = table.tBodies[0].insertRow();
-    cells.forEach(([text, exact], i) => {
-      const cell = make(model[i].tagName, text, model[i].classList.contains("num") ? "num" : "");
-      cell.dataset.v = exact;
-      row.append(cell);
-    });
-  }
-  script.previousElementSibling.textContent = table.tBodies[0].rows.length + " rows.";
+  const rest = $("template", table.parentElement.nextElementSibling ?? table);
+  if (!rest) return;
+  [...rest.content.children].forEach(toHeads);
+  table.tBodies[0].append(rest.content);
+  rest.parentElement.textContent = table.tBodies[0].rows.length + " rows.";
 }
 
 const amount = (text) => text.trim() ? Number(text.replace("inf", "Infinity")) : NaN;
 function compare(a, b) { // numbers first
   const x = amount(a), y = amount(b);
-  if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || a.localeCompare(b, "en", { numeric: true });
+  if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y) || a.localeCompare(b, "en", { numeric: true });
   return x === y ? 0 : x - y;
 }
 
-function sort(table, column) {
+function sort(table, column, down) {
   const head = table.tHead.rows[0].cells[column];
-  const down = head.getAttribute("aria-sort") !== "descending" && (head.hasAttribute("aria-sort") || head.classList.contains("num"));
+  if (!head) return;
   allRows(table);
-  const rows = [...table.tBodies[0].rows];
-  rows.forEach((row, i) => { row.dataset.i ??= i; });
-  const missing = (text) => text === "";
-  rows.sort((r, s) => {
+  table.tBodies[0].append(...[...table.tBodies[0].rows].sort((r, s) => {
     const a = value(r.cells[column]), b = value(s.cells[column]);
-    if (missing(a) !== missing(b)) return missing(a) ? 1 : -1; // what was not measured stays last
-    return (down ? -1 : 1) * compare(a, b) || r.dataset.i - s.dataset.i;
-  });
-  table.tBodies[0].append(...rows);
-  $$("th", table.tHead).forEach((th) => th.removeAttribute("aria-sort"));
-  head.setAttribute("aria-sort", down ? "descending" : "ascending");
-  say(`Sorted by ${head.textContent}, ${down ? "largest first" : "smallest first"}`);
+    if (!a !== !b) return a ? -1 : 1; // what was not measured stays last
+    return (down ? -1 : 1) * compare(a, b);
+  }));
+  $("[aria-sort]", table)?.removeAttribute("aria-sort");
+  head.ariaSort = down ? "descending" : "ascending";
+  say(`Sorted by ${head.textContent}, ${head.ariaSort}`);
 }
 
 $$("table.sortable").forEach((table) => {
+  const { id } = table.closest(".panel");
   [...table.tHead.rows[0].cells].forEach((th, column) => {
     const button = make("button");
     button.type = "button";
     button.append(...th.childNodes);
     th.append(button);
-    on(button, "click", () => sort(table, column));
+    on(button, "click", () => {
+      const down = th.ariaSort ? th.ariaSort === "ascending" : th.classList.contains("num");
+      sort(table, column, down);
+      if (viewers[id].table) remember(id, { sort: column, down });
+    });
   });
+  [...table.tBodies[0].rows].forEach(toHeads);
+  viewers[id] ??= { table, restore(asked) {
+    table.closest("details")?.setAttribute("open", "");
+    sort(table, Number(asked.get("sort") ?? -1), asked.get("down") === "true");
+  } };
 });
 $$("[data-more]").forEach((button) => on(button, "click", () => allRows($("table", button.parentElement.previousElementSibling))));
+on(document, "click", ({ target }) => { // a cell of a table of layers by heads
+  const cell = target.closest("[data-heads] td"), at = cell?.cellIndex;
+  if (cell && heads) location.hash = `head-${cell.parentElement.cells[0].textContent}.${cell.closest("table").tHead.rows[0].cells[at].textContent}`;
+});
 
+const quote = (text) => /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
+const lines = (rows) => rows.map((row) => row.map((cell) => quote(String(cell ?? ""))).join(",") + "\r\n").join("");
 // The whole table; intervals become two more columns.
 function csv(table) {
   allRows(table);
   const rows = [...table.tBodies[0].rows];
   const titles = [...table.tHead.rows[0].cells].map((th) => th.textContent);
   const ranged = titles.map((_, i) => rows.some((row) => row.cells[i]?.dataset.lo !== undefined));
-  const quote = (text) => /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
-  const spread = (cells) => cells.flatMap((cell, i) => ranged[i] ? cell : cell.slice(0, 1)).map(quote).join(",");
-  const lines = [spread(titles.map((title) => [title, title + " low", title + " high"]))];
-  for (const row of rows) lines.push(spread([...row.cells].map((c) => [value(c), c.dataset.lo ?? "", c.dataset.hi ?? ""])));
-  return lines.join("\r\n") + "\r\n";
+  const spread = (cells) => cells.flatMap((cell, i) => ranged[i] ? cell : cell.slice(0, 1));
+  return lines([spread(titles.map((title) => [title, title + " low", title + " high"])),
+    ...rows.map((row) => spread([...row.cells].map((c) => [value(c), c.dataset.lo, c.dataset.hi])))]);
 }

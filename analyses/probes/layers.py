@@ -1,0 +1,245 @@
+"""What a sweep of probes over layers found: one table, one figure, and what is needed to judge them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analyses._panels import Finding, Lines, Note, Panel, Result, Table
+from analyses._statistics import Interval, bootstrap
+from analyses.probes.base import Probe
+from analyses.probes.moments import Array
+from analyses.probes.passes import BINS
+
+NAMES = {
+    "probe": "probe",
+    "random": "random model",
+    "control": "control task",
+    "shuffled": "shuffled labels",
+    "majority": "majority class",
+    "token": "token alone",
+    "embedding": "embedding",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeLayersResult(Result):
+    """One probe at each hook point, with its controls, all measured on texts that no probe has seen."""
+
+    label: str
+    classes: tuple[str, ...]
+    kind: str
+    """Of probe."""
+    names: tuple[str, ...]
+    """[layer] hook points."""
+    options: tuple[Mapping[str, Any], ...]
+    """[layer] what was chosen on the validation texts."""
+    rows: Array
+    """[text] labelled rows of each test text."""
+    accuracy: Mapping[str, Array]
+    """probe, control, shuffled, random -> [layer text]; majority, token, embedding -> [text]; NaN without rows."""
+    loss: Mapping[str, Array]
+    """The same in nats a row."""
+    validation_loss: Array
+    """[layer] nats, of the probe, on the texts that choose."""
+    calibration: Array
+    """[layer 3 bin] rows, summed probability of the predicted class, rows predicted rightly."""
+    curve_rows: Array
+    """[size] training rows."""
+    curve: Array
+    """[size layer] test accuracy of probes fitted to so many rows; empty without description length."""
+    code_bits: Array
+    """[layer] online code length of the training labels, bits; NaN where not measured."""
+    coded_rows: int
+    """Rows that the code covers."""
+    train_rows: int
+    random_rows: int
+    """Rows the random model's probes were fitted to; 0: not measured."""
+    seed: int
+    probes: Mapping[str, Probe] = field(default_factory=dict, repr=False)
+    """Hook point -> the fitted probe; its classes are numbers into `classes`."""
+
+    @property
+    def best(self) -> int:
+        """The layer with the least validation loss: chosen without looking at the test texts."""
+        return int(self.validation_loss.argmin())
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """[layer] short names."""
+        return tuple(short(name) for name in self.names)
+
+    def interval(self, series: str, measure: str = "accuracy") -> Interval:
+        """[layer] (or []) the mean over rows with its bootstrap interval over texts."""
+        values = getattr(self, measure)[series]
+        return bootstrap(values.T, weights=self.rows, seed=self.seed)
+
+    def difference(self, series: str, other: str) -> Interval:
+        """[layer] accuracy of one less that of another, paired by text."""
+        one, two = self.accuracy[series], self.accuracy[other]
+        return bootstrap((one - two).T, weights=self.rows, seed=self.seed)
+
+    @property
+    def compression(self) -> Array:
+        """[layer] uniform code length over online code length (Voita and Titov 2020)."""
+        return np.asarray(self.coded_rows * np.log2(len(self.classes)) / self.code_bits)
+
+    @property
+    def calibration_error(self) -> Array:
+        """[layer] expected calibration error."""
+        return np.asarray(
+            np.abs(self.calibration[:, 1] - self.calibration[:, 2]).sum(1) / self.calibration[:, 0].sum(1)
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a hook point: accuracies (shares of test rows), intervals, losses (nats), baselines, code length."""
+        probe, selectivity, gain = (
+            self.interval("probe"),
+            self.difference("probe", "control"),
+            self.difference("probe", "majority"),
+        )
+        frame = pd.DataFrame({"hook_point": self.names, "layer": self.labels})
+        for name, found in (("accuracy", probe), ("above_majority", gain), ("selectivity", selectivity)):
+            frame[name] = found.value
+            frame[f"{name}_low"] = np.nan if found.low is None else found.low
+            frame[f"{name}_high"] = np.nan if found.high is None else found.high
+        frame["loss"] = self.interval("probe", "loss").value
+        for series in NAMES:
+            if series != "probe":
+                frame[series] = self.interval(series).value if series in self.accuracy else np.nan
+        frame["code_bits_per_label"] = self.code_bits / max(self.coded_rows, 1)
+        frame["compression"] = self.compression
+        frame["calibration_error"] = self.calibration_error
+        frame["options"] = [", ".join(f"{k} {v:g}" for k, v in one.items()) for one in self.options]
+        return frame
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "classes": list(self.classes),
+            "probe": self.kind,
+            "train_rows": self.train_rows,
+            "test_rows": int(self.rows.sum()),
+            "test_texts": int((self.rows > 0).sum()),
+            "random_model_rows": self.random_rows,
+            "best": self.names[self.best],
+            "seed": self.seed,
+        }
+
+    def panels(self) -> list[Panel]:
+        panels: list[Panel] = [self._figure(), self._table()]
+        if len(self.curve):
+            panels.append(self._learning_curve())
+        panels.append(self._calibration())
+        panels.append(
+            Note(
+                key="reading",
+                title="What this does not show",
+                text="A probe finds what can be read off linearly (or by a small network), not what the model uses: "
+                "for that, erase it and see what the predictions lose. High selectivity says that the probe did not "
+                "merely memorise tokens; a random model that does as well says that the probe needs no training of "
+                "the model, only its wiring.",
+            )
+        )
+        return panels
+
+    def _figure(self) -> Lines:
+        series, low, high = {}, {}, {}
+        for name, shown in NAMES.items():
+            if name not in self.accuracy:
+                continue
+            found = self.interval(name)
+            series[shown] = np.broadcast_to(found.value, len(self.names)).copy()
+            if name == "probe" and found.low is not None and found.high is not None:
+                low[shown], high[shown] = found.low, found.high
+        texts = int((self.rows > 0).sum())
+        return Lines(
+            key="layers",
+            title=f"Where “{self.label}” can be read",
+            caption=f"Share of {int(self.rows.sum()):,} positions in {texts} held-out texts that a {self.kind} probe "
+            "gets right, and what to compare it with; the band is the 95 % interval over texts. The control task "
+            "gives every token type a random label; the random model has the same shape and no training.",
+            x=self.labels,
+            series=series,
+            x_axis="where in the model",
+            y_axis="accuracy on held-out texts",
+            low=low,
+            high=high,
+        )
+
+    def _table(self) -> Table:
+        frame = self.to_dataframe().drop(columns=["hook_point", "options"])
+        frame = frame.drop(columns=[c for c in frame if c != "layer" and frame[c].isna().all()])
+        return Table(
+            key="table",
+            title="Every layer, every control",
+            caption="Accuracy is the share of held-out positions; selectivity is accuracy less that on the control "
+            "task; low and high are 95 % intervals over texts. Loss in nats. The code length is what it takes to send "
+            "the training labels to someone who has the activations, in bits a label; compression is how many times "
+            "shorter that is than a code that knows nothing.",
+            frame=frame.round(4),
+        )
+
+    def _learning_curve(self) -> Lines:
+        chosen = {short(self.names[self.best]): self.curve[:, self.best]}
+        if self.best != 0:
+            chosen[short(self.names[0])] = self.curve[:, 0]
+        return Lines(
+            key="learning-curve",
+            title="Learning curve",
+            caption="Accuracy on the held-out texts of probes fitted to a part of the training texts, at the best "
+            "layer (by validation loss) and the first.",
+            x=self.curve_rows.astype(float),
+            series=chosen,
+            x_axis="training positions",
+            y_axis="accuracy on held-out texts",
+            log_x=True,
+        )
+
+    def _calibration(self) -> Lines:
+        rows, sure, right = self.calibration[self.best]
+        seen = rows > 0
+        middle = (np.arange(BINS) + 0.5) / BINS
+        share = np.divide(right, rows, out=np.full(BINS, np.nan), where=seen)
+        mean = np.divide(sure, rows, out=np.full(BINS, np.nan), where=seen)
+        return Lines(
+            key="calibration",
+            title=f"Calibration at {short(self.names[self.best])}",
+            caption="Of the positions to which the probe gives its class such a probability, the share it gets right. "
+            f"Their mean distance, weighted by positions, is {self.calibration_error[self.best]:.3f}.",
+            x=middle[seen],
+            series={"share right": share[seen], "mean probability": mean[seen]},
+            x_axis="probability of the predicted class",
+            y_axis="share of positions",
+        )
+
+    def findings(self) -> list[Finding]:
+        best = self.best
+        found, gain = self.interval("probe"), self.difference("probe", "majority")
+        low, high = found.ends(best)
+        ends = gain.ends(best)
+        value, most = float(found.value[best]), float(self.interval("majority").value)
+        where = short(self.names[best])
+        if ends[0] is not None and ends[0] <= 0:
+            text = f"No layer gives “{self.label}” away: the best probe ({where}) gets {value:.1%} of held-out "
+            text += f"positions right, the majority class {most:.1%}."
+            return [Finding(text=text, key="layers", weight=0.3, value=value, unit="", low=low, high=high)]
+        others = f"the token alone {float(self.interval('token').value):.1%}"
+        if "random" in self.accuracy:
+            others += f", a random model {np.nanmax(self.interval('random').value):.1%} at its best layer"
+        text = f"“{self.label}” is read best at {where}: {value:.1%} of held-out positions, against {most:.1%} for the "
+        text += f"majority class; {others}."
+        weight = min(0.6, 0.2 + (value - most))
+        return [Finding(text=text, key="layers", weight=weight, value=value, unit="", low=low, high=high)]
+
+
+def short(name: str) -> str:
+    """A hook point in a few letters: embed, L0 in, L0 mid, L0 out, L2 attn.z."""
+    parts = name.split(".")
+    last = parts[-1].removeprefix("hook_")
+    if parts[0] != "blocks":
+        return last
+    place = {"resid_pre": "in", "resid_mid": "mid", "resid_post": "out"}.get(last, ".".join([*parts[2:-1], last]))
+    return f"L{parts[1]} {place}"

@@ -1,0 +1,347 @@
+"""Making a page again from what it holds, and comparing the numbers.
+
+The file is not trusted: its JSON is parsed and its form is checked, nothing in it is executed, options must be ones
+that the analysis has, and what is to be loaded (`Kept.loads`) can be shown before anything is. A model is loaded on the
+page's word alone only when it is bundled, published under a known name, or a directory that is there.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from interp.config import PRESETS
+from interp.errors import CheckFailed, InputError, NotFoundError, check_seed
+from reports import record
+from reports.asked import Asked, measure, page_of, shape_of
+from reports.discovery import Analysis, Option, discover, find
+
+if TYPE_CHECKING:
+    from interp.model import HookedGPT
+    from reports.html import Report
+    from reports.studies import StudyFile
+
+START, END = '<script type="application/json" id="provenance-data">', "</script>"
+WITHOUT_WEIGHTS = "no weights"
+
+Step = Callable[[str, int, int], None]
+"""Told what is done, how many steps are done, and their total."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a page says about how it was made; its form has been checked, its truth has not."""
+
+    path: Path
+    command: str
+    """What is run again: "report", or an analysis."""
+    text: Any
+    """A text, several, lists of token ids, or None."""
+    options: Mapping[str, Any]
+    more: Mapping[str, Any]
+    """What else the command was asked."""
+    facts: Mapping[str, Any]
+    """The provenance that people read."""
+    numbers: Mapping[str, Any]
+    """Each table as `record.keep` gave it."""
+
+    @property
+    def model(self) -> str:
+        """As --model names it."""
+        return str(self.more.get("model", self.facts["model"]))
+
+    @property
+    def own_model(self) -> bool:
+        """Whether what is run again makes its own model, so that none is loaded."""
+        return self.more.get("own_model") is True
+
+    def loads(self, model: str | None = None) -> list[tuple[str, str]]:
+        """What running it again would read from this machine, as (what for, name)."""
+        wanted = [] if self.own_model else [("model", model or self.model)]
+        if self.command != "report" and self.command in _commands():
+            given = [(o.name, self.options.get(o.name)) for o in find(self.command).options() if o.load is not None]
+            wanted += [(name, str(value)) for name, value in given if value is not None]
+        return wanted
+
+    @property
+    def sweeps(self) -> Any:
+        """The dtype of sweeps, where it was lower than the model's."""
+        return self.more.get("sweeps")
+
+    @property
+    def tolerance(self) -> float:
+        """How far a number may be off when nothing else is said: by the dtype it was computed in."""
+        return record.TOLERANCE[str(self.sweeps or self.facts["dtype"])]
+
+    def versions(self) -> list[str]:
+        """What differs between the machine that wrote the page and this one, such as "torch 2.13.0, then 2.12.0"."""
+        from reports.run import versions
+
+        then = self.facts.get("versions")
+        return [
+            f"{name} {now}, then {then[name]}"
+            for name, now in versions().items()
+            if isinstance(then, dict) and name in then and then[name] != now
+        ]
+
+
+def read(path: Path) -> Kept:
+    """The request and the numbers of a page.
+
+    Raises NotFoundError when there is no such file, InputError when it is no page that can be run again, CheckFailed
+    when it was changed since it was written.
+    """
+    try:
+        page = path.expanduser().read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise _no_page(path) from None
+    except OSError as error:
+        hint = "expected a page that interp wrote, such as report.html"
+        raise NotFoundError(f"{path} cannot be read: {error.strerror}", hint) from None
+    start = page.find(START)
+    if start < 0 or page.find(START, start + 1) >= 0:
+        raise _no_page(path)
+    try:
+        facts = json.loads(page[start + len(START) : page.index(END, start)])
+        said = facts.pop("page_sha256")
+        request, numbers = facts.pop("request"), facts.pop("numbers")
+        command, text, options = request.pop("command"), request.pop("text"), request.pop("options")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise _no_page(path) from None
+    if not record.is_intact(page, str(said)):
+        raise CheckFailed(
+            f"{path} was changed after it was written",
+            f"its SHA-256 is no longer {str(said)[:16]}…, which it holds",
+            "the command in its last section makes it anew",
+        )
+    names = ("model", "weights_sha256", "device", "dtype")
+    formed = (
+        isinstance(command, str)
+        and isinstance(options, dict)
+        and isinstance(numbers, dict)
+        and all(isinstance(facts.get(name), str) for name in names)
+        and facts["dtype"] in record.TOLERANCE
+        and request.get("sweeps") in (None, *record.TOLERANCE)
+    )
+    if not formed:
+        raise _no_page(path)
+    return Kept(path, command, _text(path, text), options, request, facts, numbers)
+
+
+def _no_page(path: Path) -> InputError:
+    return InputError(
+        f"{path} holds no record that can be run again",
+        "expected a page written by interp report, or with --format html",
+        "a page of another version may show its command in its last section",
+    )
+
+
+def _text(path: Path, text: Any) -> Any:
+    """A text, several, rows of token ids or nothing; whatever else a file says is an error."""
+    if text is None or isinstance(text, str):
+        return text
+    if isinstance(text, list) and text:
+        if all(isinstance(one, str) for one in text):
+            return text
+        if all(isinstance(row, list) and row and all(type(i) is int for i in row) for row in text):
+            return text
+    raise InputError(f"{path}: the text that it was made of is damaged", "expected text or token ids")
+
+
+def make(kept: Kept, *, model: str | None = None, device: str | None = None, step: Step | None = None) -> "Report":
+    """The report again.
+
+    Args:
+        model: where the model is now; by default where the page says it was.
+        device: by default the page's.
+        step: called before each part, to show progress.
+
+    Raises CheckFailed when the model's weights are not those of the page, InputError for a request that this version
+    cannot carry out, NotFoundError when the model is not there.
+    """
+    source = "" if kept.own_model else model or _known(kept)
+    how = RUNNERS.get(kept.command) or (_one if kept.command in _commands() else None)
+    if how is None:
+        raise InputError(
+            f"{kept.path} was made by {kept.command!r}, which this version cannot run again",
+            f"expected report or an analysis, such as {', '.join(sorted(_commands())[:3])}",
+        )
+    return how(kept, source, device or kept.facts["device"], step or (lambda what, done, total: None))
+
+
+def _commands() -> set[str]:
+    return {analysis.command for analysis in discover().values()}
+
+
+def _known(kept: Kept) -> str:
+    """The page's model, where a page's word is enough. Raises InputError for any other name."""
+    from interp.loading import bundled_models
+
+    name = kept.model
+    if name in bundled_models() or name in PRESETS or Path(name).expanduser().is_dir():
+        return name
+    raise NotFoundError(
+        f"{kept.path} was made with the model {name!r}, which is not here",
+        "expected a directory that is there, or a well-known name",
+        "--model says where it is; a hub id that you trust may be given there too",
+    )
+
+
+def load(kept: Kept, source: str, device: str) -> "HookedGPT":
+    """The page's model, at its precision. Raises CheckFailed when the weights are others."""
+    import torch
+
+    from interp.encoder_loading import load_any
+    from interp.loading import weights_sha256
+
+    model = load_any(source, device=device, dtype=getattr(torch, kept.facts["dtype"]))
+    found, wanted = weights_sha256(model), kept.facts["weights_sha256"]
+    if found != wanted:
+        raise CheckFailed(
+            f"the weights of {source} are not those of {kept.path}",
+            f"SHA-256 {found[:16]}…, the page has {wanted[:16]}…",
+            "--model names the directory that holds the page's weights",
+        )
+    model.source = kept.facts["model"]
+    return model
+
+
+def _report(kept: Kept, source: str, device: str, step: Step) -> "Report":
+    """`interp report` again."""
+    from reports import run
+
+    names, seed = kept.more.get("analyses"), kept.more.get("seed", 0)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _no_page(kept.path)
+    check_seed(seed)
+    options = {}
+    for name in names:
+        given = kept.options.get(name, {})
+        options[name] = _checked(find(name), given if isinstance(given, dict) else {}, loads=False)
+    step("loading the model", 0, 1)
+    loaded = load(kept, source, device)
+    done = iter(range(len(names) + 1))
+    return run.report(
+        loaded,
+        tensor(kept.text),
+        analyses=names,
+        options=options,
+        seed=seed,
+        title=str(kept.more.get("title", "")),
+        command=str(kept.facts.get("command", "")),
+        before=lambda analysis: step(analysis.title.lower(), next(done), len(names)),
+    )
+
+
+def _one(kept: Kept, source: str, device: str, step: Step) -> "Report":
+    """The command of an analysis again."""
+    analysis = find(kept.command)
+    prompts = kept.more.get("prompts")
+    if prompts is not None and not isinstance(prompts, str):
+        raise _no_page(kept.path)
+    asked = Asked(source, tensor(kept.text), _checked(analysis, kept.options), prompts, sweeps=kept.sweeps)
+    shape = shape_of(source) if kept.facts["weights_sha256"] == WITHOUT_WEIGHTS else None
+    step("loading the model", 0, 1)
+    loaded = load(kept, source, device) if shape is None else None
+    step(analysis.title.lower(), 0, 1)
+    with _lowered(kept.sweeps):
+        section = measure(analysis, loaded or shape, asked)
+    return page_of(section, loaded, analysis, asked, str(kept.facts.get("command", "")))
+
+
+def _lowered(dtype: str | None) -> AbstractContextManager[object]:
+    """Sweeps in this dtype, if one is given."""
+    if dtype is None:
+        return nullcontext()
+    import torch
+
+    from interp.sweep import lowered
+
+    return lowered(getattr(torch, dtype))
+
+
+def _study(kept: Kept, source: str, device: str, step: Step) -> "Report":
+    """`interp study` again."""
+    from reports import run_study
+    from reports.studies import find_study
+
+    file = find_study(str(kept.more.get("study")))
+    if file.takes_model == kept.own_model:
+        raise _no_page(kept.path)
+    options = _checked(file, kept.options)
+    step("loading the model", 0, 1)
+    loaded = load(kept, source, device) if file.takes_model else None
+    declared = run_study.made(file, loaded, options)
+    return run_study.carry_out(
+        declared,
+        file=file,
+        command=str(kept.facts.get("command", "")),
+        options=options,
+        before=lambda item, number: step(f"{item.address} {item.title}", number, len(declared.items)),
+    )
+
+
+RUNNERS: dict[str, Callable[[Kept, str, str, Step], "Report"]] = {"report": _report, "study": _study}
+"""How commands are run again, by name, given the page, the model's name, the device and who shows progress.
+
+Analyses need no entry.
+"""
+
+
+def tensor(text: Any) -> Any:
+    """Rows of token ids as a tensor [batch pos]; a text or several as they are. Raises InputError for uneven rows."""
+    if not isinstance(text, list) or isinstance(text[0], str):
+        return text
+    import torch
+
+    try:
+        return torch.tensor(text)
+    except (ValueError, OverflowError, RuntimeError):
+        raise InputError("the token ids of the page are damaged", "expected rows of one length") from None
+
+
+def _checked(analysis: "Analysis | StudyFile", given: Mapping[str, Any], *, loads: bool = True) -> dict[str, Any]:
+    """Options from a file as the analysis takes them. Raises InputError for one that it does not have."""
+    known = {option.name: option for option in analysis.options()}
+    out = {}
+    for name, value in given.items():
+        option = known.get(name)
+        fits = option is not None and _fits(option, value) and (value is None or loads or option.load is None)
+        if option is None or not fits:
+            raise InputError(
+                f"the page gives {analysis.command} the option {name} = {value!r}"[:200],
+                f"expected {'a value of its type' if option else 'one of ' + ', '.join(known)}",
+                "the page may be of another version of interp",
+            )
+        out[name] = tuple(value) if option.many and value is not None else value
+    return out
+
+
+def _fits(option: Option, value: Any) -> bool:
+    if value is None:
+        return option.optional or option.default is None
+    if option.many:
+        return isinstance(value, list) and all(_is_one(option.type, item) for item in value)
+    return _is_one(option.type, value)
+
+
+def _is_one(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def check(kept: Kept, made: "Report", tolerance: float | None = None) -> list[record.Difference]:
+    """How every table of the page compares with the one made again, in the page's order.
+
+    Args:
+        tolerance: share of a column's largest value by which a number may differ; by default that of the dtype.
+    """
+    allowed = kept.tolerance if tolerance is None else tolerance
+    frames = {section.name: section.result.to_dataframe() for section in made.sections}
+    for name in kept.numbers:
+        if not isinstance(kept.numbers[name], dict):
+            raise _no_page(kept.path)
+    return [record.compare(name, kept.numbers[name], frames.get(name), allowed) for name in kept.numbers]

@@ -1,0 +1,173 @@
+"""Erasing a concept: the library's own fitter, the theorem, and models in which it is known what the concept is for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_gpt
+from planted import planted, previous_token_model
+
+from analyses.probes import causal_check, probe_layers
+from analyses.probes.causal import favours
+from analyses.probes.erasure import Erased, leace, leace_fitter, random_eraser
+from analyses.probes.moments import Statistics
+from interp import extract_activations
+from interp.errors import InputError, InterpError
+
+LINEAR = ["logistic", "ridge", "lda", "mass-mean", "nearest-centroid"]
+
+
+def sample(classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    data, codes = planted((0,), layers=1, classes=classes)
+    return data.values["blocks.0.hook_resid_post"], codes
+
+
+def test_the_statistics_are_the_librarys_own() -> None:
+    """The same eraser as the library's fitter that was shown the rows, in batches."""
+    x, codes = sample()
+    ours = leace_fitter(Statistics.of(x, codes))
+    fitter = type(ours)(12, 3, dtype=torch.float64, shrinkage=False, constrain_cov_trace=False, svd_tol=1e-7)
+    for rows in np.array_split(np.arange(len(x)), 5):
+        fitter.update(torch.tensor(x[rows]), torch.nn.functional.one_hot(torch.tensor(codes[rows]), 3))
+    torch.testing.assert_close(ours.sigma_xx, fitter.sigma_xx, rtol=0, atol=1e-9)
+    torch.testing.assert_close(ours.sigma_xz, fitter.sigma_xz, rtol=0, atol=1e-9)
+    points = torch.tensor(x[:50])
+    torch.testing.assert_close(leace(Statistics.of(x, codes))(points), fitter.eraser(points), rtol=0, atol=1e-8)
+
+
+def test_the_theorem() -> None:
+    """Equal class means, rank classes - 1, and no smaller change does it; random directions leave the means apart."""
+    x, codes = sample()
+    statistics = Statistics.of(x, codes)
+    eraser = leace(statistics)
+    assert eraser.rank == 2
+    erased = eraser(torch.tensor(x)).numpy()
+    means = np.stack([erased[codes == one].mean(0) for one in range(3)])
+    np.testing.assert_allclose(means, np.tile(x.mean(0), (3, 1)), rtol=0, atol=1e-9)
+    moved = eraser.of(statistics)
+    np.testing.assert_allclose(moved.x.scatter, Statistics.of(erased, codes).x.scatter, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(moved.y.means, means, rtol=0, atol=1e-9)
+    basis = np.linalg.qr((statistics.y.means - x.mean(0)).T)[0][:, :2]  # the orthogonal projection is a larger change
+    assert ((erased - x) ** 2).sum() < (((x - x.mean(0)) @ basis) ** 2).sum()
+    for variance in (None, eraser.removed(statistics)):
+        other = random_eraser(statistics, eraser.rank, 0, variance=variance)
+        apart = other.of(statistics).y.means
+        assert np.abs(apart - apart.mean(0)).max() > 0.3
+        if variance is not None:
+            assert other.removed(statistics) == pytest.approx(variance, rel=0.02)
+        twice = other(other(torch.tensor(x[:9])))
+        torch.testing.assert_close(twice, other(torch.tensor(x[:9])), rtol=0, atol=1e-8)  # a projection
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("kind", LINEAR)
+def test_after_erasing_no_linear_probe_beats_the_majority(kind: str, classes: int) -> None:
+    data, codes = planted((0,), layers=1, classes=classes, texts=60)
+    name = "blocks.0.hook_resid_post"
+    train = (data.manifest["split"] == "train").to_numpy()
+    statistics = Statistics.of(data.values[name][train], codes[train])
+    erased = probe_layers(Erased(data, name, leace(statistics)), codes, probe=kind, description_length=False)
+    gain = erased.difference("probe", "majority")
+    assert gain.value[0] <= max(0.0, gain.high[0] - gain.value[0]) + 0.02
+    assert gain.low[0] <= 0.01
+    control = random_eraser(statistics, classes - 1, 0)
+    other = probe_layers(Erased(data, name, control), codes, probe=kind, description_length=False)
+    assert other.difference("probe", "majority").low[0] > 0.2
+
+
+def test_a_hook_erases_as_the_eraser_does() -> None:
+    model, ids = make_gpt(), torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+    name = "blocks.1.hook_resid_pre"
+    rng = np.random.default_rng(0)
+    x, codes = rng.normal(size=(200, model.config.d_model)), rng.integers(0, 2, 200)
+    eraser = leace(Statistics.of(x, codes))
+    _, clean = model.run_with_cache(ids, names=name)
+    with model.hooks([eraser.at(name, skip=1)]):
+        _, changed = model.run_with_cache(ids, names=name)
+    torch.testing.assert_close(changed[name][:, 0], clean[name][:, 0], rtol=0, atol=0)
+    expected = eraser(clean[name][:, 1:].double()).to(changed[name])
+    torch.testing.assert_close(changed[name][:, 1:], expected, rtol=0, atol=1e-5)
+    assert (changed[name][:, 1:] - clean[name][:, 1:]).abs().max() > 1e-2
+
+
+def test_a_model_that_uses_the_concept_loses_it(tmp_path: Path) -> None:
+    """Text whose second half repeats the first: the model copies by what the previous token was; erase one bit of it.
+
+    In the constructed model the residual stream after layer 0 says which token came before, and the induction head of
+    layer 1 looks for it. Erasing "the previous token is one of the first twenty" there leaves the other directions.
+    """
+    model, tokens, labels = previous_token_model()
+    tokens = torch.cat([tokens[:, :20], tokens[:, :20]], 1)
+    labels = np.full(tokens.shape, -1)
+    labels[:, 1:] = np.isin(tokens[:, :-1].numpy(), range(20))
+    store = extract_activations(
+        model, tokens, ["resid_mid", "resid_post"], tmp_path / "store", dtype="float32", split=(0.6, 0.1, 0.3)
+    )
+    result = causal_check(model, store, labels.ravel(), "blocks.0.hook_resid_post", draws=3)
+    assert result.before[0][result.rows > 0].mean() > 0.99
+    assert float(result.above_majority.value[0]) <= 0.02
+    assert result.later == ("blocks.0.hook_resid_post", "blocks.1.hook_resid_mid", "blocks.1.hook_resid_post")
+    own = float(result.cost.value)
+    with torch.no_grad():
+        held = np.flatnonzero(store.texts["split"] == "test")
+        ids = tokens[held]
+        log_p = model(ids)[:, :-1].log_softmax(-1)
+        loss = -log_p.gather(-1, ids[:, 1:, None]).mean()
+    assert float(result.mean(result.loss).value) == pytest.approx(float(loss), abs=1e-5)
+    assert np.isnan(result.loss[store.texts["split"] != "test"]).all()
+    assert own > 0
+    assert len(result.to_dataframe()) > 10
+    assert result.scales.tolist() == [-2, -1, 1, 2]
+    assert (result.mean(result.kl_steered.T).value > 0).all()
+    text = result.findings()[0].text
+    assert "erased at L0 out" in text
+
+
+def test_steering_adds_the_difference_of_means(tmp_path: Path) -> None:
+    """KL and loss of the steered run, by hand; no concept direction is longer or shorter than the random ones."""
+    model, tokens, labels = previous_token_model()
+    store = extract_activations(model, tokens, "resid_post", tmp_path / "store", dtype="float32", split=(0.6, 0.1, 0.3))
+    name = "blocks.0.hook_resid_post"
+    result = causal_check(model, store, labels, name, draws=2, scales=(1.5,), towards="0")
+    train = (store.manifest["split"] == "train").to_numpy() & (labels >= 0)
+    x = store.load(name)[0].astype(np.float64)
+    vector = x[train & (labels == 0)].mean(0) - x[train & (labels == 1)].mean(0)
+    assert result.towards == "0"
+    assert result.length == pytest.approx(np.linalg.norm(vector))
+    ids = tokens[np.flatnonzero(store.texts["split"] == "test")]
+    change = torch.tensor(1.5 * vector, dtype=torch.float32)
+    with torch.no_grad():
+        clean = model(ids)[:, :-1].log_softmax(-1)
+        with model.hooks([(name, lambda x, hook: x + change)]):
+            steered = model(ids)[:, :-1].log_softmax(-1)
+    kl = (clean.exp() * (clean - steered)).sum(-1).mean()
+    assert float(result.mean(result.kl_steered[0]).value) == pytest.approx(float(kl), rel=1e-4, abs=1e-6)
+
+
+def test_what_cannot_be_checked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens, labels = previous_token_model()
+    store = extract_activations(model, tokens, ["resid_post", "z"], tmp_path / "store", dtype="float32")
+    for name, options, message in (
+        ("resid_post", {}, "2 hook points"),
+        ("blocks.0.attn.hook_z", {}, "residual stream"),
+        ("blocks.0.hook_resid_post", {"towards": "verb"}, "expected one of 0, 1"),
+        ("blocks.0.hook_resid_post", {"draws": 0}, "at least 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            causal_check(model, store, labels, name, **options)
+    monkeypatch.setitem(__import__("sys").modules, "concept_erasure", None)
+    with pytest.raises(InterpError, match=r"pip install interp\[probes\]"):
+        causal_check(model, store, labels, "blocks.0.hook_resid_post")
+
+
+def test_tokens_that_a_concept_speaks_for(toy_gpt) -> None:
+    ids = torch.tensor([5, 9, 5, 7])
+    seen = favours("seen-before", toy_gpt).mask(ids)
+    assert [set(torch.nonzero(row)[:, 0].tolist()) for row in seen] == [{5}, {5, 9}, {5, 9}, {5, 7, 9}]
+    comma = toy_gpt.to_single_token(",")
+    punctuation = favours("next-punctuation", toy_gpt).mask(ids)
+    assert punctuation.shape == (4, toy_gpt.config.d_vocab)
+    assert punctuation[:, comma].all()
+    assert favours("position", toy_gpt) is None
+    assert favours("part-of-speech", toy_gpt) is None

@@ -1,0 +1,53 @@
+"""Probabilities of words against the chain rule written out, and as a distribution."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_gpt
+
+from analyses.continuations import continuations
+from interp.errors import InputError
+from interp.model import HookedGPT
+
+TEXT = "Mary and John"
+
+
+def test_a_word_is_the_product_of_its_tokens(toy_gpt: HookedGPT) -> None:
+    """Token by token, each after the text that came before it."""
+    result = continuations(toy_gpt, TEXT, words=("sat", "ran away"))
+    for word, row in zip((" sat", " ran away"), result.table.itertuples(), strict=True):
+        ids = toy_gpt.to_tokens(TEXT)[0].tolist()
+        log = 0.0
+        first = None
+        for token in toy_gpt.to_tokens(word, prepend_bos=False)[0].tolist():
+            logits = toy_gpt(torch.tensor([ids])).detach()[0, -1].double()
+            log += logits.log_softmax(-1)[token].item()
+            first = first if first is not None else 1 + sum(other > logits[token] for other in logits).item()
+            ids.append(token)
+        assert row.probability == pytest.approx(np.exp(log), rel=1e-4)
+        assert row.per_token == pytest.approx(np.exp(log / row.tokens), rel=1e-4)
+        assert row.rank == first
+    assert result.table["beside"].sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_the_models_own_candidates_are_ranked_first(toy_gpt: HookedGPT) -> None:
+    result = continuations(toy_gpt, TEXT, words=("a",), show=5)
+    own = toy_gpt(TEXT).detach()[0, -1].softmax(-1)
+    np.testing.assert_allclose(result.top_probabilities, own.sort(descending=True).values[:5], rtol=1e-5)
+    assert result.top == tuple(toy_gpt.to_str_tokens(own.argsort(descending=True)[:5]))
+
+
+def test_one_token_words_are_part_of_one_distribution(toy_gpt: HookedGPT) -> None:
+    """A model that knows nothing gives every token the same; every word's probability is a power of that."""
+    blank = make_gpt(tokenizer=toy_gpt.tokenizer, init_std=1e-9)
+    table = continuations(blank, TEXT, words=("sat", "ran")).table
+    np.testing.assert_allclose(table["probability"], 300.0 ** -table["tokens"], rtol=1e-3)
+    assert continuations(toy_gpt, TEXT, words=("sat",)).table["probability"][0] != pytest.approx(
+        float(table["probability"][0]), rel=0.01
+    )
+
+
+def test_what_cannot_be_used_is_said(toy_gpt: HookedGPT) -> None:
+    for words in ((), ("",), ("long " * 70,)):
+        with pytest.raises(InputError):
+            continuations(toy_gpt, TEXT, words=words)
