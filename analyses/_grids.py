@@ -93,14 +93,14 @@ class GridsResult(Result):
 
     def findings(self) -> list[Finding]:
         frame = self.strongest()
+        frame = frame[~frame["part"].str.contains("bias|embed")]
         if frame.empty or not np.isfinite(frame["value"].iloc[0]):
             return []
         top = frame.iloc[0]
         typical = float(frame["value"].abs().median())
         return [
             Finding(
-                text=f"{top['part']} has the largest {self.what} of {len(frame)} parts: "
-                f"{top['value']:+.3g} {self.unit}.",
+                text=f"The largest {self.what}, of {len(frame)} parts: {top['part']}, {top['value']:+.3g} {self.unit}.",
                 key=str(top["grid"]),
                 weight=0.2 + 0.6 * (1 - typical / max(abs(float(top["value"])), 1e-12)),
                 value=float(top["value"]),

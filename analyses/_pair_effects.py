@@ -234,7 +234,7 @@ def translation_patching(
         _, cache = model.run_with_cache(donor.source, donor.target)
         ends = {name: _score(model(x.source, x.target), x) for name, x in (("clean", one), ("corrupted", other))}
     start = _score(run.clean, base)
-    grids = [grid for name in sites for grid in _patched(model, run, cache, name, start)]
+    grids = [grid for name in sites for grid in _patched(model, run, one, cache, name, start)]
     gap = ends["clean"] - ends["corrupted"]
     source = "clean" if direction == "denoise" else "corrupted"
     note = Note(
@@ -290,9 +290,10 @@ def _corrupted(model: HookedEncoderDecoder, one: Translation, given: Any, seed: 
 
 
 def _patched(
-    model: HookedEncoderDecoder, run: _Runs, cache: ActivationCache, site: str, start: float
+    model: HookedEncoderDecoder, run: _Runs, one: Translation, cache: ActivationCache, site: str, start: float
 ) -> list[NumberGrid]:
-    one, grids = run.one, []
+    """The grids of one site: the effect on the target of `one`, the clean pair, whose tokens are the labels."""
+    grids = []
     if site in STREAMS:
         for prefix, ids in (("enc", one.source), ("dec", one.target)):
             stack = ATTENTION[prefix][0]

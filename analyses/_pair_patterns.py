@@ -2,6 +2,7 @@
 
 Measures are means over all queries of a text: `entropy` in nats, and the mass on the first key, on the last one (the
 end token of a source), and, where queries and keys are the same tokens, on the token before, itself and the next one.
+The decoder's self-attention is causal, and so has neither the last key nor the next one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,8 +51,6 @@ class Stack:
     def grid(self) -> AttentionGrid:
         causal = self.name == "decoder"
         how = "Every row sums to one. "
-        if not causal:
-            how += "Opened, the picture shows all keys and then all queries as one text: look at its lower left. "
         if self.name == "cross":
             how += "A query is a token the decoder has read; it is used to write the next one."
         return AttentionGrid(
@@ -66,7 +65,7 @@ class Stack:
         )
 
     def matrices(self) -> list[Matrix]:
-        chosen = [name for name in self.measures if name in ("entropy", "last", "previous", "next")]
+        chosen = [name for name in ("entropy", "last", "previous", "next") if name in self.measures]
         return [
             Matrix(
                 key=f"{self.name}-{name}",
@@ -163,11 +162,13 @@ class StackPatternsResult(Result):
                         )
                     )
         if len(self.alignment):
-            best = self.alignment.iloc[int(self.alignment["head_share"].argmax())]
-            value = float(best["head_share"])
+            inner = self.alignment[self.alignment["written"] != "</s>"]
+            best = (inner if len(inner) else self.alignment).sort_values("share").iloc[-1]
+            value = float(best["share"])
             text = (
-                f"When it writes “{best['written'].strip()}”, cross-attention head {best['head']} gives {value:.0%} of "
-                f"its attention to “{best['source'].strip()}”, the most of all tokens and heads."
+                f"When it writes “{best['written'].strip()}”, {value:.0%} of all cross-attention that does not go to "
+                f"the end token goes to “{best['source'].strip()}”; head {best['head']} gives it "
+                f"{best['head_share']:.0%}."
             )
             found.append(Finding(text=text, key="alignment", weight=0.8 * value, value=value, unit="share"))
         return found
@@ -220,7 +221,7 @@ def _stack(
     queries: tuple[Tokens, ...],
 ) -> Stack:
     read = [_read(model, where, run) for run in runs]
-    measured = [_measure(pattern, same=name != "cross") for pattern, _ in read]
+    measured = [_measure(pattern, name) for pattern, _ in read]
     return Stack(
         name=name,
         patterns=tuple(pattern.numpy() for pattern, _ in read),
@@ -252,12 +253,16 @@ def _read(
     return torch.stack(patterns), torch.stack(norms)
 
 
-def _measure(pattern: Tensor, *, same: bool) -> dict[str, np.ndarray]:
-    """Measure -> [layer head]."""
-    found = {"entropy": torch.special.entr(pattern).sum(-1), "first": pattern[..., 0], "last": pattern[..., -1]}
-    if same:
-        for name, shift in (("previous", -1), ("own", 0), ("next", 1)):
-            found[name] = pattern.diagonal(shift, dim1=-2, dim2=-1)
+def _measure(pattern: Tensor, stack: str) -> dict[str, np.ndarray]:
+    """Measure -> [layer head]. A causal pattern never reaches the last token or the next one."""
+    found = {"entropy": torch.special.entr(pattern).sum(-1), "first": pattern[..., 0]}
+    if stack != "decoder":
+        found["last"] = pattern[..., -1]
+    if stack != "cross":
+        found["previous"] = pattern.diagonal(-1, dim1=-2, dim2=-1)
+        found["own"] = pattern.diagonal(dim1=-2, dim2=-1)
+    if stack == "encoder":
+        found["next"] = pattern.diagonal(1, dim1=-2, dim2=-1)
     return {
         name: x.mean(-1).double().numpy() if x.shape[-1] else np.full(x.shape[:2], np.nan) for name, x in found.items()
     }

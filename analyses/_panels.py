@@ -144,7 +144,9 @@ class Graph(Panel):
     columns: tuple[int, ...]  # [node] the column of each node, 0 leftmost
     edges: tuple[tuple[int, int, float], ...]  # (from node, to node, weight)
     unit: str
-    places: tuple[tuple[float, float], ...] = ()  # [node] x to the right, y upwards: then drawn there, weights on arrows
+    places: tuple[
+        tuple[float, float], ...
+    ] = ()  # [node] x to the right, y upwards: then drawn there, weights on arrows
     values: np.ndarray | None = None  # [node] what shades a placed node, such as the share of time spent there
     frames: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     """Name -> weights [edge] and values [node] of the same graph at other times, drawn as small pictures instead."""

@@ -146,7 +146,7 @@ class QKVWalkthroughResult(Result):
     def _weights(self, seen: Tokens) -> Bars:
         return Bars(
             key="weights",
-            title="The recipe: one weight for each token",
+            title="One weight for each token",
             caption=f"Softmax weights of the query at position {self.query}; they sum to {self.weights.sum():.6f}.",
             labels=seen,
             values=self.weights[: self.query + 1],
@@ -174,7 +174,7 @@ class QKVWalkthroughResult(Result):
         gap = np.full((1, len(self.mixed)), np.nan)
         return Matrix(
             key="mixture",
-            title="The potion: weighted values, and their sum",
+            title="Weighted values, and their sum",
             caption="Each row is a token's value times its weight; the last row is their sum, the head's output. "
             f"It differs from the model's own by {self.difference:.1e} of its length.",
             values=np.concatenate([self.given[: self.query + 1], gap, self.mixed[None]]),

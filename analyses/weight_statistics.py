@@ -47,9 +47,10 @@ from analyses._distributions import (
     window_test,
 )
 from analyses._inputs import TextOrTokens
-from analyses._matrices import FIRST_POSITION, KINDS, find_outliers, head_parts, layer_norms, whole_matrices
+from analyses._matrices import FIRST_POSITION, KINDS, Model, find_outliers, head_parts, layer_norms, whole_matrices
 from analyses._panels import Finding, Histogram, Lines, Matrix, Note, Panel, Result, Table
 from analyses._statistics import q_values
+from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError, nearest
 from interp.model import HookedGPT
 
@@ -120,6 +121,11 @@ class WeightStatisticsResult(Result):
     def whole(self) -> pd.DataFrame:
         """The rows of whole matrices."""
         return self.matrices[self.matrices["head"] == -1].reset_index(drop=True)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of the matrices inside blocks."""
+        return list(dict.fromkeys(self.matrices[self.matrices["layer"] >= 0]["kind"]))
 
     @property
     def shaped(self) -> pd.DataFrame:
@@ -207,8 +213,9 @@ class WeightStatisticsResult(Result):
 
     def _histograms(self) -> Histogram:
         layers = sorted({0, self.whole["layer"].max() // 2, self.whole["layer"].max()})
-        names = [f"L{layer} {kind}" for layer in layers for kind in KINDS]
-        names += [name for name in self.entries if not name.startswith("L")]
+        layers = layers if len(self.kinds) <= len(KINDS) else layers[1:2]  # few enough pictures to look at
+        inside = self.whole[self.whole["layer"].isin(layers)].sort_values("layer", kind="stable")
+        names = [*inside["matrix"], *self.whole[self.whole["layer"] == -1]["matrix"]]
         names = [name for name in names if self.entries[name].laws]
         return Histogram(
             key="histograms",
@@ -240,7 +247,7 @@ class WeightStatisticsResult(Result):
             title=title,
             caption=caption,
             x=table.index.to_numpy(),
-            series={kind: table[kind].to_numpy() for kind in KINDS},
+            series={kind: table[kind].to_numpy() for kind in self.kinds},
             x_axis="block",
             y_axis=unit,
         )
@@ -260,7 +267,7 @@ class WeightStatisticsResult(Result):
 
     def _spectra(self) -> Lines:
         series = {}
-        for kind in (*KINDS, "W_E", "W_pos", "W_U"):
+        for kind in (*self.kinds, "W_E", "W_pos", "W_U"):
             rows = self.whole[(self.whole["kind"] == kind) & (self.whole["edge_ratio"] > 0)]
             if not rows.empty:
                 series[kind] = np.mean([self._scaled_spectrum(row) for _, row in rows.iterrows()], axis=0)
@@ -303,14 +310,14 @@ class WeightStatisticsResult(Result):
         )
 
     def _gain_lines(self) -> Lines:
-        names = ("ln1", "ln2") if (self.gains["layer"] >= 0).any() else ()
+        names = tuple(dict.fromkeys(self.gains[self.gains["layer"] >= 0]["norm"]))
         tables = {name: self.gains[self.gains["norm"] == name].sort_values("layer") for name in names}
         return Lines(
             key="gain",
             title="Layer-norm gains by block",
             caption="Mean gain; the band runs from the 5 % to the 95 % quantile of the coordinates (it is no "
             "interval of confidence).",
-            x=tables["ln1"]["layer"].to_numpy(),
+            x=tables[names[0]]["layer"].to_numpy(),
             series={name: table["mean"].to_numpy() for name, table in tables.items()},
             x_axis="block",
             y_axis="gain",
@@ -390,7 +397,7 @@ def extreme(frame: pd.DataFrame, column: str, sign: int = 1) -> pd.Series:
 
 
 def weight_statistics(
-    model: HookedGPT,
+    model: HookedGPT | HookedEncoderDecoder,
     tokens: TextOrTokens | None = None,
     *,
     window: Annotated[int, "side of the moving average's window; smaller for small matrices"] = 64,
@@ -430,9 +437,7 @@ def weight_statistics(
     )
 
 
-def measure_all(
-    model: HookedGPT, window: int
-) -> tuple[list[dict[str, object]], dict[str, Entries], dict[str, np.ndarray]]:
+def measure_all(model: Model, window: int) -> tuple[list[dict[str, object]], dict[str, Entries], dict[str, np.ndarray]]:
     """Rows of the table of matrices, entries of whole matrices, singular values of all."""
     rows: list[dict[str, object]] = []
     entries, singular = {}, {}
@@ -479,7 +484,7 @@ def _chosen(whole: pd.DataFrame, matrix: str | None) -> str:
 def block_trends(whole: pd.DataFrame) -> pd.DataFrame:
     """Kendall's tau with the block of each number of each kind, exact p, and q; empty below four blocks."""
     rows = []
-    for kind in KINDS:
+    for kind in dict.fromkeys(whole[whole["layer"] >= 0]["kind"]):
         blocks = whole[whole["kind"] == kind].sort_values("layer")
         for number in TRENDS:
             values = blocks[number].to_numpy(dtype=float)

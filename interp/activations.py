@@ -264,7 +264,7 @@ class ActivationStore:
         folder = self.directory / shard_name(shard)
         if not folder.is_dir():
             raise NotFoundError(
-                f"{folder} is missing", f"expected {self.n_shards} shards", "the same extraction with resume makes it"
+                f"{folder} is missing", f"expected {self.n_shards} shards", "the same extraction with --resume makes it"
             )
         return folder
 
@@ -334,7 +334,7 @@ def _missing(path: Path) -> NotFoundError:
     return NotFoundError(
         f"{path} is missing",
         f"expected every file of {path.parent.name}",
-        f"remove {path.parent}, then the same extraction with resume makes it again",
+        f"remove {path.parent}, then the same extraction with --resume makes it again",
     )
 
 
@@ -343,5 +343,5 @@ def _damaged(path: Path, why: str) -> LoadError:
     return LoadError(
         f"{path} is damaged: {why.splitlines()[0][:200]}",
         "expected it as it was written",
-        f"remove {path.parent if shard else path}, then the same extraction with resume makes it again",
+        f"remove {path.parent if shard else path}, then the same extraction with --resume makes it again",
     )

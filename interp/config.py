@@ -122,8 +122,11 @@ def from_hf(data: dict[str, Any], where: str) -> GPTConfig:
     Raises LoadError for another architecture, or an option that would change the function and is not supported.
     """
     if data.get("model_type", "gpt2") != "gpt2":
+        other = {"marian": "HookedEncoderDecoder", "bert": "HookedEncoder", "vit": "HookedEncoder"}
         raise LoadError(
-            f"{where}: model_type = {data['model_type']!r}", "expected 'gpt2', the one architecture supported"
+            f"{where}: model_type = {data['model_type']!r}",
+            "expected 'gpt2', the one decoder-only architecture supported",
+            f"use {other[data['model_type']]}.from_pretrained" if data["model_type"] in other else "",
         )
     for key, usual in (
         ("scale_attn_weights", True),

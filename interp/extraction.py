@@ -13,15 +13,13 @@ import json
 import math
 import os
 import platform
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -36,33 +34,15 @@ from interp.hooks import HookPoint, NameSpec
 from interp.loading import parameters_sha256, weights_sha256
 from interp.model import HookedGPT
 from interp.progress import tell
-from interp.texts import SPLITS, Column, Corpus, Texts, build_corpus, need_parquet
+from interp.sequences import Sequences, batches, divide, one_text_a_row, packed_rows
+from interp.tables import manifest_bytes, texts_bytes
+from interp.texts import Corpus, Texts, build_corpus
 
 Dtype: TypeAlias = Literal["float16", "bfloat16", "float32"]
 SHARD_BYTES = 256_000_000
 """About as much a shard holds over all hook points, where nothing else is asked for."""
 _PATTERNS = {"hook_pattern": 0.0, "hook_attn_scores": -math.inf}
 """Hook points with a row a query and a value a key, and what stands at keys that the sequence does not have."""
-
-
-class Sequences(NamedTuple):
-    """The rows that the model runs, one after the other."""
-
-    source: np.ndarray
-    """[place] for all sequences: the position of the corpus that stands there; -1 for a beginning-of-text token."""
-    bounds: np.ndarray
-    """[sequence + 1], where each begins."""
-    packed: bool
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """[sequence], in tokens."""
-        return np.diff(self.bounds)
-
-    @property
-    def stored(self) -> np.ndarray:
-        """[sequence], positions of which activations are stored: all but beginning-of-text tokens."""
-        return np.add.reduceat((self.source >= 0).astype(np.int64), self.bounds[:-1])
 
 
 @dataclass(frozen=True)
@@ -150,18 +130,18 @@ class Extraction:
 
             def one(name: str) -> tuple[str, str]:
                 file = f"{name}.safetensors"
-                x = tensors[name].cpu()
+                x = tensors[name]
                 if not name.endswith("hook_attn_scores") and not x.isfinite().all():
                     raise InputError(
                         f"{name}: an activation is not finite in {self.header['dtype']}",
                         "expected numbers that this dtype can hold",
                         "store in bfloat16, or in float32 to see where they come from",
                     )
-                return file, _write(temporary / file, folder / file, save({TENSOR: x}))
+                return file, _write(temporary / file, folder / file, save({TENSOR: x.cpu()}))
 
             with ThreadPoolExecutor(min(len(self.names), os.cpu_count() or 1)) as pool:
                 sums = dict(pool.map(one, self.names))
-            manifest = _parquet_bytes(self.manifest(shard), self.corpus.labels)
+            manifest = manifest_bytes(self.manifest(shard), self.corpus.labels)
             sums[MANIFEST] = _write(temporary / MANIFEST, folder / MANIFEST, manifest)
             _write(temporary / CHECKSUMS, folder / CHECKSUMS, json.dumps(sums, indent=1).encode())
         return shard
@@ -187,27 +167,6 @@ class Extraction:
             "row": np.arange(len(positions)),
         }
         return columns
-
-
-@dataclass(frozen=True)
-class ExtractionPlan:
-    """What an extraction would take."""
-
-    texts: int
-    positions: int
-    """Stored positions, of this process' shards."""
-    sequences: int
-    shards: int
-    """Of this process."""
-    hook_points: dict[str, int]
-    """Hook point -> bytes."""
-    bytes: int
-    """Of all activations; manifests add little."""
-    free: int
-    """Bytes that are free on the disk."""
-    seconds: float
-    """Measured on a sample of `sampled` positions, written to the same disk and removed."""
-    sampled: int
 
 
 def extract_activations(
@@ -270,7 +229,7 @@ def run(job: Extraction, *, resume: bool = False, shard_index: int = 0, num_shar
     begin(job, resume=resume, shared=num_shards > 1)
     todo = [shard for shard in mine if not _finished(job, shard)]
     _check_room(job, todo)
-    for _ in scale.map_items(job.run, todo) if scale.in_cluster() else _overlapped(job, todo):
+    for _ in scale.map_items(job.run, todo) if scale.in_cluster() else overlapped(job, todo):
         pass
     return len(todo)
 
@@ -302,13 +261,13 @@ def plan(
     chosen = tuple(model.match(names))
     corpus = build_corpus(model, texts, labels=labels, split=split, seed=seed)
     bos = prepend_bos and _bos(model, default=-1) >= 0
-    sequences = (_packed if packed else _one_a_row)(corpus, model.config.n_ctx, bos)
+    sequences = (packed_rows if packed else one_text_a_row)(corpus, model.config.n_ctx, bos)
     longest = int(sequences.lengths.max())
     shapes = {name: _shape(model, name, longest) for name in chosen}
     row_bytes = getattr(torch, dtype).itemsize * sum(math.prod(shape) for shape in shapes.values())
     size = shard_tokens or max(1, SHARD_BYTES // row_bytes)
     stored = sequences.stored
-    shards = tuple(_divide(stored, size))
+    shards = tuple(divide(stored, size))
     header = {
         "format": FORMAT,
         "model": model.source,
@@ -340,62 +299,6 @@ def plan(
     )  # fmt: skip
 
 
-def measure(job: Extraction, *, shard_index: int = 0, num_shards: int = 1, least: float = 2.0) -> ExtractionPlan:
-    """How many bytes an extraction would write, and how long it would take: measured on sequences spread over it.
-
-    Args:
-        least: seconds that are spent on measuring, where there is enough to do.
-    """
-    mine = own_shards(job, shard_index, num_shards)
-    rows = sum(job.shard_rows[shard] for shard in mine)
-    above = next(folder for folder in (job.out, *job.out.absolute().parents) if folder.is_dir())
-    spent, sampled, want = 0.0, 0, 4 * job.batch_tokens
-    while spent < least and sampled < rows:
-        sample = _sample(job, min(want, rows))
-        try:
-            with tempfile.TemporaryDirectory(prefix=".interp-plan-", dir=above) as folder:
-                start = time.perf_counter()
-                done = sample(Path(folder))
-                spent, sampled = time.perf_counter() - start, done
-        except OSError as error:
-            raise InputError(f"{above} cannot be written: {error.strerror}", "expected a place with room") from error
-        want *= 4
-    widths = {name: math.prod(shape) for name, shape in job.header["hook_points"].items()}
-    return ExtractionPlan(
-        texts=job.header["n_texts"],
-        positions=rows,
-        sequences=sum(job.shards[shard][1] - job.shards[shard][0] for shard in mine),
-        shards=len(mine),
-        hook_points={name: width * job.dtype.itemsize * rows for name, width in widths.items()},
-        bytes=job.row_bytes * rows,
-        free=_free(job.out),
-        seconds=spent * rows / max(1, sampled),
-        sampled=sampled,
-    )
-
-
-def _sample(job: Extraction, rows: int) -> Callable[[Path], int]:
-    """A small extraction of sequences spread over the whole; called with a folder it writes them and says how many."""
-    stored = job.sequences.stored
-    count = max(1, min(len(stored), math.ceil(rows / max(1.0, float(stored.mean())))))
-    chosen = np.unique(np.linspace(0, len(stored) - 1, count).round().astype(int))
-    bounds = job.sequences.bounds
-    source = np.concatenate([job.sequences.source[bounds[s] : bounds[s + 1]] for s in chosen])
-    some = Sequences(source, np.concatenate([[0], np.cumsum(job.sequences.lengths[chosen])]), job.sequences.packed)
-    shards = tuple(_divide(some.stored, job.header["processing"]["shard_tokens"]))
-    header = job.header | {"shard_rows": [int(some.stored[first:end].sum()) for first, end in shards]}
-
-    def write(folder: Path) -> int:
-        small = Extraction(
-            job.model, job.corpus, some, job.names, job.dtype, job.batch_tokens, shards, folder, header
-        )  # fmt: skip
-        for _ in _overlapped(small, range(len(shards))):
-            pass
-        return int(some.stored.sum())
-
-    return write
-
-
 def own_shards(job: Extraction, shard_index: int, num_shards: int) -> list[int]:
     """The shards that this process writes. Raises InputError for an index that is not below the number."""
     if not 0 <= shard_index < num_shards:
@@ -412,7 +315,9 @@ def begin(job: Extraction, *, resume: bool, shared: bool) -> None:
     if path.exists():
         if not resume and not shared:
             raise InputError(
-                f"{job.out} holds activations", "nothing was overwritten", "resume, or choose another folder"
+                f"{job.out} holds activations",
+                "nothing was overwritten",
+                "--resume goes on with them, or choose another folder",
             )
         found = ActivationStore(job.out, partial=True).header
         for key in job.header:
@@ -430,7 +335,7 @@ def begin(job: Extraction, *, resume: bool, shared: bool) -> None:
     if not shared and job.out.is_dir():
         for file in (HEADER, TEXTS):
             remove_leftovers(job.out / file)
-    table = _texts_bytes(job)
+    table = texts_bytes(job.corpus)
     with atomic_path(job.out / TEXTS) as temporary:
         temporary.write_bytes(table)
     header = job.header | {"texts_parquet_sha256": hashlib.sha256(table).hexdigest()}
@@ -462,14 +367,14 @@ def _finished(job: Extraction, shard: int) -> bool:
     return True
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     import shutil
 
     return shutil.disk_usage(next(above for above in (folder, *folder.absolute().parents) if above.is_dir())).free
 
 
 def _check_room(job: Extraction, todo: list[int]) -> None:
-    needed, free = job.row_bytes * sum(job.shard_rows[shard] for shard in todo), _free(job.out)
+    needed, free = job.row_bytes * sum(job.shard_rows[shard] for shard in todo), free_bytes(job.out)
     if needed > free:
         raise InterpError(
             f"{job.out} would take {needed / 1e9:.3g} GB more, but {free / 1e9:.3g} GB are free on its disk",
@@ -478,7 +383,7 @@ def _check_room(job: Extraction, todo: list[int]) -> None:
         )
 
 
-def _overlapped(job: Extraction, todo: Sequence[int]) -> Iterator[int]:
+def overlapped(job: Extraction, todo: Sequence[int]) -> Iterator[int]:
     """Each shard is written while the next one is computed."""
     with ThreadPoolExecutor(1) as pool:
         writing: Future[int] | None = None
@@ -506,70 +411,9 @@ def _write(temporary: Path, final: Path, data: bytes) -> str:
         raise InterpError(
             f"{final} cannot be written: {error.strerror or error}",
             "the shards that were finished before are kept",
-            f"{'make room' if full else 'mend that'}, then go on with resume",
+            f"{'make room' if full else 'mend that'}, then go on with --resume",
         ) from error
     return hashlib.sha256(data).hexdigest()
-
-
-# Which sequences, shards and batches there are.
-
-
-def _one_a_row(corpus: Corpus, context: int, bos: bool) -> Sequences:
-    """Each text in windows that do not overlap, as long as the context allows with the beginning token in front."""
-    width = context - bos
-    if width < 1:
-        raise InputError(f"a context of {context}", "expected room for a token after the beginning one")
-    pieces, lengths = [], []
-    for start, end in zip(corpus.starts[:-1].tolist(), corpus.starts[1:].tolist(), strict=True):
-        for first in range(start, end, width):
-            piece = np.arange(first, min(first + width, end))
-            pieces += [np.array([-1]), piece] if bos else [piece]
-            lengths.append(len(piece) + bos)
-    return Sequences(np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)]), packed=False)
-
-
-def _packed(corpus: Corpus, context: int, bos: bool) -> Sequences:
-    """All texts of a split in one stream, a beginning token before each, cut into windows behind one more of them."""
-    width = context - bos
-    if width < 1:
-        raise InputError(f"a context of {context}", "expected room for a token after the beginning one")
-    pieces, lengths = [], []
-    for split in range(len(SPLITS)):
-        stream: list[np.ndarray] = []
-        for text in np.flatnonzero(corpus.split == split).tolist():
-            stream += [np.array([-1])] if bos else []
-            stream.append(np.arange(corpus.starts[text], corpus.starts[text + 1]))
-        whole = np.concatenate(stream) if stream else np.empty(0, dtype=np.int64)
-        first = 0
-        while first < len(whole):
-            first += bos and whole[first] < 0  # the window's own beginning token stands for it
-            window = whole[first : first + width]
-            first += len(window)
-            pieces += [np.array([-1]), window] if bos else [window]
-            lengths.append(len(window) + bos)
-    return Sequences(np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)]), packed=True)
-
-
-def _divide(stored: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
-    """Sequences in shards of at most `size` stored positions, one sequence at least."""
-    ends = np.cumsum(stored)
-    first, before = 0, 0
-    while first < len(stored):
-        end = max(first + 1, int(np.searchsorted(ends, before + size, side="right")))
-        yield first, end
-        first, before = end, int(ends[end - 1])
-
-
-def batches(lengths: np.ndarray, tokens: int) -> Iterator[list[int]]:
-    """Sequences of like length together: at most `tokens` positions with padding, one sequence at least."""
-    chosen: list[int] = []
-    for place in np.argsort(-lengths, kind="stable").tolist():
-        if chosen and (len(chosen) + 1) * int(lengths[chosen[0]]) > tokens:
-            yield chosen
-            chosen = []
-        chosen.append(place)
-    if chosen:
-        yield chosen
 
 
 # The model.
@@ -603,53 +447,3 @@ def _fill(name: str) -> float:
 def _bos(model: HookedGPT, default: int = 0) -> int:
     bos = None if model.tokenizer is None else model.tokenizer.bos
     return default if bos is None else bos
-
-
-# Tables.
-
-
-def _parquet_bytes(columns: dict[str, np.ndarray], labels: Mapping[str, Column]) -> bytes:
-    """A manifest as Parquet; split and labels, which come as codes, as their values."""
-    need_parquet()
-    import pyarrow as pa
-
-    arrays: dict[str, Any] = {}
-    for name, values in columns.items():
-        if name == "split":
-            arrays[name] = pa.DictionaryArray.from_arrays(pa.array(values.astype(np.int8)), pa.array(list(SPLITS)))
-        elif name in labels:
-            arrays[name] = _label_array(values, labels[name])
-        else:
-            arrays[name] = pa.array(values.astype(np.int32))
-    return _table_bytes(pa.table(arrays))
-
-
-def _label_array(codes: np.ndarray, column: Column) -> Any:
-    import pyarrow as pa
-
-    types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string()}
-    convert = {"bool": bool, "int": int, "float": float, "string": str}[column.kind]
-    values = pa.array([convert(value) for value in column.values], type=types[column.kind])
-    known = pa.array(codes.astype(np.int32), mask=codes < 0)
-    coded = pa.DictionaryArray.from_arrays(known, values)
-    return coded if column.kind == "string" else coded.dictionary_decode()
-
-
-def _texts_bytes(job: Extraction) -> bytes:
-    need_parquet()
-    import pyarrow as pa
-
-    corpus = job.corpus
-    split = pa.DictionaryArray.from_arrays(pa.array(corpus.split.astype(np.int8)), pa.array(list(SPLITS)))
-    tokens = pa.array(np.diff(corpus.starts).astype(np.int32))
-    number = pa.array(np.arange(len(corpus.ids), dtype=np.int32))
-    return _table_bytes(pa.table({"text": number, "id": pa.array(corpus.ids), "split": split, "tokens": tokens}))
-
-
-def _table_bytes(table: Any) -> bytes:
-    import io
-
-    parquet = need_parquet()
-    stream = io.BytesIO()
-    parquet.write_table(table, stream, compression="zstd")
-    return stream.getvalue()

@@ -33,17 +33,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new temporary folder beside `path`; renamed to it when the block succeeds, else removed.
 
-    Where `path` is there by then (somebody else was quicker), that one stays.
+    Where `path` is there by then (somebody else was quicker), that one stays. Raises InterpError as `atomic_path` does.
     """
     temporary = _beside(path)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         try:
             temporary.rename(path)
         except OSError:
             if not path.is_dir():
                 raise
+    except OSError as error:
+        raise InterpError(f"{path} cannot be written: {error.strerror or error}", "choose another place") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

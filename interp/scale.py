@@ -9,6 +9,7 @@ threads as this process does. A worker that dies is replaced, and what it was do
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -137,7 +138,9 @@ def _check_reachable(address: str, seconds: float = 5.0) -> None:
 class _Worker:
     """Lives in a process of its own and keeps the function it was sent last."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, paths: list[str]) -> None:
+        """`paths` are where the process that sends the work finds its modules."""
+        sys.path += [path for path in paths if path not in sys.path]
         torch.set_num_threads(threads)
         self.key = -1
         self.fn: Callable[[Any], Any] | None = None
@@ -166,7 +169,7 @@ class Cluster:
         self._maps = 0
 
     def _new(self) -> Any:
-        return self._actor.remote(torch.get_num_threads())
+        return self._actor.remote(torch.get_num_threads(), sys.path)
 
     def close(self) -> None:
         for actor in self.actors:

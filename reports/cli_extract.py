@@ -13,7 +13,8 @@ from reports.commands import Debug, Device, Model, Quiet
 from reports.output import hint
 
 if TYPE_CHECKING:
-    from interp.extraction import Extraction, ExtractionPlan
+    from interp.extraction import Extraction
+    from interp.extraction_plan import ExtractionPlan
 
 EXAMPLE = "Example: interp extract reviews.jsonl --out runs/reviews --names resid_post,z --plan"
 
@@ -94,7 +95,9 @@ def extract(
         )  # fmt: skip
         if plan:
             step("measuring a sample", 0, 1)
-            expected = extraction.measure(job, shard_index=shard_index, num_shards=num_shards)
+            from interp.extraction_plan import measure
+
+            expected = measure(job, shard_index=shard_index, num_shards=num_shards)
         else:
             step("extracting", 0, 1)
             start = time.perf_counter()

@@ -181,7 +181,9 @@ def _environment() -> jinja2.Environment:
 
 @cache
 def _static(names: tuple[str, ...]) -> str:
-    text = "\n".join((HERE / "static" / name).read_text(encoding="utf-8").strip() for name in names)
+    """The files as one text, without the lines that only explain."""
+    lines = [line for name in names for line in (HERE / "static" / name).read_text(encoding="utf-8").splitlines()]
+    text = "\n".join(line for line in lines if line and not line.lstrip().startswith("//"))
     if any(mark in text.lower() for mark in ("</script", "</style", "<!--")):
         raise ValueError("a static file contains a mark that would end the element that holds it")
     return text

@@ -42,6 +42,7 @@ NUMERICAL = (ValueError, ArithmeticError, RuntimeError, np.linalg.LinAlgError)
 
 NOT_SERVED = "reads decoder-only models, not this one"
 """What an analysis says of a model whose kind it does not know."""
+LEFT_OUT = "What a report on a GPT would show besides."
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def report(
     if errors and len(errors) == len(chosen):
         raise errors[0]
     if left_out:
-        sections.append(Section("left_out", "Not for this model", NotServed.__doc__ or "", NotServed(left_out), 0.0))
+        sections.append(Section("left_out", "Not for this model", LEFT_OUT, NotServed(left_out), 0.0))
     beginning = _beginning(text)
     return Report(
         title=title or (f"{model.source}: {beginning}" if beginning else model.source),

@@ -473,13 +473,15 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
         uri, side = packing.mosaic(pattern)
         pictures.append(uri)
         norms = panel.value_norms[i] if panel.value_norms else None
+        first = len(tokens) if panel.queries else 0
         if panel.queries:  # a text of keys and then queries, in which the viewer's triangle holds any pattern
             pattern, more = packing.joined(pattern), panel.queries[i]
             tokens = (*tokens, *more)
             norms = None if norms is None else np.pad(norms, ((0, 0), (0, 0), (0, len(more))))
         blobs.append([packing.pack(layer) for layer in pattern])
         texts.append({
-            "tokens": [coded(token) for token in tokens], "side": side, "bits": packing.bits_for(len(tokens)),
+            "tokens": [coded(token) for token in tokens], "first": first, "side": side,
+            "bits": packing.bits_for(len(tokens)),
             "norms": None if norms is None else _norms(norms),
         })  # fmt: skip
     measures = [{"name": printable(name), "values": values, "order": _order(values)}
@@ -497,7 +499,7 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
         "grid": _measure_grid(panel),
         "note": "Texts over 512 tokens are stored in steps of 1/255." if coarse else "",
         "extra": {
-            "blobs": blobs, "weighted": bool(panel.value_norms),
+            "blobs": blobs, "weighted": bool(panel.value_norms), "joined": bool(panel.queries),
             "texts": [printable(" ".join("".join(tokens).split())[:60]) for tokens in panel.tokens],
             "measures": [m["name"] for m in measures],
         },

@@ -8,6 +8,7 @@ import torch
 from handmade import induction_model
 
 from analyses.probes.data import Held, split_texts
+from interp.config import GPTConfig
 from interp.model import HookedGPT
 
 CLASS = range(20)
@@ -51,3 +52,28 @@ def previous_token_model() -> tuple[HookedGPT, torch.Tensor, np.ndarray]:
     labels = np.full(tokens.shape, -1)
     labels[:, 1:] = np.isin(tokens[:, :-1].numpy(), list(CLASS))
     return model, tokens, labels.ravel()
+
+
+def model_that_uses_a_class() -> tuple[HookedGPT, torch.Tensor, np.ndarray]:
+    """A model whose predictions rest on one coordinate: whether the token is one of CLASS; tokens [text pos]; labels.
+
+    After a token of CLASS the next one is among 0-9 and 30-39, after any other among 10-29, evenly. The model knows it
+    (loss about log 20), and without that coordinate it can only guess (log 40).
+    """
+    config = GPTConfig(n_layers=2, n_heads=1, d_model=16, d_head=8, d_mlp=4, n_ctx=40, d_vocab=40, tied=False)
+    model = HookedGPT(config)
+    generator = torch.Generator().manual_seed(0)
+    told = torch.where(torch.isin(torch.arange(40), torch.tensor(list(CLASS))), 2.0, -2.0)
+    group = torch.where((torch.arange(40) < 10) | (torch.arange(40) >= 30), 6.0, -6.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if name.endswith(".w") else 0.0)
+        model.W_E[:, :15] = torch.randn(40, 15, generator=generator)
+        model.W_E[:, 15] = told
+        model.unembed[:, 15] = group
+    columns = [torch.randint(0, 40, (50,), generator=generator)]
+    for _ in range(39):
+        after = torch.randint(0, 20, (50,), generator=generator)
+        columns.append(torch.where(columns[-1] < 20, (after + 30) % 40, after + 10))
+    tokens = torch.stack(columns, 1)
+    return model, tokens, np.isin(tokens.numpy(), list(CLASS)).astype(int).ravel()

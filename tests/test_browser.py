@@ -391,7 +391,7 @@ def test_head_pages_are_reached_from_viewer_table_and_matrix(visit):
     page.locator("[data-page]").click()
     title.filter(has_text="Layer 1, head 0").wait_for()
     page.locator("#head [data-viewer]").click()
-    assert not page.locator("#head").is_visible()
+    page.locator("#head").wait_for(state="hidden")  # an address is followed after the click
     assert state(page)["head"] == 3
     page.locator("#others-paths td a", has_text="L0H1").click()
     title.filter(has_text="Layer 0, head 1").wait_for()
@@ -399,7 +399,7 @@ def test_head_pages_are_reached_from_viewer_table_and_matrix(visit):
     page.locator("#others-heads tbody tr").nth(1).locator("td").nth(2).click()
     title.filter(has_text="Layer 1, head 2").wait_for()
     page.locator("#head a", has_text="Paths").last.click()
-    assert not page.locator("#head").is_visible()
+    page.locator("#head").wait_for(state="hidden")  # an address is followed after the click
     assert page.url.endswith("#others-paths")
     page.go_back()
     title.filter(has_text="Layer 1, head 2").wait_for()

@@ -34,7 +34,10 @@ def test_a_concept_is_found_where_it_is_and_nowhere_else(kind: str, classes: int
             assert abs(gain.value[layer]) < 0.07
             assert gain.low[layer] < 0.03
     assert result.best in where
-    assert result.interval("shuffled").value == pytest.approx(np.full(5, 1 / classes), abs=0.09)
+    # Where classes lie apart, 1,400 shuffled labels favour the true class by chance: the loss spreads by about .04.
+    shuffled = result.interval("shuffled", "loss").value
+    assert shuffled == pytest.approx(np.full(5, np.log(classes)), abs=0.12)
+    assert (result.interval("probe", "loss").value[list(where)] < 0.4).all()
     assert (result.difference("probe", "control").value[list(where)] > 0.25).all()
     if kind != "mlp":
         assert (result.compression[list(where)] > 2).all()

@@ -2,8 +2,8 @@
 
 Erasing: LEACE at one hook point, fitted on the training texts, as an intervention in the run on held-out texts.
 Measured: probes fitted anew at that hook point and all later ones, before and after; and the loss of the model's own
-predictions, beside two kinds of random erasures of the same rank: directions drawn evenly in whitened coordinates, and
-directions that take out as much variance as the concept does (a harder control, since these are the stream's loudest).
+predictions, beside two kinds of random erasures of the same rank, which leave the concept as it is: directions drawn
+evenly in whitened coordinates, and louder ones that take out as much variance as the concept does (a harder control).
 A concept that is read off again elsewhere comes back in later layers.
 
 Steering: the difference of the class means (Marks and Tegmark 2023) is added at that hook point at every position, in
@@ -86,8 +86,8 @@ def causal_check(
     held_out = _Texts(model, store, setup)
     share_taken = eraser.removed(statistics)
     removed = [
-        random_eraser(statistics, eraser.rank, seed * 1000 + draw, variance=share)
-        for share in (None, share_taken)
+        random_eraser(statistics, eraser, seed * 1000 + draw, as_loud=loud)
+        for loud in (False, True)
         for draw in range(draws)
     ]
     favoured = favours(found.name, model)

@@ -156,7 +156,7 @@ class CausalResult(Result):
         return Lines(
             key="erased-probes",
             title=f"Probes for “{self.label}” before and after erasing it at {short(self.name)}",
-            caption=f"A {self.kind} probe fitted anew in each case, accuracy on held-out texts, 95 % intervals over "
+            caption=f"A probe ({self.kind}) fitted anew in each case, accuracy on held-out texts, 95 % intervals over "
             f"texts. It was erased at the first place ({self.rank} of the stream's directions, {self.removed:.1%} of "
             "its variance); what rises again later was written anew by the blocks between.",
             x=places,
@@ -183,8 +183,8 @@ class CausalResult(Result):
             title="What the model's predictions lose",
             caption="Rise of the loss on held-out texts when the concept is erased, and when as many random directions "
             f"are (mean over texts, 95 % interval). The concept takes {self.removed:.2%} of the variance there, "
-            f"directions drawn at random {even.mean():.2%}; “as loud” are random directions chosen to take as much as "
-            f"the concept ({alike.mean():.2%}).",
+            f"directions drawn at random {even.mean():.2%}; “as loud” are random directions that take as much as the "
+            f"concept ({alike.mean():.2%}). None of them touches what can be read of the concept.",
             labels=(self.label, *labels),
             values=np.array([float(one.value) for one in found]),
             unit="nats a token",

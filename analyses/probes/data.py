@@ -239,7 +239,7 @@ def _encode(name: str, values: pd.Series) -> Labels:
     codes, found = pd.factorize(values.where(values >= 0) if whole else values, sort=True)
     if len(found) < 2:
         raise InputError(f"the label {name} has {len(found)} classes", "expected at least two")
-    return Labels(name, codes.astype(np.int32), tuple(str(one) for one in found))
+    return Labels(name, codes.astype(np.int32), tuple(str(int(one) if whole else one) for one in found))
 
 
 def words_of(model: HookedGPT | None) -> list[str] | None:

@@ -95,27 +95,32 @@ def leace(statistics: Statistics) -> Eraser:
     return Eraser(made.proj_left[:, kept], made.proj_right[kept], torch.from_numpy(statistics.x.mean))
 
 
-def random_eraser(statistics: Statistics, rank: int, seed: int, *, variance: float | None = None) -> Eraser:
-    """What LEACE would be for a concept in random directions.
+def random_eraser(statistics: Statistics, like: Eraser, seed: int, *, as_loud: bool = False) -> Eraser:
+    """What LEACE would be for another concept, in random directions that leave this one as it is.
 
-    The directions are drawn evenly in whitened coordinates. With `variance` they are weighted by a power of the
-    standard deviations, found by bisection so that this share of the variance (or the nearest there is) is taken out.
+    As many directions as `like` removes, drawn evenly in whitened coordinates among those uncorrelated with what it
+    removes. With `as_loud` they are weighted by a power of the standard deviations, found by bisection so that they
+    take out as much variance as `like` does (or the nearest there is).
     """
     values, vectors = np.linalg.eigh(statistics.x.scatter / statistics.x.n)
     kept = values > values[-1] * len(values) * np.finfo(float).eps
     values, vectors = values[kept], vectors[:, kept]
-    drawn = np.random.default_rng([seed, 5]).normal(size=(len(values), rank))
+    spread = np.sqrt(values)[:, None]
+    concept, _ = np.linalg.qr(spread * (vectors.T @ like.right.numpy().T))
+    drawn = np.random.default_rng([seed, 5]).normal(size=(len(values), like.rank))
+    wanted = like.removed(statistics) * values.sum()
 
     def directions(power: float) -> Array:
-        found, _ = np.linalg.qr(drawn * (values / values[-1])[:, None] ** power)
+        weighted = drawn * (values / values[-1])[:, None] ** power
+        found, _ = np.linalg.qr(weighted - concept @ (concept.T @ weighted))
         return np.asarray(found)
 
-    low, high = (0.0, 0.0) if variance is None else (-1.0, 2.0)
-    for _ in range(0 if variance is None else 40):
+    low, high = (-1.0, 2.0) if as_loud else (0.0, 0.0)
+    for _ in range(40 if as_loud else 0):
         middle = (low + high) / 2
-        taken = (values[:, None] * directions(middle) ** 2).sum() / values.sum()
-        low, high = (middle, high) if taken < (variance or 0.0) else (low, middle)
-    chosen, spread = directions((low + high) / 2), np.sqrt(values)[:, None]
+        loud = (values[:, None] * directions(middle) ** 2).sum()
+        low, high = (middle, high) if loud < wanted else (low, middle)
+    chosen = directions((low + high) / 2)
     left, right = vectors @ (spread * chosen), (chosen / spread).T @ vectors.T
     return Eraser(torch.from_numpy(left), torch.from_numpy(right), torch.from_numpy(statistics.x.mean))
 

@@ -158,7 +158,7 @@ class ProbeLayersResult(Result):
         return Lines(
             key="layers",
             title=f"Where “{self.label}” can be read",
-            caption=f"Share of {int(self.rows.sum()):,} positions in {texts} held-out texts that a {self.kind} probe "
+            caption=f"Share of {int(self.rows.sum()):,} positions in {texts} held-out texts that a probe ({self.kind}) "
             "gets right, and what to compare it with; the band is the 95 % interval over texts. The control task "
             "gives every token type a random label; the random model has the same shape and no training.",
             x=self.labels,
@@ -170,7 +170,9 @@ class ProbeLayersResult(Result):
         )
 
     def _table(self) -> Table:
-        frame = self.to_dataframe().drop(columns=["hook_point", "options"])
+        left_out = ["hook_point", "options", "above_majority", "above_majority_low", "above_majority_high"]
+        frame = self.to_dataframe().drop(columns=[*left_out, "selectivity_low", "selectivity_high"])
+        frame = frame.rename(columns=NAMES | {"accuracy_low": "low", "accuracy_high": "high"})
         frame = frame.drop(columns=[c for c in frame if c != "layer" and frame[c].isna().all()])
         return Table(
             key="table",

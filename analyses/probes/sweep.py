@@ -1,15 +1,16 @@
 """The sweep: one probe at each hook point, with every baseline, on texts that were held out.
 
 Texts are split, never tokens: positions of one text share its words and its subject. Standardisation and every choice
-(strength of the penalty, best layer) see the training and validation texts only. What is compared:
+(strength of the penalty, best layer) see the training and validation texts only. A probe's accuracy means little by
+itself; it stands beside the following.
 
-- the majority class, and the classes' shares for the same token: what needs no model;
-- the embedding layer: what the token's vector gives away before any context;
-- a randomly initialised model of the same shape: what wiring gives without training;
-- shuffled labels: what the procedure finds where there is nothing;
-- a control task, a random label for every token type (Hewitt and Liang 2019); accuracy less that is the selectivity;
-- the online code length of the labels (Voita and Titov 2020, section 2.2): each block of training texts is coded by the
-  probe fitted to those before it, the first block at log2(classes) bits a label.
+The majority class, and the classes' shares for the same token: what needs no model. The embedding layer: what the
+token's vector gives away before any context. A randomly initialised model of the same shape: what wiring gives without
+training. Shuffled labels: what the procedure finds where there is nothing. A control task, a random label for every
+token type (Hewitt and Liang 2019, "Designing and Interpreting Probes with Control Tasks"): accuracy less that is the
+selectivity. The online code length of the labels (Voita and Titov 2020, "Information-Theoretic Probing with Minimum
+Description Length", section 2.2): each block of training texts is coded by the probe fitted to those before it, the
+first block at log2(classes) bits a label.
 
 Linear kinds are solved from statistics that one pass gathers for all hook points at once; the logistic one takes some
 tens of passes over each hook point. Inside `interp.scale.cluster(...)` the workers share the passes.

@@ -30,44 +30,42 @@ function write(pen, text, x, y, align, colour = SOFT, font = "10px", most) {
 }
 const short = (coded) => plain(coded).replace(/^(.{13}).{2,}$/, "$1…");
 
-// One pattern with its tokens on both axes: its image, where things are, and its drawing.
-function imageOf(weights, n, shade) {
+// One pattern with its tokens on both axes: its image, where things are, and its drawing. `first` is the first query
+// where keys and queries are different tokens, else 0.
+function imageOf(weights, { tokens: { length: n }, first }, shade) {
   const sheet = make("canvas"), pixels = new ImageData(n, n), colours = new Uint32Array(pixels.data.buffer);
-  sheet.width = sheet.height = n;
+  sheet.width = first || n;
+  sheet.height = n - first;
   for (let q = 0, i = 0; q < n; q++) for (let k = 0; k <= q; k++, i++) colours[q * n + k] = shade(weights[i]);
-  sheet.getContext("2d").putImageData(pixels, 0, 0);
+  sheet.getContext("2d").putImageData(pixels, 0, -first);
   return sheet;
 }
-function draw(canvas, sheet, words, query = null, key = query) {
-  const n = words.length, width = canvas.clientWidth, edge = clamp(max(...words.map((word) => word.length)) * 6.6 + 10, 46, width / 4);
-  const room = min((width - edge - 6) / n, 28), cell = room < 3 ? room : floor(room), span = n * cell, every = ceil(11 / cell);
-  const pen = sharp(canvas, width, edge + span + 6), place = { edge, cell };
+function draw(canvas, sheet, { tokens, first }, query = null, key = query) {
+  const words = tokens.map(short), width = canvas.clientWidth, edge = clamp(max(...words.map((word) => word.length)) * 6.6 + 10, 46, width / 4);
+  const room = min((width - edge - 6) / sheet.width, 28), cell = room < 3 ? room : floor(room), every = ceil(11 / cell);
+  const [wide, high] = [sheet.width * cell, sheet.height * cell], at = (i) => edge + i * cell, top = max(key - first, 0);
+  const pen = sharp(canvas, width, edge + high + 6);
   pen.imageSmoothingEnabled = cell < 1;
-  pen.drawImage(sheet, edge, edge, span, span);
+  pen.drawImage(sheet, edge, edge, wide, high);
   pen.strokeStyle = "#c9ced5";
-  pen.stroke(new Path2D(`M${edge} ${edge}v${span}h${span}`));
+  pen.stroke(new Path2D(`M${edge} ${edge}v${high}h${wide}`));
   const label = (i, chosen, x, y, align) => { // every so many, and the chosen one with room around it
     if (i === chosen) write(pen, words[i], x, y, align, INK, "bold 11px", edge - 6);
     else if (i % every === 0 && !(abs(i - (chosen ?? NaN)) < every)) write(pen, words[i], x, y, align, SOFT, "11px", edge - 6);
   };
   pen.textBaseline = "middle";
-  for (let i = 0; i < n; i++) {
-    label(i, query, edge - 4, edge + (i + 0.5) * cell, "right");
-    pen.save();
-    pen.translate(edge + (i + 0.5) * cell, edge - 4);
-    pen.rotate(-Math.PI / 2);
-    label(i, key, 0, 0, "left");
-    pen.restore();
-  }
+  for (let i = first; i < words.length; i++) label(i, query, edge - 4, at(i - first + 0.5), "right");
+  pen.rotate(-Math.PI / 2);
+  for (let i = 0; i < sheet.width; i++) label(i, key, 4 - edge, at(i + 0.5), "left");
+  pen.rotate(Math.PI / 2);
   write(pen, "query ↓", edge - 6, edge - 8, "right");
   write(pen, "key →", edge - 6, edge - 22, "right");
-  if (query === null) return place;
   pen.lineWidth = 1.5;
   pen.strokeStyle = INK;
-  pen.strokeRect(edge, edge + query * cell, (query + 1) * cell, max(cell, 2));
+  if (query !== null && query >= first) pen.strokeRect(edge, at(query - first), min(query + 1, sheet.width) * cell, max(cell, 2));
   pen.strokeStyle = `rgb(${FROM})`;
-  pen.strokeRect(edge + key * cell, edge + key * cell, max(cell, 2), (n - key) * cell);
-  return place;
+  if (key !== null && key < sheet.width) pen.strokeRect(at(key), at(top), max(cell, 2), high - top * cell);
+  return { words, edge, cell, every };
 }
 
 function attention(panel) {
@@ -153,11 +151,11 @@ function attention(panel) {
     if (turn !== ticket) return;
     weights = fresh;
     if (query >= size()) { query = key = null; held = false; }
-    sheet = imageOf(weights, size(), (x) => colour(x / heads.length));
+    sheet = imageOf(weights, text(), (x) => colour(x / heads.length));
     mark();
   }
   function view() {
-    if (sheet && big.clientWidth) place = draw(big, sheet, text().tokens.map(short), query, key ?? query);
+    if (sheet && big.clientWidth) place = draw(big, sheet, text(), query, key ?? query);
   }
 
   // The text below, and the words that say what is seen.
@@ -171,10 +169,11 @@ function attention(panel) {
       span.className = `${i === query ? "at " : ""}${to ? "s q" + to : ""}`;
       span.style.borderBottomColor = from > 0.05 ? `rgb(${FROM} / ${from.toFixed(2)})` : "";
     });
-    const word = (i) => `“${plain(text().tokens[i])}” (${i})`;
-    const top = key !== null ? [key] : [...Array(query + 1).keys()].sort((a, b) => p(query, b) - p(query, a)).slice(0, 3);
+    const { tokens, first } = text(), word = (i) => `“${plain(tokens[i])}” (${i < first ? i : i - first})`;
+    const seen = query < first, share = (i) => seen ? p(i, query) : p(query, i); // a key that is no query is only seen
+    const top = key !== null ? [key] : [...Array(seen ? tokens.length : query + 1).keys()].sort((a, b) => share(b) - share(a)).slice(0, 3);
     part("read").textContent = query === null ? "Point at the picture or at a token."
-      : `${word(query)} attends to ${top.map((k) => `${word(k)}: ${number(p(query, k))}`).join(", ")}`;
+      : `${word(query)} ${seen ? "is attended to by" : "attends to"} ${top.map((k) => `${word(k)}: ${number(share(k))}`).join(", ")}`;
   }
   function facts() {
     const l = layerOf(head), h = head % H, one = set.scope.value === "head";
@@ -183,6 +182,7 @@ function attention(panel) {
     part("facts").textContent = one
       ? info.measures.slice(0, 6).map((m) => `${m.name} ${number(m.values[l][h])}`).join(" · ") : "";
     part("page").href = `#head-${l}.${h}`;
+    part("page").hidden = !heads;
     part("unlock").hidden = !locked;
   }
 
@@ -208,6 +208,7 @@ function attention(panel) {
     order = sorting()?.order ?? all;
     part("order").hidden = !!sorting();
     strip.replaceChildren(...text().tokens.map((t) => { const span = make("span"); span.append(token(t)); return span; }));
+    if (text().first) strip.children[text().first].style.marginLeft = "2em";
     thumbs();
     facts();
     return load();
@@ -223,8 +224,9 @@ function attention(panel) {
 
   // A place is [query, key]; the key is null where a whole token is meant.
   function cellAt(event) {
-    const n = size(), [k, q] = [event.offsetX, event.offsetY].map((x) => floor((x - place.edge) / place.cell));
-    return q >= 0 && q < n && k < n ? [q, k < 0 || k > q ? null : k] : k >= 0 && k < n && q < 0 ? [k, null] : null;
+    const { first } = text(), [k, q] = [event.offsetX, event.offsetY].map((x) => floor((x - place.edge) / place.cell));
+    if (k >= sheet.width || q >= sheet.height) return null;
+    return q >= 0 ? [q + first, k < 0 || k > q + first ? null : k] : k >= 0 ? [k, null] : null;
   }
   function spanAt(event) {
     const i = [...strip.children].indexOf(event.target.closest("span"));
@@ -236,8 +238,8 @@ function attention(panel) {
     on(node, "pointerleave", () => held || point(null));
   }
   keys(big, (down, right) => {
-    const q = query === null ? 0 : clamp(query + down, 0, size() - 1);
-    point(q, key === null ? q : clamp(key + right, 0, q), true);
+    const q = clamp(query === null ? 0 : query + down, text().first, size() - 1);
+    point(q, clamp(key === null ? q : key + right, 0, min(q, sheet.width - 1)), true);
     say(part("read").textContent);
     keep();
   }, letGo);
@@ -247,12 +249,12 @@ function attention(panel) {
   viewers[panel.id] = {
     pattern: (t, l, h, weight) => pattern(t, l * H + h, weight),
     state: () => ({ head, locked, query, key, held }),
-    async small(canvas, h) { draw(canvas, imageOf(await pattern(set.text.value, h), size(), colour), text().tokens.map(short)); },
+    async small(canvas, h) { draw(canvas, imageOf(await pattern(set.text.value, h), text(), colour), text()); },
     svg() { // the large view as it stands: the picture as an image, labels as text
-      const words = text().tokens.map(short), { edge, cell } = place, every = ceil(11 / cell), side = size() * cell;
-      const marks = words.map((w, i) => i % every ? "" : `<text x="${edge - 4}" y="${edge + (i + 0.5) * cell + 4}" text-anchor="end">${xml(w)}</text>`
-        + `<text transform="translate(${edge + (i + 0.5) * cell + 4} ${edge - 4}) rotate(-90)">${xml(w)}</text>`).join("");
-      return svg(edge + side + 8, edge + side + 8, `<image x="${edge}" y="${edge}" width="${side}" height="${side}" `
+      const { words, edge, cell, every } = place, { first } = text(), wide = sheet.width * cell, high = sheet.height * cell, at = (i) => edge + (i + 0.5) * cell + 4;
+      const marks = words.map((w, i) => i % every ? "" : (i < first ? "" : `<text x="${edge - 4}" y="${at(i - first)}" text-anchor="end">${xml(w)}</text>`)
+        + (i < sheet.width ? `<text transform="translate(${at(i)} ${edge - 4}) rotate(-90)">${xml(w)}</text>` : "")).join("");
+      return svg(edge + wide + 8, edge + high + 8, `<image x="${edge}" y="${edge}" width="${wide}" height="${high}" `
         + `style="image-rendering:pixelated" href="${sheet.toDataURL("image/png")}"/>${marks}`);
     },
     restore(asked) {

@@ -1,0 +1,488 @@
+"""A small French-English grammar: sentences, their translations, and which word stands for which.
+
+What the small translation model learns from. It has gender, number, agreement, elision, negation, questions, word
+order that differs (`la pomme rouge`, `the red apple`), and pronouns whose translation depends on what they stand for:
+`la femme voit le chien parce qu'il est noir` (it) or `parce qu'elle est contente` (she).
+
+Held out from training are combinations of a subject with its complement: about a tenth of all pairs such as
+(je, student) or (apple, red). No training sentence contains one of these, in any number, tense or form.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Literal
+from zlib import crc32
+
+Part = Literal["train", "held out"]
+
+HELD_OUT = {("je", "student"), ("woman", "student"), ("apple", "good")}
+"""Combinations held out whatever their hash: those of the examples."""
+SHARE = 10
+"""One combination in so many is held out by its hash."""
+
+
+@dataclass(frozen=True)
+class Noun:
+    french: str
+    feminine: bool
+    english: str
+    plural: str
+    """In English; in French it follows from the noun."""
+
+
+@dataclass(frozen=True)
+class Adjective:
+    masculine: str
+    feminine: str
+    english: str
+    before: bool = False
+    """Whether it stands before its noun in French."""
+
+    def agreeing(self, feminine: bool, plural: bool) -> str:
+        form = self.feminine if feminine else self.masculine
+        return pluralised(form) if plural else form
+
+
+@dataclass(frozen=True)
+class Verb:
+    french: tuple[str, ...]
+    """Forms for je, tu, il, nous, vous, ils."""
+    english: str
+    third: str
+    """With he, she and it."""
+    food: bool = False
+    """Whether only food can be its object."""
+
+
+def _nouns(table: str) -> tuple[Noun, ...]:
+    rows = [line.split() for line in table.strip().splitlines()]
+    return tuple(Noun(french, gender == "f", one, many) for french, gender, one, many in rows)
+
+
+def _adjectives(table: str, before: bool = False) -> tuple[Adjective, ...]:
+    return tuple(Adjective(*line.split(), before=before) for line in table.strip().splitlines())
+
+
+PEOPLE = _nouns("""
+homme m man men
+femme f woman women
+garçon m boy boys
+fille f girl girls
+frère m brother brothers
+sœur f sister sisters
+ami m friend friends
+amie f friend friends
+père m father fathers
+mère f mother mothers
+voisin m neighbour neighbours
+voisine f neighbour neighbours
+roi m king kings
+reine f queen queens
+""")
+FOOD = _nouns("""
+pomme f apple apples
+orange f orange oranges
+gâteau m cake cakes
+fromage m cheese cheeses
+œuf m egg eggs
+poire f pear pears
+poisson m fish fish
+""")
+THINGS = FOOD + _nouns("""
+livre m book books
+maison f house houses
+voiture f car cars
+chat m cat cats
+chien m dog dogs
+table f table tables
+lettre f letter letters
+fleur f flower flowers
+clé f key keys
+vélo m bike bikes
+chaise f chair chairs
+porte f door doors
+stylo m pen pens
+journal m newspaper newspapers
+chemise f shirt shirts
+chapeau m hat hats
+arbre m tree trees
+image f picture pictures
+robe f dress dresses
+couteau m knife knives
+boîte f box boxes
+bateau m boat boats
+""")
+PLACES = _nouns("""
+école f school schools
+gare f station stations
+jardin m garden gardens
+marché m market markets
+hôtel m hotel hotels
+ville f town towns
+bureau m office offices
+cuisine f kitchen kitchens
+""")
+NAMES = {"Paul": False, "Marie": True, "Pierre": False, "Julie": True}
+"""Name -> whether feminine."""
+JOBS = _adjectives("""
+étudiant étudiante student
+professeur professeure teacher
+médecin médecin doctor
+avocat avocate lawyer
+acteur actrice actor
+ingénieur ingénieure engineer
+boulanger boulangère baker
+chanteur chanteuse singer
+artiste artiste artist
+musicien musicienne musician
+infirmier infirmière nurse
+journaliste journaliste journalist
+écrivain écrivaine writer
+pilote pilote pilot
+""")
+OF_PEOPLE = _adjectives("""
+fatigué fatiguée tired
+content contente happy
+triste triste sad
+malade malade sick
+riche riche rich
+célèbre célèbre famous
+gentil gentille kind
+intelligent intelligente clever
+calme calme calm
+fort forte strong
+prêt prête ready
+""")
+OF_THINGS = _adjectives("""
+rouge rouge red
+noir noire black
+blanc blanche white
+vert verte green
+bleu bleue blue
+jaune jaune yellow
+cher chère expensive
+propre propre clean
+lourd lourde heavy
+rond ronde round
+important importante important
+intéressant intéressante interesting
+""")
+IN_FRONT = _adjectives(
+    """
+grand grande big
+petit petite small
+bon bonne good
+mauvais mauvaise bad
+joli jolie pretty
+""",
+    before=True,
+)
+VERBS = tuple(
+    Verb(tuple(french.split()), english, third, food)
+    for french, english, third, food in (
+        ("aime aimes aime aimons aimez aiment", "like", "likes", False),
+        ("mange manges mange mangeons mangez mangent", "eat", "eats", True),
+        ("cherche cherches cherche cherchons cherchez cherchent", "look for", "looks for", False),
+        ("achète achètes achète achetons achetez achètent", "buy", "buys", False),
+        ("regarde regardes regarde regardons regardez regardent", "look at", "looks at", False),
+        ("trouve trouves trouve trouvons trouvez trouvent", "find", "finds", False),
+        ("vois vois voit voyons voyez voient", "see", "sees", False),
+        ("ai as a avons avez ont", "have", "has", False),
+        ("veux veux veut voulons voulez veulent", "want", "wants", False),
+        ("dessine dessines dessine dessinons dessinez dessinent", "draw", "draws", False),
+    )
+)
+GO = Verb(("vais", "vas", "va", "allons", "allez", "vont"), "go", "goes")
+BE = {False: "suis es est sommes êtes sont".split(), True: "étais étais était étions étiez étaient".split()}
+"""Whether past -> French forms."""
+BE_ENGLISH = {False: "am are is are are are".split(), True: "was were was were were were".split()}
+PRONOUNS = "je tu il nous vous ils".split()
+I_YOU = {"je": "I", "tu": "you", "il": "he", "elle": "she", "nous": "we", "vous": "you", "ils": "they", "elles": "they"}
+OFTEN = {"souvent": "often", "toujours": "always", "aussi": "also"}
+WHEN = {"aujourd'hui": "today", "maintenant": "now", "ici": "here"}
+DETERMINERS = {
+    "the": ("le", "la", "les"), "a": ("un", "une", "des"), "this": ("ce", "cette", "ces"), "my": ("mon", "ma", "mes"),
+    "your": ("ton", "ta", "tes"), "our": ("notre", "notre", "nos"), "their": ("leur", "leur", "leurs"),
+}  # fmt: skip
+VOWELS = "aeiouéèêœh"
+"""Letters before which French words are elided; every h here is mute."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence in both languages."""
+
+    french: str
+    english: str
+    french_spans: tuple[tuple[int, int], ...]
+    """First character, and the one after the last, of each French word, punctuation included."""
+    english_spans: tuple[tuple[int, int], ...]
+    links: tuple[tuple[int, int], ...]
+    """Pairs of a French and an English word, by number, that stand for each other; some words have none, some two."""
+    combinations: frozenset[tuple[str, str]]
+    """Subjects with their complements."""
+
+    @property
+    def held_out(self) -> bool:
+        """Whether training never sees it."""
+        return any(map(is_held_out, self.combinations))
+
+
+@dataclass
+class _Words:
+    """Words in both languages with keys that say which belong together; a word may carry several, by spaces."""
+
+    french: list[tuple[str, str]] = field(default_factory=list)
+    english: list[tuple[str, str]] = field(default_factory=list)
+
+    def both(self, french: str, english: str, key: str) -> None:
+        """Add what one language and the other say for the same thing, in one place."""
+        self.french += [(word, key) for word in french.split()]
+        self.english += [(word, key) for word in english.split()]
+
+    def extend(self, other: "_Words", prefix: str = "") -> None:
+        """Add the words of another, its keys prefixed so that they do not meet those here."""
+        for mine, theirs in ((self.french, other.french), (self.english, other.english)):
+            mine += [(word, " ".join(prefix + key for key in keys.split())) for word, keys in theirs]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    words: _Words
+    name: str
+    person: int
+    """0 to 5: je, tu, il, nous, vous, ils."""
+    feminine: bool
+    plural: bool
+    thing: bool = False
+
+    @property
+    def pronoun(self) -> tuple[str, str]:
+        """What stands for a third person in the next clause: French, English."""
+        french = ("elle" if self.feminine else "il") + "s" * self.plural
+        return french, "it" if self.thing and not self.plural else I_YOU[french]
+
+
+def is_held_out(combination: tuple[str, str]) -> bool:
+    return combination in HELD_OUT or crc32(" ".join(combination).encode()) % SHARE == 0
+
+
+def sentences(seed: int | str, part: Part | None = None) -> Iterator[Sentence]:
+    """Random sentences without end, always the same for the same seed; only of one part, if it is named."""
+    rng = Random(f"phrases {seed}")
+    while True:
+        drawn = sentence(rng)
+        if part is None or drawn.held_out == (part == "held out"):
+            yield drawn
+
+
+def sentence(rng: Random) -> Sentence:
+    """One random sentence: a clause, or two of which the second takes up the subject or the object of the first."""
+    combinations: set[tuple[str, str]] = set()
+    words, kind = _Words(), rng.random()
+    if kind < 0.55:
+        question = rng.random() < 0.2
+        if rng.random() < 0.5:
+            words, _ = _being(rng, _subject(rng), combinations, question)
+        else:
+            words, _ = _doing(rng, _subject(rng), combinations, question)
+        mark = "?" if question else "."
+    else:
+        mark = "."
+        subject = _subject(rng, third=True) if kind < 0.75 else _subject(rng, thing=False)
+        if kind < 0.75:
+            first, taken_up = _being(rng, subject, combinations), [subject]
+        else:
+            first, taken_up = (made := _doing(rng, subject, combinations, referable=True)), _referents(subject, made[1])
+        words.extend(first[0], "1")
+        conjunction = rng.choice((("et", "and"), ("mais", "but"))) if kind < 0.75 else ("parce que", "because")
+        words.both(*conjunction, "link")
+        again = rng.choice(taken_up)
+        pronoun = _Words()
+        pronoun.both(*again.pronoun, "s")
+        referring = _Subject(pronoun, again.name, again.person, again.feminine, again.plural, again.thing)
+        words.extend(_being(rng, referring, combinations, adjective=True)[0], "2")
+    words.both(mark, mark, "end")
+    return _spelled(words, frozenset(combinations))
+
+
+def _referents(subject: _Subject, thing: _Subject | None) -> list[_Subject]:
+    """What a third-person pronoun can take up without doubt: gender or number tells subject and object apart."""
+    assert thing is not None
+    if subject.person not in (2, 5):
+        return [thing]
+    return [subject, thing] if subject.pronoun[0] != thing.pronoun[0] else []
+
+
+def _subject(rng: Random, third: bool = False, thing: bool | None = None) -> _Subject:
+    kind, words, plural = rng.random(), _Words(), rng.random() < 0.3
+    if kind < 0.4 and not third:
+        person = rng.randrange(6)
+        feminine = rng.random() < 0.5
+        french = PRONOUNS[person].replace("il", "elle") if feminine else PRONOUNS[person]
+        words.both(french, I_YOU[french], "s")
+        return _Subject(words, french, person, feminine, person in (3, 5) or (person == 4 and plural))
+    if kind < 0.5 and thing is None:
+        name = rng.choice(list(NAMES))
+        words.both(name, name, "s")
+        return _Subject(words, name, 2, NAMES[name], plural=False)
+    is_thing = rng.random() < 0.5 if thing is None else thing
+    noun = rng.choice(THINGS if is_thing else PEOPLE)
+    words = _noun_phrase(rng, noun, plural, rng.choice(("the", "the", "this", "my", "your", "our", "their")), "s")
+    return _Subject(words, noun.english, 5 if plural else 2, noun.feminine, plural, is_thing)
+
+
+def _noun_phrase(
+    rng: Random, noun: Noun, plural: bool, determiner: str, key: str, adjective: Adjective | None = None
+) -> _Words:
+    """Such as `la petite pomme`, `the small apple`."""
+    french, english = [(pluralised(noun.french) if plural else noun.french, f"{key}noun")], []
+    if adjective is not None:
+        french.insert(0 if adjective.before else 1, (adjective.agreeing(noun.feminine, plural), f"{key}adj"))
+        english.append((adjective.english, f"{key}adj"))
+    english.append((noun.plural if plural else noun.english, f"{key}noun"))
+    article = DETERMINERS[determiner][2 if plural else int(noun.feminine)]
+    if article == "des" and adjective is not None and adjective.before:
+        article = "de"
+    if french[0][0][0] in VOWELS:
+        article = {"ma": "mon", "ta": "ton", "ce": "cet"}.get(article, article)
+    if determiner in ("a", "this") and plural:
+        determiner = {"a": "some", "this": "these"}[determiner]
+    elif determiner == "a":
+        determiner = _a(english[0][0])
+    return _Words([(article, f"{key}det"), *french], [(determiner, f"{key}det"), *english])
+
+
+def _being(
+    rng: Random,
+    subject: _Subject,
+    combinations: set[tuple[str, str]],
+    question: bool = False,
+    adjective: bool = False,
+) -> tuple[_Words, None]:
+    """`je suis étudiant`, `la pomme n'est pas rouge`; with `adjective` the complement is one."""
+    past, negative = rng.random() < 0.25, not question and rng.random() < 0.25
+    rest, kind = _Words(), rng.random()
+    if not adjective and not subject.thing and kind < 0.4:
+        job = rng.choice(JOBS)
+        french, english = job.agreeing(subject.feminine, subject.plural), job.english
+        rest.both(french, english + "s" if subject.plural else f"{_a(english)} {english}", "c")
+        combinations.add((subject.name, english))
+    elif not adjective and kind < 0.55:
+        place = rng.choice(PLACES)
+        rest.both("dans", "in", "in")
+        rest.extend(_noun_phrase(rng, place, False, rng.choice(("the", "this", "our")), "c"))
+        combinations.add((subject.name, place.english))
+    else:
+        quality = rng.choice(IN_FRONT + (OF_THINGS if subject.thing else OF_PEOPLE))
+        if rng.random() < 0.25:
+            rest.both(*rng.choice((("très", "very"), ("trop", "too"))), "very")
+        rest.both(quality.agreeing(subject.feminine, subject.plural), quality.english, "c")
+        combinations.add((subject.name, quality.english))
+    verb = [(BE_ENGLISH[past][subject.person], "v")]
+    words = _Words(_french_verb(subject, BE[past][subject.person], negative, question), [])
+    words.english += verb + subject.words.english if question else subject.words.english + verb
+    words.english += [("not", "neg")] if negative else []
+    words.extend(rest)
+    return words, None
+
+
+def _doing(
+    rng: Random,
+    subject: _Subject,
+    combinations: set[tuple[str, str]],
+    question: bool = False,
+    referable: bool = False,
+) -> tuple[_Words, _Subject | None]:
+    """`elle mange souvent la pomme rouge`, `nous allons au marché`; and the object, as what a pronoun takes up.
+
+    With `referable` the object is one that a pronoun can take up without doubt.
+    """
+    negative, rest, thing = not question and rng.random() < 0.25, _Words(), None
+    if not referable and rng.random() < 0.15:
+        verb, place = GO, rng.choice(PLACES)
+        rest = _noun_phrase(rng, place, False, "the", "c")
+        if rest.french[0][0] == "le" and place.french[0] not in VOWELS:
+            rest.french[0] = ("au", "to cdet")
+        else:
+            rest.french.insert(0, ("à", "to"))
+        rest.english.insert(0, ("to", "to"))
+        combinations.add((subject.name, place.english))
+    else:
+        verb = rng.choice(VERBS)
+        while True:
+            noun, plural = rng.choice(FOOD if verb.food else THINGS), rng.random() < 0.3
+            thing = _Subject(_Words(), noun.english, 5 if plural else 2, noun.feminine, plural, thing=True)
+            if not referable or _referents(subject, thing):
+                break
+        quality = rng.choice(IN_FRONT + OF_THINGS) if rng.random() < 0.4 else None
+        determiner = rng.choice([name for name in DETERMINERS if name != "a" or not negative])
+        rest = _noun_phrase(rng, noun, plural, determiner, "c", quality)
+        combinations.add((subject.name, noun.english))
+        if quality is not None:
+            combinations.add((noun.english, quality.english))
+    often = rng.choice(list(OFTEN)) if rng.random() < 0.2 else ""
+    adverb = [(OFTEN[often], "often")] if often else []
+    third = subject.person == 2 and not negative and not question
+    english_verb = [(word, "v") for word in (verb.third if third else verb.english).split()]
+    do = [("does" if subject.person == 2 else "do", "do")]
+    words = _Words(_french_verb(subject, verb.french[subject.person], negative, question), [])
+    words.english += do + subject.words.english if question else subject.words.english
+    words.english += [*do, ("not", "neg")] if negative else []
+    words.english += adverb + english_verb
+    words.french += [(often, "often")] if often else []
+    words.extend(rest)
+    if rng.random() < 0.2 and not referable:
+        when = rng.choice(list(WHEN))
+        words.both(when, WHEN[when], "when")
+    return words, thing
+
+
+def _french_verb(subject: _Subject, form: str, negative: bool, question: bool) -> list[tuple[str, str]]:
+    """The subject and the verb, with what negation and question put around them."""
+    asked = [("est-ce", "do"), ("que", "do")] if question else []
+    around = ([("ne", "do neg")], [("pas", "neg")]) if negative else ([], [])
+    return [*asked, *subject.words.french, *around[0], (form, "v"), *around[1]]
+
+
+def pluralised(french: str) -> str:
+    """The plural of a French noun or adjective."""
+    if french[-1] in "sxz":
+        return french
+    if french.endswith("al"):
+        return french[:-1] + "ux"
+    return french + ("x" if french.endswith(("eau", "eu")) and french != "bleu" else "s")
+
+
+def _a(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def _spelled(words: _Words, combinations: frozenset[tuple[str, str]]) -> Sentence:
+    """The sentence as it is written, and where its words stand."""
+    elided = [word for word, _ in words.french]
+    for number, after in enumerate(elided[1:]):
+        if elided[number] in ("je", "ne", "le", "la", "que") and after[0] in VOWELS:
+            elided[number] = elided[number][:-1] + "'"
+    french, french_spans = _joined(elided, "?")
+    english, english_spans = _joined([word for word, _ in words.english], "")
+    links = tuple(
+        (i, j)
+        for i, (_, ours) in enumerate(words.french)
+        for j, (_, theirs) in enumerate(words.english)
+        if set(ours.split()) & set(theirs.split())
+    )
+    return Sentence(french, english, french_spans, english_spans, links, combinations)
+
+
+def _joined(words: list[str], spaced: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Words with spaces between, but not after an apostrophe, nor before a mark that is not in `spaced`."""
+    text, spans = "", []
+    for word in words:
+        glued = not text or text.endswith("'") or (re.fullmatch(r"\W", word) and word not in spaced)
+        text += "" if glued else " "
+        spans.append((len(text), len(text) + len(word)))
+        text += word
+    return text[0].upper() + text[1:], tuple(spans)

@@ -1,0 +1,86 @@
+"""`interp probe` as it is typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import interp
+
+from interp import HookedGPT, extract_activations
+from interp.evaluation import SAMPLE, read_documents
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Beginnings of the sample's documents, two hook points of the bundled model."""
+    folder = tmp_path_factory.mktemp("probe") / "store"
+    texts = [text[:1500] for text in read_documents(SAMPLE)]
+    model = HookedGPT.from_pretrained("tiny", device="cpu")
+    names = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
+    extract_activations(model, texts, names, folder, split=(0.6, 0.2, 0.2))
+    return folder
+
+
+FAST = ("--probe", "lda", "--no-description-length", "--quiet")
+
+
+def test_table_json_and_csv(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = interp(capsys, "probe", store, "--label", "capital", *FAST)
+    assert done.code == 0, done.err
+    assert "Every layer, every control" in done.out
+    assert "L2 out" in done.out
+    done = interp(capsys, "probe", store, "--label", "capital", "--format", "json", *FAST)
+    found = json.loads(done.out)
+    assert found["label"] == "capital"
+    assert [row["layer"] for row in found["rows"]] == ["L0 out", "L2 out"]
+    assert all(0.5 < row["accuracy"] <= 1 for row in found["rows"])
+    done = interp(capsys, "probe", store, "--label", "capital", "--format", "csv", *FAST)
+    assert done.out.splitlines()[0].startswith('"hook_point","layer","accuracy"')
+    assert len(done.out.splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_a_page_with_the_causal_check(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    done = interp(capsys, "probe", store, "--causal", "best", "--towards", "no", "--out", page, *FAST)
+    assert done.code == 0, done.err
+    text = page.read_text()
+    for part in ("Probes at every layer", "Does the model use it?", "What the model", "Content-Security-Policy"):
+        assert part in text
+    again = interp(capsys, "probe", store, "--out", page, *FAST)
+    assert again.code == 2
+    assert "exists" in again.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "code"),
+    [
+        (("--label", "seen-befor"), "seen-before", 2),
+        (("--names", "resid_mid"), "resid_mid", 2),
+        (("--workers", "2"), "--ray", 2),
+        (("--towards", "yes"), "--causal", 2),
+        (("--open", "--format", "json"), "--format html", 2),
+        (("--model", "no-such-model"), "no-such-model", 3),
+        (("--seed", "-1"), "seed", 2),
+    ],
+)
+def test_errors_are_short(
+    store: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str, code: int
+) -> None:
+    done = interp(capsys, "probe", store, *FAST, *options)
+    assert done.code == code, done.err
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) <= 3
+
+
+def test_a_folder_that_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert interp(capsys, "probe", tmp_path, "--quiet").code in (2, 3)
+
+
+def test_other_weights_are_refused(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = HookedGPT.from_pretrained("tiny", device="cpu")
+    model.W_E.data[0, 0] += 1.0
+    model.save_pretrained(tmp_path / "other")
+    done = interp(capsys, "probe", store, "--model", tmp_path / "other", *FAST)
+    assert done.code == 2
+    assert "other weights" in done.err
