@@ -25,7 +25,7 @@ from analyses._metrics import (
     token_ids,
     top_tokens,
 )
-from analyses._panels import Tokens
+from analyses._panels import Note, Tokens
 from analyses._prompts import TEMPLATES, PromptSet, TextsOrPrompts, indirect_object_prompts
 from interp.errors import InputError
 from interp.model import HookedGPT
@@ -278,6 +278,24 @@ def _readout(model: HookedGPT, pairs: Pairs, indices: list[int], name: str) -> R
     clean = last_logits(model, [pairs.rows[i] for i in indices])[:, None].log_softmax(-1) if name == "kl" else None
     answer, wrong = pairs.answer[indices], pairs.wrong[indices]
     return Readout(names=(name,), tokens=tokens, clean=clean, everywhere=False, answer=answer, wrong=wrong).narrowed()
+
+
+def choices_note(
+    pairs: Pairs, measured: Measure, answers: Sequence[str], wrongs: Sequence[str], notes: Sequence[str] = ()
+) -> Note:
+    """How the two runs and the answers were chosen, and the metric of each run."""
+    runs = (
+        f"The {measured.title} is {measured.clean.mean():.3g} in the clean and {measured.corrupted.mean():.3g} in the "
+        "corrupted run."
+    )
+    said = [*pairs.notes, *notes, said_answers(answers, wrongs), runs]
+    return Note(key="choices", title="The two runs", text=" ".join(said))
+
+
+def said_answers(answers: Sequence[str], wrongs: Sequence[str]) -> str:
+    """The answers and wrong answers in a sentence; of many different ones the first four."""
+    both = list(dict.fromkeys(f"{a!r} against {w!r}" for a, w in zip(answers, wrongs, strict=True)))
+    return f"Answer against wrong answer: {'; '.join(both[:4])}{' and others' if len(both) > 4 else ''}."
 
 
 def first_difference(clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"]) -> int:

@@ -35,7 +35,7 @@ from torch import Tensor
 from analyses._components import Component, choose, component_panels
 from analyses._metrics import TITLES, UNITS, MetricName, Readout, TokenChoice, check_metrics
 from analyses._pair_effects import translation_ablation
-from analyses._pairs import Texts, notable, resolve_texts
+from analyses._pairs import Texts, notable, resolve_texts, said_answers
 from analyses._panels import Finding, Note, Panel, Result, Table, Tokens
 from analyses._prompts import TextsOrPrompts
 from analyses._replacements import KINDS, KindName, Replacements, Values, check_kinds
@@ -196,13 +196,10 @@ class AblationResult(Result):
         ]  # fmt: skip
 
     def _note(self) -> Note:
-        shown = [f"{a!r} against {w!r}" for a, w in zip(self.answers, self.wrongs, strict=True)]
-        some = list(dict.fromkeys(shown))
-        answers = f"Answer against wrong answer: {'; '.join(some[:4])}{' and others' if len(some) > 4 else ''}."
         return Note(
             key="choices",
             title="How texts, answers and replacements were chosen",
-            text=" ".join([*self.notes, answers]),
+            text=" ".join([*self.notes, said_answers(self.answers, self.wrongs)]),
         )
 
     def findings(self) -> list[Finding]:

@@ -33,6 +33,7 @@ from analyses._pairs import (
     Measure,
     Pairs,
     PatchingMetric,
+    choices_note,
     first_difference,
     measure,
     notable,
@@ -214,13 +215,7 @@ class ActivationPatchingResult(Result):
         )  # fmt: skip
 
     def _note(self) -> Note:
-        pair = list(dict.fromkeys(f"{a!r} against {w!r}" for a, w in zip(self.answers, self.wrongs, strict=True)))
-        answers = f"Answer against wrong answer: {'; '.join(pair[:4])}{' and others' if len(pair) > 4 else ''}."
-        runs = (
-            f"The {self.measure.title} is {self.measure.clean.mean():.3g} on the clean and "
-            f"{self.measure.corrupted.mean():.3g} on the corrupted text{'s' if len(pair) > 1 else ''}."
-        )
-        return Note(key="choices", title="The two runs", text=" ".join([*self.pairs.notes, answers, runs]))
+        return choices_note(self.pairs, self.measure, self.answers, self.wrongs)
 
     def findings(self) -> list[Finding]:
         return [self._finding(patched) for patched in self.patched if np.isfinite(self.effects(patched)).all()]
@@ -239,7 +234,7 @@ class ActivationPatchingResult(Result):
         value = float(spread.value[best])
         low, high = (None if x is None else float(x[best]) for x in (spread.low, spread.high))
         source = "clean" if patched.direction == "denoise" else "corrupted"
-        share = f", {100 * value / gap:.0f} % of what copying everything does ({gap:+.3g})" if abs(gap) > 1e-6 else ""
+        share = f", {100 * value / gap:z.0f} % of what copying everything does ({gap:+.3g})" if abs(gap) > 1e-6 else ""
         return Finding(
             text=f"Copying the {SITES[patched.site]} from the {source} run at {', '.join(where)} changes the "
             f"{self.measure.title} by {value:+.3g}{share}.",

@@ -31,7 +31,7 @@ from analyses._components import Component, choose, component_panels
 from analyses._gradients import all_receivers, scores
 from analyses._inputs import TextOrTokens
 from analyses._metrics import CustomReadout, Readout, TokenChoice
-from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
+from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, choices_note, measure, notable, resolve_pairs
 from analyses._panels import Finding, Graph, Note, Panel, Result, Table, Tokens
 from analyses._paths import Paths, Receiver
 from analyses._prompts import TextsOrPrompts
@@ -239,13 +239,8 @@ class AttributionPatchingResult(Result):
         ]  # fmt: skip
 
     def _note(self) -> Note:
-        pair = list(dict.fromkeys(f"{a!r} against {w!r}" for a, w in zip(self.answers, self.wrongs, strict=True)))
-        answers = f"Answer against wrong answer: {'; '.join(pair[:4])}{' and others' if len(pair) > 4 else ''}."
-        runs = (
-            f"The {self.measure.title} is {self.measure.clean.mean():.3g} in the clean and "
-            f"{self.measure.corrupted.mean():.3g} in the corrupted run. EAP-IG averages {self.steps} gradients."
-        )
-        return Note(key="choices", title="The two runs", text=" ".join([*self.pairs.notes, answers, runs]))
+        steps = [f"EAP-IG averages {self.steps} gradients."] if "eap-ig" in self.methods else []
+        return choices_note(self.pairs, self.measure, self.answers, self.wrongs, steps)
 
     def findings(self) -> list[Finding]:
         if not self.gap:

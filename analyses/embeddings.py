@@ -166,7 +166,7 @@ class EmbeddingsResult(Result):
             key="position-similarity-all",
             title="Similarity of all the model's positions",
             caption="Cosine of the position embeddings. Vectors in random order would show no bands."
-            + (f" One position in {self.shown_positions[1]} is shown." if self.spectrum.n_positions > len(labels) else ""),
+            + (f" One position in {self.shown_positions[1]}." if self.spectrum.n_positions > len(labels) else ""),
             values=self.position_similarity,
             rows=labels,
             columns=labels,

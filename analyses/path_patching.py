@@ -29,7 +29,7 @@ from analyses import PYTHON_ONLY
 from analyses._components import Component, choose, component_panels
 from analyses._inputs import TextOrTokens
 from analyses._metrics import TokenChoice
-from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
+from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, choices_note, measure, notable, resolve_pairs
 from analyses._panels import Finding, Graph, Note, Panel, Result, Table, Tokens
 from analyses._paths import Paths, Receiver, parse_receivers
 from analyses._prompts import TextsOrPrompts
@@ -174,13 +174,7 @@ class PathPatchingResult(Result):
         )  # fmt: skip
 
     def _note(self) -> Note:
-        pair = list(dict.fromkeys(f"{a!r} against {w!r}" for a, w in zip(self.answers, self.wrongs, strict=True)))
-        answers = f"Answer against wrong answer: {'; '.join(pair[:4])}{' and others' if len(pair) > 4 else ''}."
-        runs = (
-            f"The {self.measure.title} is {self.measure.clean.mean():.3g} in the clean and "
-            f"{self.measure.corrupted.mean():.3g} in the corrupted run."
-        )
-        return Note(key="choices", title="The two runs", text=" ".join([*self.pairs.notes, *self.notes, answers, runs]))
+        return choices_note(self.pairs, self.measure, self.answers, self.wrongs, self.notes)
 
     def findings(self) -> list[Finding]:
         frame = self.summary()
@@ -195,7 +189,9 @@ class PathPatchingResult(Result):
         top = rows.iloc[int(rows["effect"].abs().argmax())]
         low, high = (float(top[name]) if name in rows else None for name in ("low", "high"))
         effect, gap = float(top["effect"]), self.gap
-        share = f", {100 * effect / gap:.0f} % of what patching everything does ({gap:+.3g})" if abs(gap) > 1e-6 else ""
+        share = (
+            f", {100 * effect / gap:z.0f} % of what patching everything does ({gap:+.3g})" if abs(gap) > 1e-6 else ""
+        )
         is_head = any(part.label == top["sender"] and part.kind == "head" for part in self.senders)
         return Finding(
             text=f"Straight to {receiver}, {top['sender']} has the largest effect: patching that path alone changes "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.errors import InputError, LoadError, NotFoundError
 from interp.hooks import NameSpec, match_names
-from interp.texts import SPLITS, need_parquet
+from interp.texts import SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -313,7 +313,8 @@ class ActivationStore:
 
     @staticmethod
     def _table(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
-        parquet = need_parquet()
+        import pyarrow.parquet as parquet
+
         try:
             table = parquet.read_table(path, columns=None if columns is None else list(columns))
         except (ValueError, OSError) as error:

@@ -7,7 +7,7 @@ Shapes: tokens [batch pos], images [batch channel height width], residual stream
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from interp.encoder_config import EncoderConfig
 from interp.errors import InputError
 from interp.hooks import HookedModule, HookPoint
 from interp.linear import ACTIVATIONS, affine, linear
-from interp.model import MLP, Attention, Block, LayerNorm
+from interp.model import MLP, Attention, Block, LayerNorm, check_tokens, hook_shape
 from interp.weights import Weights
 
 if TYPE_CHECKING:
@@ -66,22 +66,6 @@ def padding_mask(mask: Tensor | None, shape: Sequence[int]) -> Bool[Tensor, "bat
     return mask.bool()[:, None, None, :]
 
 
-def check_tokens(tokens: Tensor, n_ctx: int, d_vocab: int, what: str = "tokens") -> None:
-    """Raises InputError for what is not token ids [batch pos] of this vocabulary, or longer than the context."""
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
-        raise InputError(
-            f"{what} of shape {tuple(tokens.shape)} and dtype {tokens.dtype}",
-            "expected whole numbers [batch pos], pos >= 1",
-        )
-    if tokens.shape[1] > n_ctx:
-        raise InputError(f"{what}: {tokens.shape[1]} tokens", f"expected at most {n_ctx}", "shorten the text")
-    if tokens.device.type == "cpu" and tokens.numel():
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= d_vocab:
-            wrong = low if low < 0 else high
-            raise InputError(f"{what}: token id {wrong}", f"expected 0 to {d_vocab - 1}, this model's vocabulary")
-
-
 class TokenEmbedding(nn.Module):
     """BERT's: a vector for the token, one for its position, one for its type; a layer norm over their sum."""
 
@@ -99,6 +83,7 @@ class TokenEmbedding(nn.Module):
         types = torch.zeros_like(tokens) if types is None else types
         if types.shape != tokens.shape:
             raise InputError(f"token_types of shape {tuple(types.shape)}", f"expected {tuple(tokens.shape)}")
+        check_tokens(types, self.config.n_ctx, self.config.n_types, "token_types")
         embedded = self.hook_embed(F.embedding(tokens, self.W_E))
         placed = self.hook_pos_embed(self.W_pos[: tokens.shape[1]].expand_as(embedded))
         return self.ln(embedded + self.hook_token_type_embed(F.embedding(types, self.W_type)) + placed)  # type: ignore[no-any-return]
@@ -173,6 +158,12 @@ class HookedEncoder(HookedModule, Weights):
         self._name_hook_points()
         self._initialise()
         self.eval()
+
+    def __repr__(self) -> str:
+        c = self.config
+        read = f"patches {c.grid}" if c.over_patches else f"n_ctx {c.n_ctx}, d_vocab {c.d_vocab}"
+        shape = f"{c.n_layers} layers, {c.n_heads} heads, d_model {c.d_model}, {read}, head {c.head!r}"
+        return described(self, self.source, shape)
 
     def _initialise(self) -> None:
         """BERT's initialisation: normal weights, zero biases, gains of one."""
@@ -270,19 +261,11 @@ class HookedEncoder(HookedModule, Weights):
         return self.tokenizer.to_str_tokens(text_or_tokens)
 
 
-def hook_shape(config: Any, name: str, batch: int, queries: int, keys: int) -> tuple[int, ...]:
-    """The shape of an activation whose queries (and the residual stream they write to) and keys have these lengths."""
-    last = name.rsplit(".", 1)[-1]
-    pos = keys if last in ("hook_k", "hook_v") else queries
-    if last in ("hook_q", "hook_k", "hook_v", "hook_z"):
-        return (batch, pos, config.n_heads, config.d_head)
-    if last in ("hook_attn_scores", "hook_pattern"):
-        return (batch, config.n_heads, queries, keys)
-    if last == "hook_result":
-        return (batch, pos, config.n_heads, config.d_model)
-    if last in ("hook_pre", "hook_post") and ".mlp." in name:
-        return (batch, pos, config.d_mlp)
-    return (batch, pos, 1 if last == "hook_scale" else config.d_model)
+def described(model: nn.Module, source: str, shape: str) -> str:
+    """A model in one line, as `repr` gives it."""
+    parameters = list(model.parameters())
+    dtype, count = str(parameters[0].dtype).removeprefix("torch."), sum(x.numel() for x in parameters)
+    return f"{type(model).__name__}({source!r}: {shape}; {count:,} parameters, {dtype} on {parameters[0].device})"
 
 
 def xavier_(parameter: Tensor, fan_out: int) -> None:

@@ -19,12 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.config import BlockShape
-from interp.encoder import PostNormBlock, check_tokens, hook_shape, padding_mask, xavier_
+from interp.encoder import PostNormBlock, described, padding_mask, xavier_
 from interp.encoder_config import EncoderDecoderConfig
 from interp.errors import InputError
 from interp.hooks import HookedModule, HookPoint
 from interp.linear import affine, linear
-from interp.model import MLP, Attention, KVCache, LayerNorm, causal_mask
+from interp.model import MLP, Attention, KVCache, LayerNorm, causal_mask, check_tokens, hook_shape
 
 if TYPE_CHECKING:
     from interp.text_pairs import PairTokenizer
@@ -141,6 +141,14 @@ class HookedEncoderDecoder(HookedModule):
         self._initialise()
         self.eval()
 
+    def __repr__(self) -> str:
+        c = self.config
+        shape = (
+            f"{c.n_encoder_layers} + {c.n_decoder_layers} layers, {c.n_heads} heads, d_model {c.d_model}, "
+            f"n_ctx {c.n_ctx}, d_vocab {c.d_vocab}"
+        )
+        return described(self, self.source, shape)
+
     def _initialise(self) -> None:
         """Glorot's uniform weights, as in the paper's own code; embeddings of unit length once they are scaled."""
         for name, parameter in self.named_parameters():
@@ -169,7 +177,7 @@ class HookedEncoderDecoder(HookedModule):
             source_mask, target_mask: [batch pos], 1 for tokens and 0 for padding; padding may stand on the right, and
                 positions count from the left whatever is padding, as in Marian.
 
-        Raises InputError for tokens outside the vocabulary, or longer than the context.
+        Raises InputError for tokens outside the vocabulary, longer than the context, or of another batch size.
         """
         source, target = self.to_pair(source, target)
         return self.decode(target, self.encode(source, source_mask), source_mask=source_mask, target_mask=target_mask)
@@ -198,7 +206,9 @@ class HookedEncoderDecoder(HookedModule):
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits for the token after every target position, given the memory; `past` holds earlier positions."""
         start = 0 if past is None else past.length
-        check_tokens(target, self.config.n_ctx - start, self.config.d_vocab, "target")
+        check_tokens(target, self.config.n_ctx, self.config.d_vocab, "target", start=start)
+        if len(target) != len(memory):
+            raise InputError(f"{len(target)} targets of {len(memory)} sources", "expected one target for each source")
         self.context.start = start
         embedded = self.hook_embed(self._embedded(target))
         x = embedded + self.hook_pos_embed(self.W_pos[start : start + target.shape[1]].expand_as(embedded))

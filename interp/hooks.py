@@ -244,7 +244,7 @@ def select_positions(x: Tensor, name: str, pos: int | slice | Sequence[int] | No
 
 
 def match_names(names: NameSpec, known: list[str], sizes: Mapping[str, int] | None = None) -> list[str]:
-    """Those of the `known` full names that `names` means, in their order: `HookedModule.match`, also without a model."""
+    """Those of the `known` full names that `names` means, in their order; `HookedModule.match` without a model."""
     if isinstance(names, str) and names in known:
         return [names]
     if callable(names):

@@ -128,24 +128,39 @@ class Add(_Place):
         return torch.where(self.mask(x, start, growing=growing), x + self.scale * self.value.to(x), x)
 
 
-def ablate_head(layer: int, head: Index, value: float | Tensor = 0.0, *, pos: Index = None) -> Replace:
+# A translation model has two stacks, "encoder" and "decoder", and in the decoder a second attention, "cross_attn".
+
+
+def ablate_head(
+    layer: int,
+    head: Index,
+    value: float | Tensor = 0.0,
+    *,
+    pos: Index = None,
+    stack: str = "blocks",
+    attention: str = "attn",
+) -> Replace:
     """Replace a head's mixed values z, before the output projection, where heads are still apart."""
-    return Replace(name=f"blocks.{layer}.attn.hook_z", value=value, head=head, pos=pos)
+    return Replace(name=f"{stack}.{layer}.{attention}.hook_z", value=value, head=head, pos=pos)
 
 
-def ablate_attention(layer: int, value: float | Tensor = 0.0, *, pos: Index = None) -> Replace:
+def ablate_attention(
+    layer: int, value: float | Tensor = 0.0, *, pos: Index = None, stack: str = "blocks", attention: str = "attn"
+) -> Replace:
     """Replace a whole attention layer's output."""
-    return Replace(name=f"blocks.{layer}.hook_attn_out", value=value, pos=pos)
+    return Replace(name=f"{stack}.{layer}.hook_{attention}_out", value=value, pos=pos)
 
 
-def ablate_mlp(layer: int, value: float | Tensor = 0.0, *, pos: Index = None) -> Replace:
+def ablate_mlp(layer: int, value: float | Tensor = 0.0, *, pos: Index = None, stack: str = "blocks") -> Replace:
     """Replace an MLP's output."""
-    return Replace(name=f"blocks.{layer}.hook_mlp_out", value=value, pos=pos)
+    return Replace(name=f"{stack}.{layer}.hook_mlp_out", value=value, pos=pos)
 
 
-def ablate_neurons(layer: int, neurons: Index, value: float | Tensor = 0.0, *, pos: Index = None) -> Replace:
+def ablate_neurons(
+    layer: int, neurons: Index, value: float | Tensor = 0.0, *, pos: Index = None, stack: str = "blocks"
+) -> Replace:
     """Replace the activations of chosen neurons, after the non-linearity."""
-    return Replace(name=f"blocks.{layer}.mlp.hook_post", value=value, unit=neurons, pos=pos)
+    return Replace(name=f"{stack}.{layer}.mlp.hook_post", value=value, unit=neurons, pos=pos)
 
 
 def patch(name: str, source: Mapping[str, Tensor], *, head: Index = None, pos: Index = None) -> Replace:
@@ -153,9 +168,9 @@ def patch(name: str, source: Mapping[str, Tensor], *, head: Index = None, pos: I
     return Replace(name=name, value=source[name], head=head, pos=pos)
 
 
-def steer(layer: int, vector: Tensor, scale: float = 1.0, *, pos: Index = None) -> Add:
+def steer(layer: int, vector: Tensor, scale: float = 1.0, *, pos: Index = None, stack: str = "blocks") -> Add:
     """Add a vector [d_model] to the residual stream that enters a block."""
-    return Add(name=f"blocks.{layer}.hook_resid_pre", value=vector, scale=scale, pos=pos)
+    return Add(name=f"{stack}.{layer}.hook_resid_pre", value=vector, scale=scale, pos=pos)
 
 
 def freeze(names: Iterable[str], source: Mapping[str, Tensor]) -> list[Replace]:

@@ -266,7 +266,7 @@ class HookedGPT(HookedModule, Weights):
     ) -> tuple[Float[Tensor, "batch pos d_model"], Tensor | None]:
         """The residual stream before the first block, and the attention mask for all blocks (None: plain causal)."""
         start = past.length if past is not None else 0
-        self._check(tokens, start)
+        check_tokens(tokens, self.config.n_ctx, self.config.d_vocab, start=start)
         self.context.start = start
         mask, positions = causal_mask(tokens, attention_mask, past, start)
         embedded = self.hook_embed(F.embedding(tokens, self.W_E))
@@ -276,26 +276,6 @@ class HookedGPT(HookedModule, Weights):
     def unembedded(self, normalized: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits from a residual stream that has passed the final layer norm."""
         return linear(normalized, self.W_E if self.unembed is None else self.unembed, self.b_U)
-
-    def _check(self, tokens: Tensor, start: int) -> None:
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
-            raise InputError(
-                f"tokens of shape {tuple(tokens.shape)} and dtype {tokens.dtype}",
-                "expected whole numbers [batch pos], pos >= 1",
-            )
-        if start + tokens.shape[1] > self.config.n_ctx:
-            raise InputError(
-                f"{start + tokens.shape[1]} tokens",
-                f"expected at most {self.config.n_ctx}, this model's context",
-                "shorten the text",
-            )
-        if tokens.device.type == "cpu" and tokens.numel():
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= self.config.d_vocab:
-                wrong = low if low < 0 else high
-                raise InputError(
-                    f"token id {wrong}", f"expected 0 to {self.config.d_vocab - 1}, this model's vocabulary"
-                )
 
     @property
     def device(self) -> torch.device:
@@ -315,17 +295,7 @@ class HookedGPT(HookedModule, Weights):
 
     def hook_shape(self, name: str, batch: int, pos: int) -> tuple[int, ...]:
         """The shape of the activation at a hook point for tokens [batch pos]."""
-        c = self.config
-        last = name.rsplit(".", 1)[-1]
-        if last in ("hook_q", "hook_k", "hook_v", "hook_z"):
-            return (batch, pos, c.n_heads, c.d_head)
-        if last in ("hook_attn_scores", "hook_pattern"):
-            return (batch, c.n_heads, pos, pos)
-        if last == "hook_result":
-            return (batch, pos, c.n_heads, c.d_model)
-        if last in ("hook_pre", "hook_post"):
-            return (batch, pos, c.d_mlp)
-        return (batch, pos, 1 if last == "hook_scale" else c.d_model)
+        return hook_shape(self.config, name, batch, pos, pos)
 
     # Text in and out, generation, loading and saving: one line each, the work is in the file of that subject.
 
@@ -375,6 +345,45 @@ class HookedGPT(HookedModule, Weights):
         from interp.generation import generate
 
         return generate(self, text_or_tokens, **options)
+
+
+def check_tokens(tokens: Tensor, n_ctx: int, d_vocab: int, what: str = "", *, start: int = 0) -> None:
+    """Raises InputError for what is not token ids [batch pos] of this vocabulary, or longer than the context.
+
+    `start` tokens came before; `what` names the tokens where there are several kinds. Ids are checked on the CPU only.
+    """
+    named = f"{what}: " if what else ""
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
+        raise InputError(
+            f"{what or 'tokens'} of shape {tuple(tokens.shape)} and dtype {tokens.dtype}",
+            "expected whole numbers [batch pos], pos >= 1",
+        )
+    if start + tokens.shape[1] > n_ctx:
+        raise InputError(
+            f"{named}{start + tokens.shape[1]} tokens",
+            f"expected at most {n_ctx}, this model's context",
+            "shorten the text",
+        )
+    if tokens.device.type == "cpu" and tokens.numel():
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= d_vocab:
+            wrong = low if low < 0 else high
+            raise InputError(f"{named}token id {wrong}", f"expected 0 to {d_vocab - 1}, this model's vocabulary")
+
+
+def hook_shape(config: BlockShape, name: str, batch: int, queries: int, keys: int) -> tuple[int, ...]:
+    """The shape of an activation whose queries (and the residual stream they write to) and keys have these lengths."""
+    last = name.rsplit(".", 1)[-1]
+    pos = keys if last in ("hook_k", "hook_v") else queries
+    if last in ("hook_q", "hook_k", "hook_v", "hook_z"):
+        return (batch, pos, config.n_heads, config.d_head)
+    if last in ("hook_attn_scores", "hook_pattern"):
+        return (batch, config.n_heads, queries, keys)
+    if last == "hook_result":
+        return (batch, pos, config.n_heads, config.d_model)
+    if last in ("hook_pre", "hook_post") and ".mlp." in name:
+        return (batch, pos, config.d_mlp)
+    return (batch, pos, 1 if last == "hook_scale" else config.d_model)
 
 
 def banded(

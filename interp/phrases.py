@@ -10,7 +10,7 @@ Held out from training are combinations of a subject with its complement: about 
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Literal
 from zlib import crc32
@@ -62,7 +62,8 @@ def _nouns(table: str) -> tuple[Noun, ...]:
 
 
 def _adjectives(table: str, before: bool = False) -> tuple[Adjective, ...]:
-    return tuple(Adjective(*line.split(), before=before) for line in table.strip().splitlines())
+    rows = [line.split() for line in table.strip().splitlines()]
+    return tuple(Adjective(masculine, feminine, english, before) for masculine, feminine, english in rows)
 
 
 PEOPLE = _nouns("""
@@ -195,10 +196,13 @@ VERBS = tuple(
     )
 )
 GO = Verb(("vais", "vas", "va", "allons", "allez", "vont"), "go", "goes")
-BE = {False: "suis es est sommes êtes sont".split(), True: "étais étais était étions étiez étaient".split()}
+BE = {
+    False: ["suis", "es", "est", "sommes", "êtes", "sont"],
+    True: ["étais", "étais", "était", "étions", "étiez", "étaient"],
+}
 """Whether past -> French forms."""
-BE_ENGLISH = {False: "am are is are are are".split(), True: "was were was were were were".split()}
-PRONOUNS = "je tu il nous vous ils".split()
+BE_ENGLISH = {False: ["am", "are", "is", "are", "are", "are"], True: ["was", "were", "was", "were", "were", "were"]}
+PRONOUNS = ["je", "tu", "il", "nous", "vous", "ils"]
 I_YOU = {"je": "I", "tu": "you", "il": "he", "elle": "she", "nous": "we", "vous": "you", "ils": "they", "elles": "they"}
 OFTEN = {"souvent": "often", "toujours": "always", "aussi": "also"}
 WHEN = {"aujourd'hui": "today", "maintenant": "now", "ici": "here"}
@@ -264,6 +268,12 @@ class _Subject:
         french = ("elle" if self.feminine else "il") + "s" * self.plural
         return french, "it" if self.thing and not self.plural else I_YOU[french]
 
+    def referred_to(self) -> "_Subject":
+        """The same, as a pronoun."""
+        words = _Words()
+        words.both(*self.pronoun, "s")
+        return replace(self, words=words)
+
 
 def is_held_out(combination: tuple[str, str]) -> bool:
     return combination in HELD_OUT or crc32(" ".join(combination).encode()) % SHARE == 0
@@ -285,34 +295,31 @@ def sentence(rng: Random) -> Sentence:
     if kind < 0.55:
         question = rng.random() < 0.2
         if rng.random() < 0.5:
-            words, _ = _being(rng, _subject(rng), combinations, question)
+            words = _being(rng, _subject(rng), combinations, question)
         else:
             words, _ = _doing(rng, _subject(rng), combinations, question)
         mark = "?" if question else "."
     else:
         mark = "."
-        subject = _subject(rng, third=True) if kind < 0.75 else _subject(rng, thing=False)
         if kind < 0.75:
+            subject = _subject(rng, third=True)
             first, taken_up = _being(rng, subject, combinations), [subject]
+            conjunction = rng.choice((("et", "and"), ("mais", "but")))
         else:
-            first, taken_up = (made := _doing(rng, subject, combinations, referable=True)), _referents(subject, made[1])
-        words.extend(first[0], "1")
-        conjunction = rng.choice((("et", "and"), ("mais", "but"))) if kind < 0.75 else ("parce que", "because")
+            subject = _subject(rng, thing=False)
+            first, thing = _doing(rng, subject, combinations, referable=True)
+            taken_up, conjunction = _referents(subject, thing), ("parce que", "because")
+        words.extend(first, "1")
         words.both(*conjunction, "link")
-        again = rng.choice(taken_up)
-        pronoun = _Words()
-        pronoun.both(*again.pronoun, "s")
-        referring = _Subject(pronoun, again.name, again.person, again.feminine, again.plural, again.thing)
-        words.extend(_being(rng, referring, combinations, adjective=True)[0], "2")
+        words.extend(_being(rng, rng.choice(taken_up).referred_to(), combinations, adjective=True), "2")
     words.both(mark, mark, "end")
     return _spelled(words, frozenset(combinations))
 
 
 def _referents(subject: _Subject, thing: _Subject | None) -> list[_Subject]:
     """What a third-person pronoun can take up without doubt: gender or number tells subject and object apart."""
-    assert thing is not None
-    if subject.person not in (2, 5):
-        return [thing]
+    if thing is None or subject.person not in (2, 5):
+        return [thing] if thing else []
     return [subject, thing] if subject.pronoun[0] != thing.pronoun[0] else []
 
 
@@ -361,7 +368,7 @@ def _being(
     combinations: set[tuple[str, str]],
     question: bool = False,
     adjective: bool = False,
-) -> tuple[_Words, None]:
+) -> _Words:
     """`je suis étudiant`, `la pomme n'est pas rouge`; with `adjective` the complement is one."""
     past, negative = rng.random() < 0.25, not question and rng.random() < 0.25
     rest, kind = _Words(), rng.random()
@@ -386,7 +393,7 @@ def _being(
     words.english += verb + subject.words.english if question else subject.words.english + verb
     words.english += [("not", "neg")] if negative else []
     words.extend(rest)
-    return words, None
+    return words
 
 
 def _doing(
@@ -486,3 +493,63 @@ def _joined(words: list[str], spaced: str) -> tuple[str, tuple[tuple[int, int], 
         spans.append((len(text), len(text) + len(word)))
         text += word
     return text[0].upper() + text[1:], tuple(spans)
+
+
+def reference(sentence: Sentence) -> tuple[int, int, int] | None:
+    """Of a sentence in which a pronoun can take up one of two nouns: the French words that are the pronoun, the noun it
+    agrees with, and the other noun, by number. None for every other sentence."""
+    words = [sentence.french[start:end].lower() for start, end in sentence.french_spans]
+    forms = {
+        pluralised(noun.french) if many else noun.french: (noun.feminine, many)
+        for noun in PEOPLE + THINGS
+        for many in (False, True)
+    }
+    if "parce" not in words:
+        return None
+    pronoun = words.index("parce") + 2
+    wanted = (words[pronoun].startswith("elle"), words[pronoun].endswith("s"))
+    nouns = [number for number, word in enumerate(words[:pronoun]) if word in forms]
+    meant = [number for number in nouns if forms[words[number]] == wanted]
+    if len(nouns) != 2 or len(meant) != 1:
+        return None
+    return pronoun, meant[0], next(number for number in nouns if number != meant[0])
+
+
+def pronoun_pairs(seed: int | str, *, same_pronoun: bool = False) -> Iterator[tuple[Sentence, Sentence]]:
+    """Pairs of sentences in which the pronoun means the subject in the first, the object in the second. Without end.
+
+    They differ in the agreement of pronoun and adjective alone: `la femme voit le chien parce qu'elle est grande`
+    (she), `parce qu'il est grand` (it). With `same_pronoun` they differ in the nouns alone: `la femme voit le chien
+    parce qu'elle est grande` (she), `le roi voit la table parce qu'elle est grande` (it).
+    """
+    rng = Random(f"pronoun pairs {seed}")
+    while True:
+        verb, quality = rng.choice([verb for verb in VERBS if not verb.food]), rng.choice(IN_FRONT)
+        feminine = rng.random() < 0.5
+        first = _person_and_thing(rng, feminine)
+        second = _person_and_thing(rng, not feminine) if same_pronoun else first
+        yield _because(first, first[0], verb, quality), _because(second, second[1], verb, quality)
+
+
+def _person_and_thing(rng: Random, feminine: bool) -> tuple[_Subject, _Subject]:
+    """A person of this gender and a thing of the other."""
+    person = rng.choice([noun for noun in PEOPLE if noun.feminine == feminine])
+    thing = rng.choice([noun for noun in THINGS if noun.feminine != feminine])
+    return (
+        _Subject(_noun_phrase(rng, person, False, "the", "s"), person.english, 2, feminine, False),
+        _Subject(_noun_phrase(rng, thing, False, "the", "c"), thing.english, 2, not feminine, False, thing=True),
+    )
+
+
+def _because(nouns: tuple[_Subject, _Subject], meant: _Subject, verb: Verb, quality: Adjective) -> Sentence:
+    words, second, pronoun = _Words(), _Words(), meant.referred_to()
+    words.extend(nouns[0].words, "1")
+    words.both(verb.french[2], verb.third, "1v")
+    words.extend(nouns[1].words, "1")
+    words.both("parce que", "because", "link")
+    second.extend(pronoun.words)
+    second.both("est", "is", "v")
+    second.both(quality.agreeing(meant.feminine, False), quality.english, "c")
+    words.extend(second, "2")
+    words.both(".", ".", "end")
+    return _spelled(words, frozenset({(nouns[0].name, nouns[1].name), (meant.name, quality.english)}))

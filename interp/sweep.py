@@ -52,7 +52,8 @@ class Rounding:
             self.copies[id(model)] = model, deepcopy(model).to(self.dtype)
         found = sweep(self.copies[id(model)][1], tokens, variants, **options)
         chosen = sorted({len(variants) * place // CHECKED for place in range(CHECKED)})
-        exact = sweep(model, tokens, [variants[v] for v in chosen], **options | {"progress": None}, dtype=model.dtype)
+        options |= {"progress": None, "checkpoint": None, "dtype": model.dtype}
+        exact = sweep(model, tokens, [variants[v] for v in chosen], **options)
         for name, value in exact.items():
             apart = (found[name][chosen].double() - value.double()).abs().max()
             self.difference[name] = max(self.difference.get(name, 0.0), float(apart))
@@ -65,7 +66,10 @@ _rounding: ContextVar[Rounding | None] = ContextVar("rounding", default=None)
 
 @contextmanager
 def lowered(dtype: torch.dtype) -> Iterator[Rounding]:
-    """Sweeps inside the block run in this dtype, on a copy of the model; what is yielded says how far off they are."""
+    """Sweeps inside the block run in this dtype, on a copy of the model; what is yielded says how far off they are.
+
+    The copy is made at a model's first sweep: change no weights inside the block.
+    """
     rounding = Rounding(dtype)
     token = _rounding.set(rounding)
     try:

@@ -15,16 +15,17 @@ more rows than needed is never wrong, only slower.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp.linear import linear, pack
+from interp.linear import linear
 from interp.model import Attention, LayerNorm
 from interp.sweep_clean import EMBEDDING, QKV, CleanRun, Edits, Rows
 from interp.sweep_edits import Edit, Positions, common, places, put, take, union
+from interp.sweep_layout import Ask, Layout, Matrices
 
 NORM1 = ("ln1.hook_scale", "ln1.hook_normalized")
 PATTERNS = ("attn.hook_attn_scores", "attn.hook_pattern")
@@ -33,57 +34,7 @@ NORM2 = ("ln2.hook_scale", "ln2.hook_normalized")
 HIDDEN = ("mlp.hook_pre", "mlp.hook_post")
 NORM_FINAL = ("ln_final.hook_scale", "ln_final.hook_normalized")
 
-
 Item = TypeVar("Item")
-
-
-class Layout(NamedTuple):
-    """Which variants, and which of their positions, the rows of a matrix are: [variant batch pos] flattened."""
-
-    parts: tuple[tuple[int, Positions], ...]
-    batch: int
-
-    def views(self, x: Tensor) -> Iterator[tuple[int, Positions, Tensor]]:
-        """Each variant's part of x [rows ...], as [batch pos ...]."""
-        start = 0
-        for variant, positions in self.parts:
-            size = self.batch * len(positions)
-            yield variant, positions, x[start : start + size].unflatten(0, (self.batch, len(positions)))
-            start += size
-
-
-class Ask(NamedTuple):
-    """What attention has to do for a variant."""
-
-    before: Positions
-    """Where its keys and values may differ from the clean ones."""
-    after: Positions
-    """Whose queries are answered."""
-    explicit: bool
-    """Whether scores and pattern are to be seen, so that the fused kernel cannot be used."""
-    variant: int
-
-    @property
-    def asking(self) -> Positions:
-        """Whose queries are not the clean ones."""
-        return common(self.before, self.after)
-
-
-class Matrices:
-    """Weights of one layer as the products like them best: where many blocks share them, laid out anew once."""
-
-    def __init__(self, *, many: bool) -> None:
-        self.many = many
-        self.kept: dict[tuple[int, int | None, int | None], Tensor] = {}
-
-    def __call__(self, weight: Tensor, columns: slice = slice(None)) -> Tensor:
-        """Some columns of W [in out], for `linear`."""
-        if not self.many:
-            return weight[:, columns].T
-        key = (id(weight), columns.start, columns.stop)
-        if key not in self.kept:
-            self.kept[key] = pack(weight[:, columns])
-        return self.kept[key]
 
 
 class Chunk:
@@ -188,7 +139,7 @@ class Chunk:
             yield block
 
     @staticmethod
-    def _with_matrices(blocks: list[list[Item]]) -> Iterator[tuple["Matrices", list[Item]]]:
+    def _with_matrices(blocks: list[list[Item]]) -> Iterator[tuple[Matrices, list[Item]]]:
         """Each block with the weights it shares with the others."""
         matrices = Matrices(many=len(blocks) > 2)
         return ((matrices, block) for block in blocks)

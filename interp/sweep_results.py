@@ -2,8 +2,9 @@
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.errors import InputError
-from interp.files import atomic_path
+from interp.errors import InputError, InterpError
+from interp.files import atomic_path, remove_leftovers
 from interp.model import HookedGPT
 from interp.sweep_edits import Intervention
 
@@ -27,33 +28,47 @@ class Resumable:
     """A folder with one checkpoint a sweep."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.used = folder, set[Path]()
+        self.folder, self.used = folder, Counter[str]()
 
     def file(self, identity: str, clean: Mapping[str, Tensor]) -> Path:
-        """Where a sweep keeps what it has finished; another metric is another sweep."""
+        """Where a sweep keeps what it has finished: those that differ in the metric alone are numbered."""
         shapes = repr([(name, tuple(x.shape)) for name, x in clean.items()])
-        path = self.folder / f"{hashlib.sha256((identity + shapes).encode()).hexdigest()[:32]}.sweep"
-        self.used.add(path)
-        return path
+        name = hashlib.sha256((identity + shapes).encode()).hexdigest()[:32]
+        self.used[name] += 1
+        return self._path(name, self.used[name])
+
+    def _path(self, name: str, number: int) -> Path:
+        return self.folder / f"{name}-{number}.sweep"
+
+    def clear(self) -> None:
+        """Removes the checkpoints of this block's sweeps."""
+        for name, count in self.used.items():
+            for number in range(1, count + 1):
+                path = self._path(name, number)
+                path.unlink(missing_ok=True)
+                remove_leftovers(path)
 
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[Resumable]:
     """Sweeps inside the block keep what they have finished in this folder, and take up again what lies there.
 
-    The files go when the block ends as it should; after an error, Ctrl-C or a kill they stay for the next time.
+    The files go when the block ends as it should; after an error, Ctrl-C or a kill they stay for the next time, which
+    has to make the same sweeps in the same order. Raises InterpError when the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InterpError(f"{folder} cannot be made: {error.strerror or error}", "choose another place") from error
     kept = Resumable(folder)
     token = _resumable.set(kept)
     try:
         yield kept
+        kept.clear()
     finally:
         _resumable.reset(token)
-    for path in kept.used:
-        path.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+        with suppress(OSError):  # stays unless it is empty
+            folder.rmdir()
 
 
 class SweepInterrupted(KeyboardInterrupt):

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from interp.texts import SPLITS, Column, Corpus, need_parquet
+from interp.texts import SPLITS, Column, Corpus
 
 
 def manifest_bytes(columns: dict[str, np.ndarray], labels: Mapping[str, Column]) -> bytes:
     """A manifest as Parquet; split and labels, which come as codes, as their values."""
-    need_parquet()
     import pyarrow as pa
 
     arrays: dict[str, Any] = {}
@@ -37,7 +36,6 @@ def _label_array(codes: np.ndarray, column: Column) -> Any:
 
 
 def texts_bytes(corpus: Corpus) -> bytes:
-    need_parquet()
     import pyarrow as pa
 
     split = pa.DictionaryArray.from_arrays(pa.array(corpus.split.astype(np.int8)), pa.array(list(SPLITS)))
@@ -47,7 +45,8 @@ def texts_bytes(corpus: Corpus) -> bytes:
 
 
 def _table_bytes(table: Any) -> bytes:
-    parquet = need_parquet()
+    import pyarrow.parquet as parquet
+
     stream = io.BytesIO()
     parquet.write_table(table, stream, compression="zstd")
     return stream.getvalue()

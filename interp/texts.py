@@ -111,24 +111,14 @@ def read_texts(path: str | Path, *, lines: bool = False) -> list[Text]:
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    parquet = need_parquet()
+    import pyarrow.parquet as parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
     except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
         raise LoadError(f"{path} cannot be read: {str(error).splitlines()[0][:200]}", "expected Parquet") from error
-
-
-def need_parquet() -> Any:
-    """pyarrow.parquet. Raises InputError, saying how to install it, where it is missing."""
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise InputError(
-            "pyarrow is not installed", "expected it for Parquet files", "pip install 'interp[probes]'"
-        ) from None
-    return parquet
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

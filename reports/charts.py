@@ -25,12 +25,12 @@ NEGATIVE = ("#966e69", "#af5f50", "#be4637", "#b42828", "#8c0f14")
 
 
 def number(value: Any) -> str:
-    """Three or four significant digits, in ASCII so that it can be copied; a dash for what was not measured."""
+    """Three or four significant digits, whole numbers in full, in ASCII to copy; a dash for what was not measured."""
     if pd.isna(value):
         return UNKNOWN
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
-    if isinstance(value, (int, np.integer)) or value == 0:
+    if isinstance(value, (int, np.integer)) or (float(value).is_integer() and abs(value) < 1e9):
         return f"{int(value):,}" if abs(value) >= 10_000 else str(int(value))
     size = abs(float(value))
     if np.isinf(size):
@@ -38,14 +38,6 @@ def number(value: Any) -> str:
     if size != 0 and not 1e-3 <= size < 1e5:
         return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     return f"{value:.3f}" if size < 1 else f"{value:.2f}" if size < 100 else f"{value:.0f}"
-
-
-def written(values: Iterable[Any]) -> list[str]:
-    """Numbers that belong together; without decimals when none has any."""
-    given = list(values)
-    known = [v for v in given if not pd.isna(v) and np.isfinite(v)]
-    whole = all(not isinstance(v, (bool, np.bool_)) and float(v).is_integer() and abs(v) < 1e9 for v in known)
-    return [number(int(v) if whole and not pd.isna(v) and np.isfinite(v) else v) for v in given]
 
 
 def wrap(text: str, width: int) -> list[Text]:
@@ -171,7 +163,7 @@ def plain(title: str, cells: Sequence[str], right: bool = False) -> Column:
 
 
 def numbers(title: str, values: Iterable[Any]) -> Column:
-    return Column(title, [Text(text) for text in written(values)])
+    return Column(title, [Text(number(value)) for value in values])
 
 
 def table(columns: Sequence[Column], width: int, *, gap: int = 2, what: str = "columns") -> list[Text]:

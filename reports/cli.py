@@ -1,6 +1,8 @@
 """The command line `interp`. Heavy imports stand inside the commands, so that `interp --help` is quick."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -200,29 +202,40 @@ def _known_models() -> list[dict[str, Any]]:
     import json
 
     from interp.config import PRESETS, UNPUBLISHED, from_hf
+    from interp.encoder_config import encoder_decoder_from_hf
     from interp.loading import BUNDLED, bundled_models
 
-    known = {}
+    known: dict[str, tuple[str, Any]] = {}
     for name in bundled_models():
         path = BUNDLED / name / "config.json"
-        known[name] = ("bundled", from_hf(json.loads(path.read_text(encoding="utf-8")), str(path)))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        pairs = data.get("model_type") == "marian"
+        known[name] = ("bundled", encoder_decoder_from_hf(data, {}, str(path)) if pairs else from_hf(data, str(path)))
     known |= {name: ("shape only" if name in UNPUBLISHED else "hub", config) for name, config in PRESETS.items()}
     return [
         {
-            "name": name, "from": where, "layers": c.n_layers, "heads": c.n_heads, "width": c.d_model,
+            "name": name, "from": where, "layers": _layers(c), "heads": c.n_heads, "width": c.d_model,
             "context": c.n_ctx, "vocabulary": c.d_vocab, "parameters": _parameters(c),
         }
         for name, (where, c) in known.items()
     ]  # fmt: skip
 
 
+def _layers(config: Any) -> int | str:
+    """Such as 12, or "6 + 6" for encoder and decoder."""
+    pairs = hasattr(config, "n_decoder_layers")
+    return f"{config.n_encoder_layers} + {config.n_decoder_layers}" if pairs else config.n_layers
+
+
 def _parameters(config: Any) -> int:
     import torch
 
+    from interp.encoder_decoder import HookedEncoderDecoder
     from interp.model import HookedGPT
 
     with torch.device("meta"):
-        return sum(weight.numel() for weight in HookedGPT(config).parameters())
+        kind = HookedEncoderDecoder if hasattr(config, "n_decoder_layers") else HookedGPT
+        return sum(weight.numel() for weight in kind(config).parameters())
 
 
 @app.command(cls=Command, epilog='Example: interp generate "The river" --max-new-tokens 40 --temperature 0.7 --seed 3')
@@ -262,7 +275,14 @@ def generate(
 
 @app.command(cls=Command, epilog="Example: interp train enwik8.gz --out runs/mine --steps 6000")
 def train(
-    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A MediaWiki XML dump such as enwik8.gz.")],
+    corpus: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CORPUS",
+            help="A MediaWiki XML dump such as enwik8.gz; or the word phrases: then a small translation model learns "
+            "from generated French-English sentences.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="<folder>", help="Where the model, its curve and the checkpoint go.")],
     recipe: Annotated[
         Optional[Path],  # noqa: UP045
@@ -289,7 +309,12 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a GPT on a Wikipedia dump; a stopped run goes on with --resume."""
+    """Train a GPT on a Wikipedia dump, or a small translation model; --resume goes on with a stopped run.
+
+    A translation model takes its sizes from the recipe alone, or the defaults that made the bundled one.
+    """
+    if str(corpus) == "phrases":
+        return _train_pairs(recipe, out, resume, device, quiet)
     if recipe is None:
         shape = {"n_layers": layers, "n_heads": heads, "d_model": width, "n_ctx": context, "d_vocab": vocabulary}
         stage = {"steps": steps, "batch": batch, "length": context, "repeats": repeats}
@@ -306,20 +331,59 @@ def train(
 
         settings = _settings(data | {"corpus": str(corpus)}, recipe)
         check_seed(settings.seed)
-
-        def tell(state: training.Progress) -> None:
-            measures = "".join(f"  {name} {value:.3f}" for name, value in state.measures.items())
-            step(f"loss {state.loss:.3f}", state.step, state.steps)
-            if state.measures or state.step % 500 == 0:
-                passed = output.duration(state.seconds)
-                hint(quiet, f"step {state.step:>6} of {state.steps}  loss {state.loss:.3f}  {passed}{measures}")
-
-        try:
-            training.train(settings, out=out, progress=tell, evaluate=_copying, resume=resume, device=device)
-        except KeyboardInterrupt:
-            hint(quiet, f"stopped; the same command with --resume goes on with {out}")
-            raise
+        with _going_on(out, quiet):
+            training.train(
+                settings, out=out, progress=_told(step, quiet), evaluate=_copying, resume=resume, device=device
+            )
     print(output.shown(str(out)))
+
+
+def _train_pairs(recipe: Path | None, out: Path, resume: bool, device: str, quiet: bool) -> None:
+    """`interp train phrases`."""
+    output.check_folder(out)
+    with output.progress(quiet) as step:
+        step("learning the tokens", 0, 1)
+        from interp import pair_training
+
+        data = {} if recipe is None else commands.read_json(recipe)
+        try:
+            settings = pair_training.PairSettings(**{**data, "betas": tuple(data.get("betas", (0.9, 0.98)))})
+        except TypeError as error:
+            raise InputError(f"{recipe} is no recipe: {error}", "expected the settings.json of such a run") from error
+        check_seed(settings.seed)
+        with _going_on(out, quiet):
+            pair_training.train_pairs(
+                settings,
+                out=out,
+                progress=_told(step, quiet),
+                evaluate=pair_training.held_out_measures,
+                resume=resume,
+                device=device,
+            )
+    print(output.shown(str(out)))
+
+
+@contextmanager
+def _going_on(out: Path, quiet: bool) -> Iterator[None]:
+    """Says after Ctrl-C how training goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        hint(quiet, f"stopped; the same command with --resume goes on with {out}")
+        raise
+
+
+def _told(step: Any, quiet: bool) -> Any:
+    """What training tells, as progress and now and then a line."""
+
+    def tell(state: Any) -> None:
+        measures = "".join(f"  {name} {value:.3f}" for name, value in state.measures.items())
+        step(f"loss {state.loss:.3f}", state.step, state.steps)
+        if state.measures or state.step % 500 == 0:
+            passed = output.duration(state.seconds)
+            hint(quiet, f"step {state.step:>6} of {state.steps}  loss {state.loss:.3f}  {passed}{measures}")
+
+    return tell
 
 
 @app.command("train-lens", cls=Command, epilog="Example: interp train-lens text.txt --out tuned_lens.safetensors")

@@ -102,7 +102,8 @@ class Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
-        return ["[OPTIONS]", *(str(p.metavar) if p.required else f"[{p.metavar}]..." for p in arguments)]
+        shown = [f"{p.metavar}" if p.required else f"[{p.metavar}]" for p in arguments]
+        return ["[OPTIONS]", *(name + "..." * (p.nargs < 0) for name, p in zip(shown, arguments, strict=True))]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Texts, the command's own options, the options that other commands have too."""
@@ -366,7 +367,7 @@ def run_command(
     if prompts is not None and (texts or file):
         raise InputError(f"both a text and --prompts {prompts}", "expected one of the two")
     written = None if prompts is None else _read(prompts)
-    with progress(quiet) as step:
+    with _resumable(resume), progress(quiet) as step:
         step("loading the model", 0, 1)
         shape = shape_of(model) if analysis.takes_config else None
         lower = dtype if analysis.sweeps and dtype in ("bfloat16", "float16") else None
@@ -376,7 +377,7 @@ def run_command(
             text = None
         step(analysis.title.lower(), 0, 1)
         asked = Asked(model, text, options, written, str(prompts), lower)
-        with _cluster(ray), _resumable(resume), _lowered(lower) as rounding:
+        with _cluster(ray), _lowered(lower) as rounding:
             section = measure(analysis, loaded or shape, asked)
         if form == "html":
             from reports.html import render

@@ -76,7 +76,8 @@ def explain(error: BaseException, args: Sequence[str] = ()) -> tuple[int, list[s
     """The exit code and the lines, at most three, for any exception of the command that `args` mean."""
     command = "interp" + _command(args)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return INTERRUPTED, ["interrupted"]
+        resumes = any(arg.partition("=")[0] == "--resume" for arg in args)
+        return INTERRUPTED, ["interrupted", *(["the same command goes on with what is finished"] if resumes else [])]
     if isinstance(error, InterpError):
         lines = str(error).split("\n")  # and not at other signs, which a name may hold
         model = isinstance(error, NotFoundError) and "model" in lines[0]

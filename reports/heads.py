@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from analyses._panels import AttentionGrid, Bars, Finding, Matrix, Panel, Table, Tokens
+from reports.numbers import number
 from reports.packing import deflate
 from reports.tokens import coded, printable
-from reports.views import json_block, number, words
+from reports.views import json_block, words
 
 NAME = re.compile(r"\bL(\d+)H(\d+)\b")
+STACKED = re.compile(r"[a-z]+ L\d+H\d+")
+"""A head of one stack of several, such as "cross L2H3"."""
 SPELT = re.compile(r"\blayer (\d+), head (\d+)\b", re.IGNORECASE)
 BEST = 5
 """Entries shown of a head's row or column in a matrix, the largest first."""
@@ -93,11 +96,15 @@ def gather(
 ) -> HeadPages | None:
     """The head pages of sections, given as (name, title, panels), and findings, as (finding, link); None without heads.
 
+    None too where layer and head name no single head: where heads lie in several stacks (encoder, decoder, cross).
     The model's shape is that of the first attention viewer, else what the largest labels ask for.
     """
     sections = list(sections)
     grids = [(f"{name}-{panel.key}", panel) for name, _, panels in sections for panel in panels
              if isinstance(panel, AttentionGrid)]  # fmt: skip
+    several = len(grids) > 1 and any(panel.queries for _, panel in grids)
+    if several or any(_stacked(panel) for _, _, panels in sections for panel in panels):
+        return None
     if grids:
         layers, heads = grids[0][1].patterns[0].shape[:2]
     else:
@@ -117,6 +124,21 @@ def gather(
     groups.insert(0, Group("Findings", "summary", [named_in]))
     kept = [group for group in groups if any(table.rows for table in group.tables)]
     return HeadPages(layers, heads, grids[0][0] if grids else "", kept)
+
+
+def _stacked(panel: Panel) -> bool:
+    """Whether a panel's labels say in which stack a head lies."""
+    match panel:
+        case Matrix():
+            labels = [*panel.rows, *panel.columns]
+        case Bars():
+            labels = list(panel.labels)
+        case Table():
+            columns = [x for name, x in panel.frame.items() if str(name) not in panel.tokens]
+            labels = [str(text) for x in columns if x.dtype.kind not in "iufb" for text in x]
+        case _:
+            return False
+    return any(STACKED.fullmatch(label) for label in labels)
 
 
 def _reach(panel: Panel) -> Head:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from analyses._panels import Finding, Panel, Result, Tokens
 from reports import heads, record
+from reports.numbers import SHADES, brief
 from reports.tokens import markup, printable
-from reports.views import SHADES, View, brief, view
+from reports.views import View, prose, view
 
 HERE = Path(__file__).parent
 SCRIPTS = ("page.js", "heads.js", "table.js", "lens.js", "attention.js")
@@ -145,16 +146,10 @@ def _blocks(text: str) -> list[_Block]:
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         before, *items = re.split(r"(?:^|\n)\s*- ", paragraph)
         if before.strip():
-            blocks.append(_Block([_inline(before)]))
+            blocks.append(_Block([prose(before)]))
         if items:
-            blocks.append(_Block([_inline(item) for item in items], is_list=True))
+            blocks.append(_Block([prose(item) for item in items], is_list=True))
     return blocks
-
-
-def _inline(text: str) -> Markup:
-    """One paragraph, escaped; what stands between backquotes is code."""
-    pieces = re.split(r"`+([^`]+)`+", printable(" ".join(text.split())))
-    return Markup().join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))
 
 
 def _readable(provenance: Mapping[str, Any], prefix: str = "") -> Any:

@@ -154,6 +154,7 @@ def report(
                 )
     sections: list[Section] = []
     errors: list[Exception] = []
+    wanted = [analysis.name for analysis in chosen]
     left_out = tuple(analysis.command for analysis in chosen if not analysis.serves(model))
     chosen = [analysis for analysis in chosen if analysis.serves(model)]
     if not chosen:
@@ -188,7 +189,7 @@ def report(
                 "report",
                 text,
                 {analysis.name: record.effective(analysis, used[analysis.name]) for analysis in chosen},
-                analyses=[analysis.name for analysis in chosen],
+                analyses=wanted,
                 seed=seed,
                 title=title,
             ),
@@ -211,8 +212,10 @@ def _failed(error: Exception) -> Failed:
 def _beginning(text: TextOrTokens, limit: int = 60) -> str:
     if isinstance(text, torch.Tensor):
         return ""
-    first = " ".join((text if isinstance(text, str) else text[0]).split())
-    return first if len(first) <= limit else first[: limit - 1] + "…"
+    first, *others = [text] if isinstance(text, str) else text
+    first = " ".join(first.split())
+    more = f" (and {len(others)} more)" if others else ""
+    return (first if len(first) <= limit else first[: limit - 1] + "…") + more
 
 
 def labels_of(model: Any, text: Any, *, longer: bool = True) -> tuple[Tokens, ...]:

@@ -52,7 +52,6 @@ from reports.charts import (
     spark,
     table,
     wrap,
-    written,
 )
 from reports.tokens import label, printable
 
@@ -130,7 +129,7 @@ def _(panel: Matrix, width: int) -> list[Text]:
     low, high = ends(panel.values)
     heads = names(panel.rows, 28)
     columns = names(panel.columns, 12)
-    flat = iter(written(panel.values.ravel()))
+    flat = map(number, panel.values.ravel())
     cells = [[next(flat) for _ in row] for row in panel.values]
     head_width = max([cell_len(panel.row_axis), *map(cell_len, heads)])
     size = 1 + max([cell_len(text) for row in [columns, *cells] for text in row], default=1)
@@ -225,7 +224,7 @@ def _(panel: TokenStrip, width: int) -> list[Text]:
     """The text in lines, each token above its number."""
     low, high = ends(panel.values)
     upper, lower, out = Text(), Text(), []
-    cells = list(zip(names(panel.tokens, 16), panel.values, written(panel.values), strict=True))
+    cells = list(zip(names(panel.tokens, 16), panel.values, map(number, panel.values), strict=True))
     for token, value, text in cells[: 4 * MAX_POSITIONS]:
         size = max(cell_len(token), len(text))
         if upper.cell_len + size > width:
@@ -313,7 +312,7 @@ def _(panel: Table, width: int) -> list[Text]:
             signed = title in panel.diverging
             cells = [
                 Text(text, style=colour(level(v, low, high, True)) if signed else "")
-                for text, v in zip(written(values), values, strict=True)
+                for text, v in zip(map(number, values), values, strict=True)
             ]
             columns.append(Column(heading, cells))
         else:

@@ -13,7 +13,7 @@ from functools import singledispatch
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from analyses._panels import (
     AttentionGrid,
@@ -30,10 +30,9 @@ from analyses._panels import (
     TokenStrip,
 )
 from reports import figures, packing
-from reports.tokens import MINUS, coded, label, markup, printable
+from reports.numbers import Scale, brief, exact, number
+from reports.tokens import coded, label, markup, printable
 
-SHADES = 20
-"""Steps of the colour scale of shaded cells (classes q1 to q20 of the style sheet)."""
 TABLE_ROWS = 300
 """Rows of a table shown at once; the rest lie in a template that the page's script adds on request."""
 HEAD_ROWS = 32
@@ -77,7 +76,7 @@ class View:
     kind: str
     id: str
     title: str
-    caption: str = ""
+    caption: str | Markup = ""
     note: str = ""  # what was left out, what a colour means
     pictures: tuple[str, ...] = ()
     alt: str = ""
@@ -93,50 +92,9 @@ class View:
         return (
             self.kind == "matrix"
             and self.grid is not None
-            and len(self.grid.columns) <= 9
+            and len(self.grid.columns) <= (5 if self.grid.rows and self.grid.rows[0][-1].interval else 9)
             and len(self.grid.rows) <= 24
         )
-
-
-def number(value: Any) -> str:
-    """Three or four significant digits, with a real minus; an en dash for what was not measured."""
-    if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
-        return "\N{EN DASH}"
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
-    if isinstance(value, (int, np.integer)):
-        return f"{int(value):,}".replace("-", MINUS)
-    x = float(value)
-    if math.isinf(x):
-        return "∞" if x > 0 else MINUS + "∞"
-    if x == 0:
-        return "0"
-    if not 1e-3 <= abs(x) < 1e5:
-        text = f"{x:.2e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
-    elif abs(x) >= 1000:
-        text = f"{x:,.0f}"
-    else:
-        text = f"{x:.3f}" if abs(x) < 1 else f"{x:.2f}" if abs(x) < 100 else f"{x:.1f}"
-    return text.replace("-", MINUS)
-
-
-def brief(value: float) -> str:
-    """At most three significant digits, for running text."""
-    return (
-        f"{value:.3g}".replace("-", MINUS)
-        if math.isfinite(value) and 1e-3 <= abs(value) < 1000
-        else number(float(value))
-    )
-
-
-def exact(value: Any) -> str:
-    """A number as it leaves the page: nine significant digits, empty when not measured."""
-    if value is None:
-        return ""
-    if isinstance(value, (bool, np.bool_, int, np.integer)):
-        return str(value)
-    x = float(value)
-    return "" if math.isnan(x) else "inf" if x == math.inf else "-inf" if x == -math.inf else f"{x:.9g}"
 
 
 def json_block(data: Any) -> Markup:
@@ -164,40 +122,10 @@ def _plain(data: Any) -> Any:
             return str(data)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """From number to shade: linear, logarithmic where the numbers span decades, or centred on zero."""
-
-    low: float
-    high: float
-    diverging: bool = False
-    log: bool = False
-
-    @classmethod
-    def of(cls, values: np.ndarray, diverging: bool = False) -> "Scale":
-        """The scale for these numbers."""
-        known = np.asarray(values, dtype=float)
-        known = known[np.isfinite(known)]
-        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-        if diverging:
-            reach = max(abs(low), abs(high)) or 1.0
-            return cls(-reach, reach, diverging=True)
-        log = low >= 1 and high > 50 * low
-        if not log and low < 0.5 * high:
-            low = min(low, 0.0)  # otherwise all numbers are much the same, and the scale shows how they differ
-        return cls(low, high if high > low else low + 1, log=log)
-
-    def shade(self, value: float) -> str:
-        """The classes of a cell with this number; none for zero and for what was not measured."""
-        if value is None or not math.isfinite(value):
-            return ""
-        if self.diverging:
-            step = round(abs(value) / self.high * SHADES)
-            return f"{'p' if value > 0 else 'n'} q{min(step, SHADES)}" if step else ""
-        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-        place = math.log(value) if self.log else value
-        step = round((place - low) / ((high - low) or 1.0) * SHADES)
-        return f"s q{min(step, SHADES)}" if step > 0 else ""
+def prose(text: str) -> Markup:
+    """One paragraph, escaped; what stands between backquotes is code."""
+    pieces = re.split(r"`+([^`]+)`+", printable(" ".join(text.split())))
+    return Markup().join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))
 
 
 def words(name: str) -> str:
@@ -248,7 +176,7 @@ def limited(
 
 def view(panel: Panel, section: str) -> View:
     """The view of a panel of the analysis named `section`."""
-    base = {"id": f"{section}-{panel.key}", "title": printable(panel.title), "caption": printable(panel.caption)}
+    base = {"id": f"{section}-{panel.key}", "title": printable(panel.title), "caption": prose(panel.caption)}
     return View(**{**base, **_view(panel)})
 
 
@@ -288,7 +216,7 @@ def _(panel: Matrix) -> dict[str, Any]:
         columns=("", *(shown(name, is_token) for name in panel.columns)),
         rows=rows,
         numeric=(False,) + (True,) * n_columns,
-        corner=f"{printable(panel.row_axis)} ↓  {printable(panel.column_axis)} →",
+        corner=f"{printable(panel.row_axis)}\N{NO-BREAK SPACE}↓ {printable(panel.column_axis)}\N{NO-BREAK SPACE}→",
         compact=n_columns > 8,
     )
     by_head = (panel.row_axis, panel.column_axis) == ("layer", "head")

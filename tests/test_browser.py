@@ -251,6 +251,29 @@ def test_every_switch_changes_the_picture(visit, change):
     )
 
 
+def test_a_pattern_that_is_not_triangular_is_shown_whole_and_alone(visit, paths):
+    queries = Tokens(("<start>", "·I", "·am"))
+    pattern = np.random.default_rng(0).dirichlet(np.ones(5), size=(2, 2, 3))
+    panel = replace(attention_grid(2, 2, 5), patterns=(pattern,), value_norms=(), measures={}, queries=(queries,))
+    paths["cross"] = paths["plain"].with_name("cross.html")
+    made = Report("c", (), (Section("attention_patterns", "A", "", Sample((panel,)), 0.0),), {})
+    paths["cross"].write_text(render(made), encoding="utf-8")
+    page = visit("cross", f"#{VIEWER}?head=1.0")
+    page = visit("cross", f"#{VIEWER}?head=1.0")
+    page.wait_for_function("document.querySelector('canvas.view').clientHeight < 3 * 28 + 130")  # three rows, not eight
+    page.locator("canvas.view").focus()
+    read = page.locator("[data-read]")
+    for query, key, press in ((0, 4, "ArrowDown"), (1, 4, "ArrowDown"), (1, 3, "ArrowLeft"), (2, 3, "ArrowDown")):
+        page.keyboard.press(press)
+        assert f"({query}) attends to" in read.inner_text()
+        assert f"({key}): " in read.inner_text()
+        assert abs(float(read.inner_text().rsplit(": ", 1)[1]) - pattern[1, 0, query, key]) <= 1e-3
+    page.keyboard.press("Escape")
+    page.locator(".tokens > span").nth(1).hover()  # a key that is no query
+    best = int(pattern[1, 0, :, 1].argmax())
+    assert f"is attended to by “{queries[best]}” ({best})" in read.inner_text()
+
+
 def test_sum_over_heads_is_the_sum(visit):
     page = visit("plain", f"#{VIEWER}?scope=layer&head=1.0&token=5&key=3")
     panel = attention_grid(3, 4, *SIZES)
@@ -362,7 +385,7 @@ def test_a_head_page_holds_what_the_panels_say(visit):
     dialog = page.locator("#head")
     dialog.locator("h2", has_text="Layer 1, head 2").wait_for()
     text = " ".join(dialog.inner_text().split())
-    assert "By head 3.00 2.00 to 5.00 nats 1 of 6" in text
+    assert "By head 3 2 to 5 nats 1 of 6" in text
     assert "L0H1 L1H2 0.250" in text
     assert "mlp 0 L1H2 \N{MINUS SIGN}0.500" in text
     induction = attention_grid(2, 3, 10, 7).measures["induction"][1, 2]
@@ -403,6 +426,22 @@ def test_head_pages_are_reached_from_viewer_table_and_matrix(visit):
     assert page.url.endswith("#others-paths")
     page.go_back()
     title.filter(has_text="Layer 1, head 2").wait_for()
+
+
+def test_head_pages_are_reached_from_a_matrix_by_keyboard(visit):
+    page = visit("small")
+    title = page.locator("#head h2")
+    rows = page.locator("#others-heads tbody th a")
+    assert rows.all_inner_texts() == ["0", "1"]
+    assert page.locator("#others-matrix tbody th a").count() == 0  # its rows are no layers
+    page.locator("#others-heads thead button").last.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    title.filter(has_text="Layer 1, head 0").wait_for()
+    page.locator("#head [data-step='0,1']").focus()
+    page.keyboard.press("Enter")
+    title.filter(has_text="Layer 1, head 1").wait_for()
 
 
 def test_the_address_of_a_table_restores_its_order(visit):

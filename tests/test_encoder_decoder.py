@@ -211,6 +211,32 @@ def test_interventions_work_in_encoder_decoder_and_cross_attention() -> None:
     torch.testing.assert_close(model(source, target), clean, **EXACT)
 
 
+def test_the_short_forms_reach_every_stack() -> None:
+    from interp.interventions import ablate_attention, ablate_head, ablate_mlp, ablate_neurons, steer
+
+    model = make_pair()
+    named = {
+        ablate_head(1, 2, stack="encoder"): "encoder.1.attn.hook_z",
+        ablate_head(2, 0, stack="decoder", attention="cross_attn"): "decoder.2.cross_attn.hook_z",
+        ablate_attention(0, stack="decoder", attention="cross_attn"): "decoder.0.hook_cross_attn_out",
+        ablate_mlp(1, stack="decoder"): "decoder.1.hook_mlp_out",
+        ablate_neurons(0, 3, stack="encoder"): "encoder.0.mlp.hook_post",
+        steer(1, torch.ones(32), stack="encoder"): "encoder.1.hook_resid_pre",
+    }
+    assert [edit.name for edit in named] == list(named.values())
+    source, target, *_ = batch()
+    clean = model(source, target)
+    for edit in named:
+        assert (model.run_with_hooks(source, target, fwd_hooks=[edit]) - clean).abs().max() > 1e-6, edit.name
+
+
+def test_a_model_says_what_it_is() -> None:
+    assert repr(make_pair(n_encoder_layers=2)).startswith(
+        "HookedEncoderDecoder('random weights': 2 + 3 layers, 4 heads"
+    )
+    assert "\n" not in repr(make_pair())
+
+
 def test_saved_and_loaded(tmp_path) -> None:
     options = {"forbidden_tokens": (7,), "num_beams": 4, "length_penalty": 0.7, "forced_end_token": 1}
     model = make_pair(dtype=torch.float32, pad_token=7, start_token=7, renormalize=True, **options)
@@ -285,6 +311,7 @@ def test_another_kind_of_model_is_named(tmp_path) -> None:
         (torch.zeros(1, 4, dtype=torch.long), torch.full((1, 3), 120)),
         (torch.zeros(1, 4), torch.zeros(1, 3, dtype=torch.long)),
         ("Je suis", torch.zeros(1, 3, dtype=torch.long)),
+        (torch.zeros(2, 4, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long)),
     ],
 )
 def test_unusable_inputs_are_refused(source, target) -> None:

@@ -493,3 +493,37 @@ def test_errors_of_the_command_are_three_lines_at_most(capsys, tmp_path, monkeyp
     assert words in done.err
     assert len(done.err.strip().splitlines()) <= 3
     assert not list(tmp_path.glob("s/shard-*"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_too_the_bytes_do_not_depend_on_where_a_run_was_cut(tmp_path):
+    model = make_gpt(n_ctx=12).to("cuda")
+    options = {"shard_tokens": 9, "batch_tokens": 20}
+    store = extract_activations(model, ROWS, ["resid_post", "z"], tmp_path / "whole", **options)
+    for index in (1, 0):
+        extract_activations(
+            model, ROWS, ["resid_post", "z"], tmp_path / "s", shard_index=index, num_shards=2, **options
+        )
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+    on_cpu = run_again(tmp_path / "cpu")
+    for name in store.names:
+        np.testing.assert_allclose(store.load(name)[0], on_cpu.load(name)[0], atol=2e-2, rtol=2e-3)  # float16 files
+
+
+@pytest.mark.slow
+def test_the_documentation_runs(tmp_path, monkeypatch):
+    """With a cluster of two workers, if Ray is there."""
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "activations.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(first, "activations.md", "exec"), names)
+    manifest = names["store"].manifest  # type: ignore[attr-defined]
+    assert manifest["part-of-speech"].dropna().tolist() == ["PRON", "VERB", "DET", "NOUN", "PUNCT"]
+    assert set(manifest["topic"].dropna()) == {"nature"}
+    pytest.importorskip("ray")
+    exec(compile(second, "activations.md", "exec"), names)
+    assert len(names["result"].texts) == 2  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 import base64
 import json
 import zlib
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -14,7 +15,7 @@ from report_samples import attention_grid
 
 from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Table, Tokens
 from reports import heads
-from reports.views import number
+from reports.numbers import number
 
 LAYERS, HEADS = 3, 4
 NAMES = tuple(f"L{layer}H{head}" for layer, head in product(range(LAYERS), range(HEADS)))
@@ -77,7 +78,7 @@ def test_the_same_numbers_twice_stand_once_with_all_that_is_known_of_them():
 def test_rows_of_a_table_go_to_every_head_they_name_and_to_no_other():
     frame = pd.DataFrame({"from": ["L0H1", "mlp 0", "L0H1"], "to": ["L2H3.q", "L1H0", "logits"], "score": [3.0, 2, 1]})
     pages = gather(Table(key="t", title="Paths", frame=frame))
-    assert [row[2] for row in tables(pages, 0 * 4 + 1)["Paths"]] == ["3.00", "1.00"]
+    assert [row[2] for row in tables(pages, 0 * 4 + 1)["Paths"]] == ["3", "1"]
     assert [row[:2] for row in tables(pages, 2 * 4 + 3)["Paths"]] == [["L0H1", "L2H3.q"]]
     assert [row[:2] for row in tables(pages, 1 * 4 + 0)["Paths"]] == [["mlp 0", "L1H0"]]
     assert tables(pages, 0) == {}
@@ -95,8 +96,8 @@ def test_a_column_that_only_repeats_the_head_is_left_out_and_long_tables_are_cut
 def test_layer_and_head_columns_are_understood_and_empty_ones_ignored():
     frame = pd.DataFrame({"layer": [0, 1, 2], "head": [2, "", 1], "site": ["z", "resid", "z"], "effect": [1.0, 2, 3]})
     pages = gather(Table(key="t", title="Sites", frame=frame))
-    assert tables(pages, 0 * 3 + 2)["Sites"] == [["z", "1.00"]]
-    assert tables(pages, 2 * 3 + 1)["Sites"] == [["z", "3.00"]]
+    assert tables(pages, 0 * 3 + 2)["Sites"] == [["z", "1"]]
+    assert tables(pages, 2 * 3 + 1)["Sites"] == [["z", "3"]]
     assert sum(bool(tables(pages, head)) for head in range(9)) == 2
 
 
@@ -140,6 +141,20 @@ def test_the_shape_is_the_viewers_and_labels_beyond_it_are_another_models():
     assert len(tables(pages, 3)["Its numbers"]) == 3  # two measures of the viewer, and the part of the matrix that fits
     with pytest.raises(KeyError):
         numbers(pages, 4)
+
+
+def test_heads_of_several_stacks_have_no_pages():
+    numbers = by_head("cross-heads", RNG.random((LAYERS, HEADS)))
+    parts = Table(
+        key="parts", title="Parts", frame=pd.DataFrame({"part": ["mlp 0", "cross L1H2"], "value": [1.0, 2.0]})
+    )
+    assert gather(numbers, parts) is None
+    assert gather(numbers, replace(parts, frame=parts.frame.replace("cross L1H2", "L1H2"))) is not None
+    grid = attention_grid(LAYERS, HEADS, 3)
+    apart = replace(grid, key="cross", queries=grid.tokens)
+    assert gather(grid, apart) is None
+    assert gather(apart) is not None  # an encoder has one stack
+    assert gather(grid, replace(grid, key="other")) is not None  # the same heads on another text
 
 
 def test_a_report_that_speaks_of_no_head_has_no_head_pages():

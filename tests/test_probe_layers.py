@@ -117,16 +117,22 @@ def test_shards_and_memory_give_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_give_what_one_process_gives(tmp_path: Path) -> None:
+def test_two_workers_give_what_one_process_gives_also_when_one_dies(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     from interp import scale
 
     model, tokens, labels = previous_token_model()
     store = extract_activations(model, tokens, "resid_mid", tmp_path / "store", dtype="float32", shard_tokens=350)
-    alone = probe_layers(store, labels)
-    with scale.cluster("local", workers=2):
-        shared = probe_layers(store, labels)
+    name = store.names[0]
+    fast = {"names": name, "description_length": False}
+    alone, straight = probe_layers(store, labels, **fast), probe_layers(store, labels, probe="lda")
+    with scale.cluster("local", workers=2) as cluster:
+        shared = probe_layers(store, labels, **fast)
+        cluster.ray.kill(cluster.actors[0])  # one worker dies: nothing is lost, and nothing is counted twice
+        mended = probe_layers(store, labels, probe="lda")
     pd.testing.assert_frame_equal(alone.to_dataframe(), shared.to_dataframe())
+    np.testing.assert_array_equal(alone.probes[name].coef_, shared.probes[name].coef_)
+    pd.testing.assert_frame_equal(straight.to_dataframe(), mended.to_dataframe())
 
 
 def test_probes_see_the_training_texts_only() -> None:

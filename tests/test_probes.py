@@ -1,5 +1,7 @@
 """Probes against scikit-learn on the full data, in any number of portions and any order."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -234,6 +236,29 @@ def test_moments_are_centred_sums(seed: int, shards: int, offset: float) -> None
     if offset == 1e6:  # the control: raw squares in the same precision
         raw = X.T @ X - 200 * np.outer(X.mean(0), X.mean(0))
         assert np.abs(raw - centred.T @ centred).max() > 1e-3
+
+
+def test_memory_does_not_grow_with_the_rows() -> None:
+    """The benchmark tests/benchmarks/probes.py does this with ten million rows."""
+    rng = np.random.default_rng(0)
+    batch, y = rng.normal(size=(2000, 64)).astype(np.float32), rng.integers(0, 2, 2000)
+    peaks = []
+    for batches in (3, 60):
+        tracemalloc.start()
+        probe = LDAProbe()
+        for _ in range(batches):
+            probe.partial_fit(batch, y)
+        assert np.isfinite(probe.coef_).all()
+        assert probe.statistics_.x.n == 2000 * batches
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.05 * peaks[0]
+    kept = LogisticProbe()  # the control: this one keeps the rows that it cannot read again
+    tracemalloc.start()
+    for _ in range(20):
+        kept.partial_fit(batch, y)
+    assert tracemalloc.get_traced_memory()[1] > 20 * batch.nbytes
+    tracemalloc.stop()
 
 
 def test_classes_that_come_later() -> None:

@@ -18,7 +18,8 @@ import reports
 from analyses._panels import Finding, Note, Table, Tokens
 from reports import tokens
 from reports.html import Report, Section, render
-from reports.views import Scale, json_block, number, view
+from reports.numbers import Scale, number
+from reports.views import json_block, view
 
 
 class Page(HTMLParser):
@@ -171,7 +172,8 @@ def test_token_labels():
 
 
 @pytest.mark.parametrize(("value", "text"), [
-    (0.12345, "0.123"), (-0.5, "-0.500"), (0.0, "0"), (12.345, "12.35"), (1e-5, "1.00e-5"), (123456.0, "1.23e5"),
+    (0.12345, "0.123"), (-0.5, "-0.500"), (0.0, "0"), (12.345, "12.35"), (1e-5, "1.00e-5"), (123456.7, "1.23e5"),
+    (14.0, "14"), (-123456.0, "-123,456"), (2e30, "2.00e30"),
     (1234.5, "1,234"), (float("-inf"), "-∞"), (7, "7"), (True, "yes"),
 ])  # fmt: skip
 def test_numbers_are_short(value, text):
@@ -195,6 +197,13 @@ def test_ranks_are_shaded_on_a_log_scale():
     assert scale.log
     assert (scale.shade(1), scale.shade(100), scale.shade(10_000)) == ("", "s q10", "s q20")
     assert not Scale.of(np.array([1.0, 10])).log
+
+
+@pytest.mark.parametrize(("value", "ends"), [(0.354, (0, 0.354)), (-2.0, (-2, 0)), (0.0, (0, 1))])
+def test_a_number_alone_is_shaded_from_zero(value, ends):
+    scale = Scale.of(np.full(3, value))
+    assert (scale.low, scale.high) == ends
+    assert scale.shade(value) == ("s q20" if value > 0 else "")
 
 
 def test_cells_keep_the_exact_number_and_the_interval(page):

@@ -152,6 +152,24 @@ def test_items_are_taken_a_few_ahead_and_once_each_even_when_workers_die(monkeyp
     assert taken == list(range(50))
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_cluster_that_was_joined_before_is_left_running(monkeypatch, joined):
+    calls: list[str] = []
+    ray = FakeRay({})
+    ray.is_initialized = lambda: joined  # type: ignore[attr-defined]
+    ray.init = lambda **options: calls.append("init")  # type: ignore[attr-defined]
+    ray.shutdown = lambda: calls.append("shutdown")  # type: ignore[attr-defined]
+    monkeypatch.setattr(scale, "_need_ray", lambda: ray)
+    monkeypatch.setattr(scale.Cluster, "_new", lambda self: None)
+    with scale.cluster("local", workers=3):
+        assert (scale.workers(), scale.in_cluster()) == (3, True)
+        with pytest.raises(ZeroDivisionError), scale.cluster("local", workers=1):
+            raise ZeroDivisionError
+        assert scale.workers() == 3
+    assert not scale.in_cluster()
+    assert calls == ([] if joined else ["init", "init", "shutdown", "shutdown"])
+
+
 # A real cluster of two workers.
 
 
@@ -233,21 +251,3 @@ def test_sweeps_of_ablation_and_patching_on_two_workers_equal_those_in_process(c
 @pytest.mark.slow
 def test_ray_does_not_report_home(cluster):
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-
-
-@pytest.mark.parametrize("joined", [True, False])
-def test_a_cluster_that_was_joined_before_is_left_running(monkeypatch, joined):
-    calls: list[str] = []
-    ray = FakeRay({})
-    ray.is_initialized = lambda: joined  # type: ignore[attr-defined]
-    ray.init = lambda **options: calls.append("init")  # type: ignore[attr-defined]
-    ray.shutdown = lambda: calls.append("shutdown")  # type: ignore[attr-defined]
-    monkeypatch.setattr(scale, "_need_ray", lambda: ray)
-    monkeypatch.setattr(scale.Cluster, "_new", lambda self: None)
-    with scale.cluster("local", workers=3):
-        assert (scale.workers(), scale.in_cluster()) == (3, True)
-        with pytest.raises(ZeroDivisionError), scale.cluster("local", workers=1):
-            raise ZeroDivisionError
-        assert scale.workers() == 3
-    assert not scale.in_cluster()
-    assert calls == ([] if joined else ["init", "init", "shutdown", "shutdown"])

@@ -32,7 +32,7 @@ from reports.studies.wolfram import _repeat_difference, example, wolfram
 ADDRESSES = {
     "wolfram": [f"S0.{i}" for i in range(1, 9)],
     "potions": [f"S1.{i}" for i in range(1, 4)],
-    "illustrated": [f"S2.{i}" for i in range(1, 4)],
+    "illustrated": [f"S2.{i}" for i in range(1, 6)],
 }
 TEXT = "Mary and John sat. Mary ran"
 
@@ -463,3 +463,28 @@ def test_nearest_pair() -> None:
     values = np.array([[0.0, 0], [3, 4], [3, 4.5]])
     assert nearest_pair(values) == pytest.approx(0.5)
     assert nearest_pair(np.repeat(values, 2, axis=0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_an_untrained_translator_changes_the_verdicts(tiny: HookedGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    from interp.encoder_decoder import HookedEncoderDecoder
+    from reports.studies import _translation
+
+    trained = _translation.translator("fr-en")
+    untrained = HookedEncoderDecoder(trained.config, tokenizer=trained.tokenizer)
+    before = verdicts(illustrated(tiny, text=TEXT), "S2.4")
+    monkeypatch.setattr(_translation, "translator", lambda source: untrained)
+    after = verdicts(illustrated(tiny, text=TEXT), "S2.4")
+    for claim in before:
+        if "becomes" in claim or "never seen" in claim or "finds the word" in claim or "pronoun is translated" in claim:
+            assert (before[claim], after[claim]) == ("holds", "does not hold"), claim
+    assert any("becomes" in claim for claim in before)
+
+
+def test_an_encoder_that_cannot_look_ahead_changes_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reports.studies import _translation
+
+    model, tokens, other = _translation._words_encoder()
+    assert _translation._reached((model, tokens, other)) > 1e-4
+    for block in model.blocks:
+        block.attn.causal = True
+    assert _translation._reached((model, tokens, other)) < 1e-6

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from interp.errors import HookNameError, InputError, MemoryLimitError
+from interp.errors import HookNameError, InputError, InterpError, MemoryLimitError
 from interp.interventions import Add, Replace, ablate_head, ablate_mlp, ablate_neurons, axes, freeze, patch, steer
 from interp.model import HookedGPT
 from interp.sweep import CHECKED, SweepInterrupted, lowered, resumable, slow_sweep, sweep
@@ -221,7 +221,7 @@ def test_weights_laid_out_for_many_blocks_change_nothing(monkeypatch) -> None:
     variants = [ablate_head(layer, head, pos=pos) for layer in (0, 1) for head in range(4) for pos in range(6)]
     monkeypatch.setattr(Plan, "limits", lambda self, memory: Limits(len(variants), 24, 1000))
     assert_same(model, tokens, variants)
-    monkeypatch.setattr("interp.sweep_engine.pack", lambda weight: weight.flip(0).T)
+    monkeypatch.setattr("interp.sweep_layout.pack", lambda weight: weight.flip(0).T)
     with pytest.raises(AssertionError):
         assert_same(model, tokens, variants)
 
@@ -372,6 +372,47 @@ def test_every_sweep_in_a_block_goes_on_where_it_stopped(tmp_path: Path, monkeyp
     for tokens, results in zip(texts, found, strict=True):
         expected = slow_sweep(model, tokens, variants, everything)["logits"]
         torch.testing.assert_close(results["logits"], expected, atol=1e-5, rtol=0)
+
+
+def test_sweeps_that_differ_in_the_metric_alone_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both metrics have one name and are 0 in the clean run; what one has finished never becomes the other's."""
+    model = MODELS[2, 4, torch.float32]
+    tokens = torch.randint(0, VOCAB, (1, 5))
+    variants = [ablate_head(layer, head) for layer in range(2) for head in range(4)]
+    clean = sweep(model, tokens, [()], everything)["logits"][0]
+    metrics = [lambda x: {"far": (x - clean).abs().amax((1, 2))}, lambda x: {"far": (x - clean).pow(2).sum((1, 2))}]
+    expected = [slow_sweep(model, tokens, variants, metric)["far"] for metric in metrics]
+    run = Plan.run
+
+    def stop(self, chosen, limits):
+        if self.metric is metrics[1]:
+            raise KeyboardInterrupt
+        return run(self, chosen, limits)
+
+    monkeypatch.setattr(Plan, "run", stop)
+    with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "kept"):
+        [sweep(model, tokens, variants, metric) for metric in metrics]
+    monkeypatch.setattr(Plan, "run", run)
+    with resumable(tmp_path / "kept"):
+        found = [sweep(model, tokens, variants, metric)["far"] for metric in metrics]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert (expected[0] - expected[1]).abs().min() > 1e-3  # a control: they are not the same
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InterpError, match="cannot be made"), resumable(tmp_path / "file" / "kept"):
+        pass
+
+
+def test_a_lower_dtype_keeps_its_checkpoint_to_itself(tmp_path: Path) -> None:
+    model, tokens = MODELS[2, 4, torch.float32], torch.randint(0, VOCAB, (1, 5))
+    for _ in range(2):
+        with lowered(torch.bfloat16) as rounding:
+            found = sweep(model, tokens, [ablate_head(0, 1)], everything, checkpoint=tmp_path / "file")
+        assert found["logits"].isfinite().all()
+        assert rounding.difference["logits"] > 1e-4
 
 
 def test_a_lower_dtype_says_how_far_it_is_from_the_models_own() -> None:

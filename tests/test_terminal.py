@@ -127,7 +127,8 @@ def test_shrinking_keeps_the_extremes(rows: int, columns: int, n_rows: int, n_co
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (3, "3"), (True, "yes"), (0.123456, "0.123"), (-2.5, "-2.50"), (123456.0, "1.2e5"), (1e-7, "1.0e-7"),
+    [(0.0, "0"), (3, "3"), (True, "yes"), (0.123456, "0.123"), (-2.5, "-2.50"), (123456.7, "1.2e5"),
+     (14.0, "14"), (-123456.0, "-123,456"), (2e30, "2.0e30"), (1e-7, "1.0e-7"),
      (np.inf, "inf"), (None, "–"), (float("nan"), "–"), (pd.NA, "–"),  # noqa: RUF001
      (124439808, "124,439,808")],
 )  # fmt: skip

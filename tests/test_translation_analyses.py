@@ -8,7 +8,7 @@ from test_encoder import BERT, VIT, WORDS, make
 from test_encoder_decoder import make_pair
 from typer.testing import CliRunner
 
-from analyses._translations import translations, written_loss
+from analyses._translations import pair_labels, translations, written_loss
 from analyses.ablation import ablation
 from analyses.activation_patching import activation_patching
 from analyses.attention_patterns import attention_patterns
@@ -22,6 +22,7 @@ from interp.pair_residual import decompose_decoder, needed
 from interp.text_pairs import SharedTokenizer
 from interp.wordpiece import WordPiece
 from reports import packing, terminal
+from reports.cli import app
 from reports.discovery import discover, find
 from reports.html import render
 from reports.run import report, run
@@ -65,6 +66,8 @@ def test_patterns_of_all_three_attentions(model) -> None:
         for layer, pattern in enumerate(stack.patterns[0]):
             np.testing.assert_allclose(pattern, cache["pattern", layer, place][0].detach().numpy(), atol=1e-6)
         assert stack.measures["entropy"].shape == (1, len(stack.patterns[0]), 4)
+    beyond = [{"last", "next"} & set(stack.measures) for stack in result.stacks]
+    assert beyond == [{"last", "next"}, set(), {"last"}]  # what a causal pattern never reaches is not measured
     cross = result.stacks[2]
     assert len(cross.keys[0]) == one.source.shape[1]
     assert len(cross.queries[0]) == one.target.shape[1]
@@ -155,6 +158,7 @@ def test_patching_the_changed_token_s_embedding_restores_everything(model) -> No
     assert abs(gap) > 1e-6
     same = [value for value, changed in zip(grid.values[0, 0], differs, strict=True) if not changed]
     np.testing.assert_allclose(same, 0, atol=1e-9)
+    assert grid.columns == pair_labels(model, one.source)  # the clean tokens, not those that stand in for them
     assert {grid.key for grid in result.grids} == {"enc-resid-pre", "dec-resid-pre", "enc-z", "dec-z", "cross-z"}
     decoder = next(grid for grid in result.grids if grid.key == "dec-resid-pre")
     np.testing.assert_allclose(decoder.values[0, 0], 0, atol=1e-9)  # both runs read the same target
@@ -199,8 +203,6 @@ def test_a_report_says_which_analyses_cannot_serve(model) -> None:
 
 
 def test_the_command_reports_on_a_directory(model, tmp_path) -> None:
-    from reports.cli import app
-
     model.float().save_pretrained(tmp_path / "pair")
     page = tmp_path / "page.html"
     options = ["--analyses", "attention-patterns,logit-lens", "--model", str(tmp_path / "pair"), "--out", str(page)]
@@ -208,6 +210,18 @@ def test_the_command_reports_on_a_directory(model, tmp_path) -> None:
     model.double()
     assert result.exit_code == 0, result.output
     assert "Patterns of cross-attention" in page.read_text()
+    assert 'id="head"' not in page.read_text()  # L0H1 could be any of three heads
+
+
+def test_a_page_that_leaves_analyses_out_is_made_again(model, tmp_path) -> None:
+    model.float().save_pretrained(tmp_path / "pair")
+    model.double()
+    page, given = tmp_path / "page.html", ["--model", str(tmp_path / "pair")]
+    options = ["--analyses", "attention-patterns,neurons", "--out", str(page)]
+    assert CliRunner().invoke(app, ["report", SOURCE, *options, *given]).exit_code == 0
+    checked = CliRunner().invoke(app, ["rerun", str(page), "--check", *given])
+    assert checked.exit_code == 0, checked.output
+    assert "left-out" in checked.output
 
 
 def test_any_pattern_fits_into_the_viewer_s_triangle() -> None:

@@ -99,7 +99,11 @@ class Passes:
             codes = {target: self.codes[target][chosen] for target in targets}
             parts.append(Part(shard, chosen, codes, self.texts[chosen]))
         if store is not None and scale.in_cluster():
-            return scale.map_items(partial(_on_worker, kernel, str(store.directory)), parts)
+            # A few groups of shards a worker: a message for every shard and every step would take longer than the sums.
+            size = max(1, len(parts) // (2 * scale.workers()))
+            groups = [parts[start : start + size] for start in range(0, len(parts), size)]
+            found = scale.map_items(partial(_on_worker, kernel, str(store.directory)), groups)
+            return (one for group in found for one in group)
         return map(partial(kernel, self.data), parts)
 
 
@@ -112,8 +116,8 @@ def _by_shard(store: ActivationStore | None, rows: Array) -> list[tuple[int | No
     return [(shard, chosen) for shard, chosen in parts if len(chosen)]
 
 
-def _on_worker(kernel: Any, directory: str, part: Part) -> Any:
-    return kernel(_opened(directory), part)
+def _on_worker(kernel: Any, directory: str, parts: Sequence[Part]) -> Any:
+    return [kernel(_opened(directory), part) for part in parts]
 
 
 def _read(data: Activations, names: Sequence[str], part: Part) -> Any:

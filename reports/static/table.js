@@ -1,11 +1,11 @@
 // Tables: sorting by any column, all rows on request, links to heads, CSV.
 const value = (cell) => cell.dataset.v ?? cell.textContent;
 
-// A label such as "L2H3" leads to that head's page.
+// A label such as "L2H3" leads to that head's page, a layer beside a table of layers by heads to its first head.
 function toHeads(row) {
   if (heads) for (const cell of row.cells) {
-    const found = /^L(\d+)H(\d+)\b/.exec(cell.textContent);
-    if (found) cell.replaceChildren(link(cell.textContent, `head-${found[1]}.${found[2]}`));
+    const text = cell.textContent, found = /^L(\d+)H(\d+)\b/.exec(cell.matches("[data-heads] th") ? `L${text}H0` : text);
+    if (found) cell.replaceChildren(link(text, `head-${found[1]}.${found[2]}`));
   }
 }
 

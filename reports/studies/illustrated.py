@@ -1,4 +1,4 @@
-"""The original Transformer, illustrated: self-attention in six steps, many heads, position encodings (S2).
+"""The original Transformer, illustrated: self-attention in six steps, many heads, translation (S2).
 
 Each step is shown with the article's own numbers and on a real model's vectors.
 """
@@ -16,11 +16,11 @@ from analyses.qkv_walkthrough import qkv_walkthrough, softmax
 from interp.model import HookedGPT
 from reports.studies._choices import chosen_head, find_position
 from reports.studies._parts import Claim, Item, Range, Study, at_least, at_most, exactly
+from reports.studies._translation import check, given, others_item, runs, translation_item
 
 TEXT = "Thinking machines learn to read"
 SCORES = (112.0, 96.0)
 """The article's scores of its first word with its two words."""
-LEFT_OUT = "S2.4 and S2.5: a GPT model has no encoder, so there is nothing here to show them on"
 WIDTH = 64
 """Of the article's queries and keys."""
 
@@ -32,9 +32,13 @@ def illustrated(
     query: Annotated[str, "the token that looks: a word of the text, or a position; default: the last"] = "",
     layer: Annotated[int | None, "block of the head; default: of the head that mixes most"] = None,
     head: Annotated[int | None, "the head; default: the one that mixes most"] = None,
-    seed: Annotated[int, "of the shuffled control"] = 0,
+    translator: Annotated[str, "directory of a larger translation model, such as opus-mt-fr-en"] = "",
+    encoder: Annotated[str, "directory of a BERT"] = "",
+    seed: Annotated[int, "of the shuffled controls"] = 0,
 ) -> Study:
-    """The study of what a decoder alone can show; raises InputError for a query that is not in the text."""
+    """The study; raises InputError for a query that is not in the text or a directory that is not there."""
+    check(translator, encoder)
+    larger, bert = given(translator, "opus-mt-fr-en"), given(encoder, "minilm")
     ids = sequences(model, text)[0]
     at = find_position(model, text, query)
     block, number = chosen_head(model, ids, at, layer, head)
@@ -46,9 +50,21 @@ def illustrated(
             "walk": lambda: qkv_walkthrough(model, ids, layer=block, head=number, query=at),
             "heads": lambda: head_sum(model, ids, position=at),
             "positions": lambda: position_encodings(model, seed=seed),
+            **runs(larger, bert, seed),
         },
-        items=(_steps_item(), _heads_item(model.config.n_heads), _positions_item()),
-        facts={"query": f"position {at}", "head": f"L{block}H{number}", "left out": LEFT_OUT},
+        items=(
+            _steps_item(),
+            _heads_item(model.config.n_heads),
+            _positions_item(),
+            translation_item(larger),
+            others_item(bert),
+        ),
+        facts={
+            "query": f"position {at}",
+            "head": f"L{block}H{number}",
+            "translation models": ", ".join(["fr-en", *([larger] if larger else [])]),
+            "trained encoder": bert or "none given",
+        },
     )
 
 
@@ -204,9 +220,7 @@ def _positions_item() -> Item:
             ),
         ),
         differs="The article's picture puts all sines in the left half and all cosines in the right; the formula in "
-        "the paper lets them take turns. It is the same set of columns in another order.\n"
-        "The article goes on with encoder and decoder, and names models of other kinds (S2.4, S2.5). They need another "
-        "kind of model than GPT and are not on this page.",
+        "the paper lets them take turns. It is the same set of columns in another order.",
     )
 
 

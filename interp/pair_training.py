@@ -1,0 +1,246 @@
+"""Training a small translation model on generated sentences (`interp.phrases`), in minutes, with exact resumption.
+
+Teacher forcing: the decoder reads the right translation and is asked for each next token. A batch depends on the seed
+and the step alone, so that a run which stops and goes on sees what an unbroken run would have seen.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from interp.encoder_config import EncoderDecoderConfig
+from interp.encoder_decoder import HookedEncoderDecoder
+from interp.errors import InputError, LoadError
+from interp.files import atomic_path
+from interp.loading import choose_device
+from interp.phrases import Part, Sentence, sentences
+from interp.text_pairs import SharedTokenizer
+from interp.training import CHECKPOINT, CURVE, Progress, held_back_interrupt, write_curve
+
+SPECIAL = ("<pad>", "</s>")
+"""Tokens 0 and 1: the padding, with which targets also begin, and the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSettings:
+    """Everything that decides the weights a run ends with."""
+
+    corpus: Literal["phrases"] = "phrases"
+    """Sentences made by `interp.phrases`."""
+    layers: int = 3
+    """Of the encoder, and of the decoder."""
+    n_heads: int = 8
+    d_model: int = 128
+    d_mlp: int = 384
+    n_ctx: int = 64
+    d_vocab: int = 1024
+    """Most tokens that the vocabulary may have; a small language has fewer."""
+    steps: int = 3500
+    batch: int = 64
+    """Sentences in a step."""
+    lr: float = 1.5e-3
+    """AdamW's learning rate at its highest."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    warm_up: int = 300
+    """Steps over which the learning rate rises from zero; afterwards it falls linearly to zero."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    seed: int = 0
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    """Of the forward and backward pass (autocast); weights and optimiser are float32."""
+
+    def __post_init__(self) -> None:
+        if self.corpus != "phrases":
+            raise InputError(f"corpus {self.corpus!r}", "expected 'phrases', the generated French-English sentences")
+        if min(self.steps, self.batch, self.layers) < 1:
+            raise InputError("training needs at least one step, one sentence in a step and one layer")
+
+    def rate(self, step: int) -> float:
+        """What the learning rate is multiplied by at a step, counted from 0."""
+        down = (self.steps - step) / max(1, self.steps - self.warm_up)
+        return min((step + 1) / max(1, self.warm_up), down)
+
+
+def train_pairs(
+    settings: PairSettings,
+    *,
+    out: Path,
+    progress: Callable[[Progress], None] | None = None,
+    evaluate: Callable[[HookedEncoderDecoder], dict[str, float]] | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    report_every: int = 50,
+    evaluate_every: int = 500,
+    checkpoint_seconds: float = 60.0,
+) -> HookedEncoderDecoder:
+    """Train a translation model and leave it in `out`, in Marian's layout, with `curve.csv` and `settings.json`.
+
+    Args as in `interp.training.train`. Raises InputError when `out` holds a run and `resume` is off, or a run with
+    other settings.
+    """
+    checkpoint = out / CHECKPOINT
+    if checkpoint.exists() and not resume:
+        raise InputError(
+            f"{out} already holds a training run", "expected a new directory", "use --resume to go on with it"
+        )
+    run = _Run(settings, choose_device(device))
+    out.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists():
+        run.restore(checkpoint)
+    with atomic_path(out / "settings.json") as path:
+        path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    saved = time.monotonic()
+    with held_back_interrupt() as interrupted:
+        while run.step < settings.steps:
+            run.advance()
+            last = run.step == settings.steps
+            due = evaluate is not None and (run.step % evaluate_every == 0 or last)
+            if run.step % report_every == 0 or due or last:
+                state = run.report(evaluate if due else None)
+                write_curve(run.rows, out / CURVE)
+                if progress is not None:
+                    progress(state)
+            if last or interrupted() or time.monotonic() - saved > checkpoint_seconds:
+                run.save(checkpoint)
+                saved = time.monotonic()
+            if interrupted():
+                raise KeyboardInterrupt
+    run.model.save_pretrained(out, dtype=torch.bfloat16)
+    return run.model
+
+
+class _Run:
+    """The state of a run: what a checkpoint holds."""
+
+    def __init__(self, settings: PairSettings, device: torch.device) -> None:
+        self.settings, self.model = settings, build(settings).to(device)
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []
+        self.rows: list[dict[str, float]] = []
+
+    def advance(self) -> None:
+        """One step on one batch."""
+        begin = time.monotonic()
+        settings, model = self.settings, self.model
+        drawn = list(islice(sentences(f"{settings.seed} step {self.step}", "train"), settings.batch))
+        narrow = settings.dtype == "bfloat16"
+        with torch.autocast(model.device.type, torch.bfloat16) if narrow else nullcontext():
+            loss, count = translation_loss(model, drawn)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.lr * settings.rate(self.step)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.losses.append(float(loss.detach()))
+        self.step += 1
+        self.tokens += count
+        self.seconds += time.monotonic() - begin
+
+    def report(self, evaluate: Callable[[HookedEncoderDecoder], dict[str, float]] | None) -> Progress:
+        """A row of the curve: the mean loss since the last."""
+        measures = evaluate(self.model) if evaluate is not None else {}
+        loss = sum(self.losses) / max(1, len(self.losses))
+        self.losses = []
+        rate = self.settings.rate(self.step - 1)
+        state = Progress(self.step, self.settings.steps, self.tokens, loss, rate, self.seconds, measures)
+        row = {name: value for name, value in asdict(state).items() if name not in ("steps", "measures")}
+        self.rows.append(row | measures)
+        return state
+
+    def save(self, path: Path) -> None:
+        state = {name: getattr(self, name) for name in ("step", "tokens", "seconds", "losses", "rows")}
+        state |= {"settings": json.dumps(asdict(self.settings)), "model": self.model.state_dict()}
+        with atomic_path(path) as temporary:
+            torch.save(state | {"optimiser": self.optimiser.state_dict()}, temporary)
+
+    def restore(self, path: Path) -> None:
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.model.device, weights_only=True)
+        except Exception as error:
+            raise LoadError(f"{path} cannot be read", "expected a checkpoint of this project") from error
+        if state["settings"] != json.dumps(asdict(self.settings)):
+            raise InputError(f"{path} is of a run with other settings", "resume with the settings in settings.json")
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        for name in ("step", "tokens", "seconds", "losses", "rows"):
+            setattr(self, name, state[name])
+
+
+def build(settings: PairSettings) -> HookedEncoderDecoder:
+    """The untrained model of these settings with its tokenizer, always the same for the same seed."""
+    tokenizer = SharedTokenizer(learned_tokens(settings))
+    config = EncoderDecoderConfig(
+        n_encoder_layers=settings.layers,
+        n_decoder_layers=settings.layers,
+        n_heads=settings.n_heads,
+        d_model=settings.d_model,
+        d_mlp=settings.d_mlp,
+        n_ctx=settings.n_ctx,
+        d_vocab=tokenizer.tokenizer.backend.get_vocab_size(),
+        forbidden_tokens=(0,),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return HookedEncoderDecoder(config, tokenizer=tokenizer)
+
+
+def learned_tokens(settings: PairSettings, count: int = 20_000) -> Backend:
+    """A byte-level byte-pair encoding of both languages, learned from training sentences."""
+
+    def texts() -> Iterator[str]:
+        for one in islice(sentences(f"{settings.seed} tokens", "train"), count):
+            yield " " + one.french
+            yield " " + one.english
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.d_vocab, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts(), trainer)
+    return backend
+
+
+def translation_loss(model: HookedEncoderDecoder, drawn: list[Sentence]) -> tuple[Tensor, int]:
+    """Mean cross-entropy of each next token of the translations, in nats, and the number of tokens predicted."""
+    tokenizer, config = model.tokenizer, model.config
+    assert tokenizer is not None
+    source, source_mask = model.padded([[*tokenizer.encode_source(s.french), config.end_token] for s in drawn])
+    targets = [tokenizer.encode_target(s.english) for s in drawn]
+    read, read_mask = model.padded([[config.start_token, *ids] for ids in targets])
+    wanted, _ = model.padded([[*ids, config.end_token] for ids in targets])
+    logits = model(source, read, source_mask=source_mask, target_mask=read_mask)
+    wanted = wanted.masked_fill(read_mask == 0, -1)
+    return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1), int(read_mask.sum())
+
+
+def exact_share(model: HookedEncoderDecoder, drawn: list[Sentence]) -> float:
+    """Share of sentences that greedy search translates word for word as the grammar does."""
+    found = model.translate([one.french for one in drawn])
+    return float(np.mean([text == one.english for text, one in zip(found, drawn, strict=True)]))
+
+
+def held_out_measures(model: HookedEncoderDecoder, count: int = 300) -> dict[str, float]:
+    """What the curve shows: the share of exact translations, of held-out and of training sentences."""
+    kinds: dict[str, Part] = {"exact_held_out": "held out", "exact_like_training": "train"}
+    return {name: exact_share(model, list(islice(sentences("measure", kind), count))) for name, kind in kinds.items()}

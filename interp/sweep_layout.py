@@ -1,0 +1,58 @@
+"""How the variants of a sweep share one matrix: which rows are whose, and the weights that they are multiplied by."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from interp.linear import pack
+from interp.sweep_edits import Positions, common
+
+
+class Layout(NamedTuple):
+    """Which variants, and which of their positions, the rows of a matrix are: [variant batch pos] flattened."""
+
+    parts: tuple[tuple[int, Positions], ...]
+    batch: int
+
+    def views(self, x: Tensor) -> Iterator[tuple[int, Positions, Tensor]]:
+        """Each variant's part of x [rows ...], as [batch pos ...]."""
+        start = 0
+        for variant, positions in self.parts:
+            size = self.batch * len(positions)
+            yield variant, positions, x[start : start + size].unflatten(0, (self.batch, len(positions)))
+            start += size
+
+
+class Ask(NamedTuple):
+    """What attention has to do for a variant."""
+
+    before: Positions
+    """Where its keys and values may differ from the clean ones."""
+    after: Positions
+    """Whose queries are answered."""
+    explicit: bool
+    """Whether scores and pattern are to be seen, so that the fused kernel cannot be used."""
+    variant: int
+
+    @property
+    def asking(self) -> Positions:
+        """Whose queries are not the clean ones."""
+        return common(self.before, self.after)
+
+
+class Matrices:
+    """Weights of one layer as the products like them best: where many blocks share them, laid out anew once."""
+
+    def __init__(self, *, many: bool) -> None:
+        self.many = many
+        self.kept: dict[tuple[int, int | None, int | None], Tensor] = {}
+
+    def __call__(self, weight: Tensor, columns: slice = slice(None)) -> Tensor:
+        """Some columns of W [in out], for `linear`."""
+        if not self.many:
+            return weight[:, columns].T
+        key = (id(weight), columns.start, columns.stop)
+        if key not in self.kept:
+            self.kept[key] = pack(weight[:, columns])
+        return self.kept[key]
