@@ -465,6 +465,7 @@ def test_nearest_pair() -> None:
     assert nearest_pair(np.repeat(values, 2, axis=0)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_untrained_translator_changes_the_verdicts(tiny: HookedGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     from interp.encoder_decoder import HookedEncoderDecoder
     from reports.studies import _translation

@@ -19,7 +19,7 @@ from interp.encoder import HookedEncoder
 from interp.encoder_config import EncoderConfig
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
-from interp.pair_training import held_out_measures
+from interp.pair_training import exact_share
 from interp.phrases import Sentence, pronoun_pairs, reference, sentences
 from reports.studies._parts import Claim, Item, Range, at_least, exactly
 
@@ -70,7 +70,7 @@ def runs(larger: str, encoder: str, seed: int) -> dict[str, Callable[[], Result]
     return found
 
 
-def translation_item(larger: str) -> Item:
+def translation_item(larger: str, seed: int = 0) -> Item:
     """S2.4."""
     small = translator(SMALL)
     config = translator(larger or SMALL).config
@@ -104,7 +104,7 @@ def translation_item(larger: str) -> Item:
         ),
         Claim(
             text="It translates sentences that it has never seen.",
-            value=lambda r: held_out_measures(small)["exact_held_out"],
+            value=lambda r: exact_share(small, held_out(seed, 300)),
             measured="share of 300 held-out sentences translated word for word",
             holds=at_least(0.98),
         ),
@@ -125,8 +125,6 @@ def translation_item(larger: str) -> Item:
             value=lambda r: r["pronoun"].accuracy,
             measured="sentences in which the best head prefers the noun meant to the other one (chance 0.5)",
             holds=at_least(0.7),
-            corrected=Range(0.55, 0.7),
-            correction="in most sentences; other heads and layers share the work.",
         ),
         Claim(
             text="Agreement alone decides it: where il and elle change places, so do it and she or he.",

@@ -56,7 +56,7 @@ def illustrated(
             _steps_item(),
             _heads_item(model.config.n_heads),
             _positions_item(),
-            translation_item(larger),
+            translation_item(larger, seed),
             others_item(bert),
         ),
         facts={
