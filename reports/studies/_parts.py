@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from analyses._panels import Panel, Result, Tokens
-from reports.views import brief
+from reports.numbers import brief
 
 if TYPE_CHECKING:
     from interp.model import HookedGPT
