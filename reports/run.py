@@ -40,7 +40,7 @@ NUMERICAL = (ValueError, ArithmeticError, RuntimeError, np.linalg.LinAlgError)
 """What one analysis may raise on numbers that nobody foresaw; a report goes on without it."""
 
 
-NOT_SERVED = "reads decoder-only models, not this one"
+NOT_SERVED = "does not read this kind of model"
 """What an analysis says of a model whose kind it does not know."""
 LEFT_OUT = "What a report on a GPT would show besides."
 
@@ -85,7 +85,7 @@ def run(analysis: Analysis, model: Any, tokens: Any, options: Mapping[str, Any] 
     """One analysis with its time. Options that the analysis does not have are an error (TypeError)."""
     function = analysis.function()
     if not analysis.serves(model) and not isinstance(model, GPTConfig):
-        raise InputError(f"{analysis.command} {NOT_SERVED}", "expected a decoder-only model such as gpt2")
+        raise InputError(f"{analysis.command} {NOT_SERVED}", "expected another kind, such as gpt2")
     start = time.perf_counter()
     given = dict(options or {})
     given |= _beside(analysis, model, given)
@@ -158,7 +158,7 @@ def report(
     left_out = tuple(analysis.command for analysis in chosen if not analysis.serves(model))
     chosen = [analysis for analysis in chosen if analysis.serves(model)]
     if not chosen:
-        raise InputError(f"{', '.join(left_out)}: each {NOT_SERVED}", "expected a decoder-only model such as gpt2")
+        raise InputError(f"{', '.join(left_out)}: each {NOT_SERVED}", "expected another kind, such as gpt2")
     used = {analysis.name: _options(analysis, options or {}, seed) for analysis in chosen}
     for analysis in chosen:
         before(analysis)

@@ -196,8 +196,8 @@ def test_a_report_says_which_analyses_cannot_serve(model) -> None:
     assert made.sections[-1].result.names == ("composition", "neurons")
     assert [len(tokens) for tokens in made.tokens] == [x.shape[1] for x in model.to_pair(SOURCE, "The dog sat.")]
     assert "2 encoder + 3 decoder layers" in made.provenance["shape"]
-    assert "reads decoder-only models, not this one: composition, neurons" in render(made)
-    with pytest.raises(InputError, match="reads decoder-only"):
+    assert "does not read this kind of model: composition, neurons" in render(made)
+    with pytest.raises(InputError, match="does not read this kind"):
         run(find("composition"), model, PAIR)
     assert {name for name, analysis in discover().items() if analysis.serves(model)} == SERVED
 
