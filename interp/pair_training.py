@@ -27,7 +27,7 @@ from interp.files import atomic_path
 from interp.loading import choose_device
 from interp.phrases import Part, Sentence, sentences
 from interp.text_pairs import SharedTokenizer
-from interp.training import CHECKPOINT, CURVE, Progress, held_back_interrupt, write_curve
+from interp.training import CURVE, Progress, carry_out, check_new, write_curve
 
 SPECIAL = ("<pad>", "</s>")
 """Tokens 0 and 1: the padding, with which targets also begin, and the end."""
@@ -91,33 +91,18 @@ def train_pairs(
     Args as in `interp.training.train`. Raises InputError when `out` holds a run and `resume` is off, or a run with
     other settings.
     """
-    checkpoint = out / CHECKPOINT
-    if checkpoint.exists() and not resume:
-        raise InputError(
-            f"{out} already holds a training run", "expected a new directory", "use --resume to go on with it"
-        )
-    run = _Run(settings, choose_device(device))
+    check_new(out, resume)
+    run = _Run(settings, choose_device(device), out)
     out.mkdir(parents=True, exist_ok=True)
-    if checkpoint.exists():
-        run.restore(checkpoint)
-    with atomic_path(out / "settings.json") as path:
-        path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    saved = time.monotonic()
-    with held_back_interrupt() as interrupted:
-        while run.step < settings.steps:
-            run.advance()
-            last = run.step == settings.steps
-            due = evaluate is not None and (run.step % evaluate_every == 0 or last)
-            if run.step % report_every == 0 or due or last:
-                state = run.report(evaluate if due else None)
-                write_curve(run.rows, out / CURVE)
-                if progress is not None:
-                    progress(state)
-            if last or interrupted() or time.monotonic() - saved > checkpoint_seconds:
-                run.save(checkpoint)
-                saved = time.monotonic()
-            if interrupted():
-                raise KeyboardInterrupt
+    carry_out(
+        run,
+        out,
+        run.advance,
+        report=lambda due: run.report(evaluate if due else None, progress),
+        report_every=report_every,
+        evaluate_every=evaluate_every if evaluate is not None else 0,
+        checkpoint_seconds=checkpoint_seconds,
+    )
     run.model.save_pretrained(out, dtype=torch.bfloat16)
     return run.model
 
@@ -125,8 +110,8 @@ def train_pairs(
 class _Run:
     """The state of a run: what a checkpoint holds."""
 
-    def __init__(self, settings: PairSettings, device: torch.device) -> None:
-        self.settings, self.model = settings, build(settings).to(device)
+    def __init__(self, settings: PairSettings, device: torch.device, out: Path) -> None:
+        self.settings, self.model, self.out = settings, build(settings).to(device), out
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
@@ -154,8 +139,12 @@ class _Run:
         self.tokens += count
         self.seconds += time.monotonic() - begin
 
-    def report(self, evaluate: Callable[[HookedEncoderDecoder], dict[str, float]] | None) -> Progress:
-        """A row of the curve: the mean loss since the last."""
+    def report(
+        self,
+        evaluate: Callable[[HookedEncoderDecoder], dict[str, float]] | None,
+        tell: Callable[[Progress], None] | None,
+    ) -> None:
+        """Add a row to the curve: the mean loss since the last."""
         measures = evaluate(self.model) if evaluate is not None else {}
         loss = sum(self.losses) / max(1, len(self.losses))
         self.losses = []
@@ -163,7 +152,9 @@ class _Run:
         state = Progress(self.step, self.settings.steps, self.tokens, loss, rate, self.seconds, measures)
         row = {name: value for name, value in asdict(state).items() if name not in ("steps", "measures")}
         self.rows.append(row | measures)
-        return state
+        write_curve(self.rows, self.out / CURVE)
+        if tell is not None:
+            tell(state)
 
     def save(self, path: Path) -> None:
         state = {name: getattr(self, name) for name in ("step", "tokens", "seconds", "losses", "rows")}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -264,11 +264,7 @@ def train(
 
     Raises InputError when `out` holds a run and `resume` is off, or a run with other settings.
     """
-    checkpoint = out / CHECKPOINT
-    if checkpoint.exists() and not resume:
-        raise InputError(
-            f"{out} already holds a training run", "expected a new directory", "use --resume to go on with it"
-        )
+    check_new(out, resume)
     model = build(settings).to(choose_device(device))
     if batches is None:
         corpus.prepare(Path(settings.corpus), out / "corpus", settings.config.d_vocab)
@@ -276,25 +272,72 @@ def train(
         batches = TextAndCopies(np.memmap(out / "corpus" / "train.bin", dtype="<u2", mode="r"), settings)
     out.mkdir(parents=True, exist_ok=True)  # not before the corpus is known to do
     run = _Run(settings, model, out)
+    carry_out(
+        run,
+        out,
+        lambda: run.advance(*batches(run.step)),
+        report=lambda due: run.report(evaluate if due else None, progress),
+        report_every=report_every,
+        evaluate_every=evaluate_every if evaluate is not None else 0,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    model.save_pretrained(out, dtype=torch.bfloat16 if settings.dtype == "bfloat16" else None)
+    return model
+
+
+class Run(Protocol):
+    """What `carry_out` has to know of a training run."""
+
+    step: int
+
+    @property
+    def settings(self) -> Any: ...
+
+    def save(self, path: Path) -> None: ...
+
+    def restore(self, path: Path) -> None: ...
+
+
+def check_new(out: Path, resume: bool) -> None:
+    """Raises InputError when `out` holds a run that is not to be resumed."""
+    if (out / CHECKPOINT).exists() and not resume:
+        raise InputError(
+            f"{out} already holds a training run", "expected a new directory", "use --resume to go on with it"
+        )
+
+
+def carry_out(
+    run: Run,
+    out: Path,
+    advance: Callable[[], None],
+    *,
+    report: Callable[[bool], None],
+    report_every: int,
+    evaluate_every: int,
+    checkpoint_seconds: float,
+) -> None:
+    """Every step of a run, from its checkpoint in `out` if there is one; Ctrl-C leaves a checkpoint.
+
+    `report` is told whether an evaluation is due: every `evaluate_every` steps and at the end, or never for 0.
+    """
+    checkpoint, steps = out / CHECKPOINT, run.settings.steps
     if checkpoint.exists():
         run.restore(checkpoint)
     with atomic_path(out / "settings.json") as path:
-        path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        path.write_text(json.dumps(asdict(run.settings), indent=2) + "\n")
     saved = time.monotonic()
     with held_back_interrupt() as interrupted:
-        while run.step < settings.steps:
-            run.advance(*batches(run.step))
-            last = run.step == settings.steps
-            due = evaluate is not None and (run.step % evaluate_every == 0 or last)
+        while run.step < steps:
+            advance()
+            last = run.step == steps
+            due = evaluate_every > 0 and (run.step % evaluate_every == 0 or last)
             if run.step % report_every == 0 or due or last:
-                run.report(evaluate if due else None, progress)
+                report(due)
             if last or interrupted() or time.monotonic() - saved > checkpoint_seconds:
                 run.save(checkpoint)
                 saved = time.monotonic()
             if interrupted():
                 raise KeyboardInterrupt
-    model.save_pretrained(out, dtype=torch.bfloat16 if settings.dtype == "bfloat16" else None)
-    return model
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.phrases import HELD_OUT, Sentence, is_held_out, pluralised, reference, sentences
+from interp.phrase_words import pluralised
+from interp.phrases import HELD_OUT, Sentence, is_held_out, reference, sentences
 
 MANY = 6000
 
