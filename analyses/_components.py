@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._panels import Bars, Matrix, Panel
 from analyses._statistics import Interval
 from interp.errors import InputError, nearest
@@ -79,12 +80,16 @@ def choose(
             found.update(dict.fromkeys(_group(model, GROUPS[part], layer_numbers(model, layers))))
         else:
             found[_single(model, part, allowed)] = None
+    if not found:
+        require(model, ("mlp",))
     return tuple(found)
 
 
 def _group(model: HookedGPT, kind: Kind, layers: Sequence[int]) -> list[Component]:
     if kind == "embed":
         return [Component("embed", "embed")]
+    if model.config.attn_only and kind in ("mlp", "layer", "neuron"):
+        return []
     if kind in ("mlp", "attn", "layer"):
         return [Component(f"{kind} {layer}", kind, layer) for layer in layers]
     letter, size = ("H", model.config.n_heads) if kind == "head" else ("N", model.config.d_mlp)
@@ -118,6 +123,8 @@ def _single(model: HookedGPT, part: str, allowed: Sequence[str]) -> Component:
     for component in known:
         if component.label == part:
             return component
+    if not known:
+        require(model, ("mlp",))
     raise InputError(f"component {part!r}", f"expected {known[0].label} to {known[-1].label}")
 
 

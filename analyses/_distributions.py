@@ -4,14 +4,18 @@ Entries are sorted once; the fit of the t law and the distance from normality th
 thousand weighted points, in which each of the 512 smallest and largest entries is kept as it is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import optimize, special, stats
+from scipy import special, stats
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 HISTOGRAM_EDGES = np.linspace(-10, 10, 81)
@@ -20,7 +24,12 @@ TAIL, MIDDLE = 512, 2048
 """Entries kept one by one at each end, and bins between them, in a sketch."""
 TRACY_WIDOM_99 = 2.0234
 """99 % point of the Tracy-Widom law of order one."""
-BLOCK = 1 << 20
+BLOCK = 1 << 16
+"""Entries that are widened to float64 at a time: few enough to stay near the processor."""
+
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,18 +144,18 @@ def make_sketch(ordered: Float[np.ndarray, " entry"], mean: float, std: float) -
     )
     edges = np.sort(edges.round().astype(int))
     edges = edges[np.diff(edges, prepend=-1) > 0]
-    starts, count = edges[:-1], np.diff(edges).astype(float)
-    centre = ordered[(starts + edges[1:] - 1) // 2].astype(np.float64)  # near each bin's mean: squares lose no digits
-    first = np.add.reduceat(ordered, starts, dtype=np.float64) / count
-    second = np.empty(len(starts))
-    for i in range(0, len(starts), 256):
-        part = slice(starts[i], edges[min(i + 256, len(starts))])
-        d = ordered[part].astype(np.float64) - np.repeat(centre[i : i + 256], count[i : i + 256].astype(int))
-        second[i : i + 256] = np.add.reduceat(d * d, starts[i : i + 256] - starts[i]) / count[i : i + 256]
-    variance = np.clip(second - (first - centre) ** 2, 0, None)
+    starts, count = edges[:-1], np.diff(edges)
+    first, second = np.empty((2, len(starts)))
+    cuts = np.unique([*np.searchsorted(starts, np.arange(0, n, BLOCK)), len(starts)])
+    for i, j in pairwise(cuts.tolist()):
+        exact, places = ordered[starts[i] : edges[j]].astype(np.float64), starts[i:j] - starts[i]
+        first[i:j] = np.add.reduceat(exact, places) / count[i:j]
+        exact -= np.repeat(first[i:j], count[i:j])
+        second[i:j] = np.add.reduceat(np.square(exact, out=exact), places) / count[i:j]
     return Sketch(
-        mean=(first - mean) / std, variance=variance / std**2, count=count, upper=(ordered[edges[1:] - 1] - mean) / std
-    )
+        mean=(first - mean) / std, variance=second / std**2, count=count.astype(float),
+        upper=(ordered[edges[1:] - 1] - mean) / std,
+    )  # fmt: skip
 
 
 def fit_laplace(ordered: Float[np.ndarray, " entry"], mean: float, std: float) -> tuple[float, float]:
@@ -160,37 +169,58 @@ def fit_laplace(ordered: Float[np.ndarray, " entry"], mean: float, std: float) -
 def fit_t(sketch: Sketch, kurtosis: float) -> tuple[float, float, float]:
     """Degrees of freedom nu, location and scale of Student's t, by maximum likelihood on the sketch.
 
-    Solved for (location, log scale, 1 / nu), in which the likelihood is smooth up to the normal law at 1 / nu = 0; nu
-    is at most 10,000.
+    Newton's method in (location, log scale, 1 / nu), in which the likelihood is smooth up to the normal law at 1 / nu =
+    0; nu is from 1/4 to 10,000. Along a direction that bends the wrong way the step goes downhill all the same.
     """
     x, weight = sketch.mean, sketch.count / sketch.count.sum()
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        location, log_scale, inverse = parameters
-        nu, scale = 1 / inverse, np.exp(log_scale)
-        z = (x - location) / scale
-        square = z * z
-        spread = np.log1p(square * inverse)
-        pull = weight * (nu + 1) / (nu + square)
-        value = _t_constant(nu) - log_scale - (nu + 1) / 2 * (weight @ spread)
-        by_nu = 0.5 * (special.digamma((nu + 1) / 2) - special.digamma(nu / 2) - inverse - weight @ spread)
-        by_nu += 0.5 * inverse * (pull @ square)
-        gradient = np.array([(pull @ z) / scale, pull @ square - 1, -(nu**2) * by_nu])
-        return -value, -gradient
-
+    low, high = np.array([-np.inf, -np.inf, 1e-4]), np.array([np.inf, np.inf, 4.0])
     start = 1 / min(max(4 + 6 / kurtosis, 2.5), 50.0) if kurtosis > 0 else 0.02
     quartiles = np.interp([0.25, 0.75], weight.cumsum(), x)
-    first = np.array([float(np.median(quartiles)), np.log(max((quartiles[1] - quartiles[0]) / 1.35, 1e-3)), start])
-    found = optimize.minimize(
-        loss,
-        first,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(None, None), (None, None), (1e-4, 4.0)],
-        options={"ftol": 1e-13},
-    )
-    location, log_scale, inverse = found.x
+    point = np.array([float(np.median(quartiles)), np.log(max((quartiles[1] - quartiles[0]) / 1.35, 1e-3)), start])
+    value, slope, bend = _t_loss(point, x, weight)
+    for _ in range(100):
+        free = ~(((point == low) & (slope > 0)) | ((point == high) & (slope < 0)))
+        sizes, directions = np.linalg.eigh(bend[np.ix_(free, free)])
+        step = np.zeros(3)
+        step[free] = -(directions / np.maximum(np.abs(sizes), 1e-6)) @ (directions.T @ slope[free])
+        gain, shrink = -slope @ step, 1.0
+        while gain * shrink > 1e-15:
+            near = np.clip(point + shrink * step, low, high)
+            found = _t_loss(near, x, weight)
+            if found[0] < value:
+                break
+            shrink /= 4
+        else:  # nothing left to gain but rounding
+            break
+        point, (value, slope, bend) = near, found
+    location, log_scale, inverse = point
     return float(1 / inverse), float(location), float(np.exp(log_scale))
+
+
+def _t_loss(point: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Mean negative log-likelihood of Student's t at (location, log scale, 1 / nu), its gradient and its Hessian."""
+    nu, scale = 1 / point[2], np.exp(point[1])
+    z = (x - point[0]) / scale
+    square = z * z
+    within = nu + square
+    spread = weight @ np.log1p(square / nu)
+    pull = weight * (nu + 1) / within
+    turn, change = pull * nu / within, weight * (square - 1) / (within * within)  # the latter: pull by nu
+    first, second = pull @ z, pull @ square
+    by_nu = 0.5 * (special.digamma((nu + 1) / 2) - special.digamma(nu / 2) - 1 / nu - spread + second / nu)
+    bend_nu = 0.25 * (special.polygamma(1, (nu + 1) / 2) - special.polygamma(1, nu / 2)) + 0.5 / nu**2
+    bend_nu += 0.5 / nu * (pull @ square / (nu + 1) - second / nu + change @ square)
+    value = -(_t_constant(nu) - point[1] - (nu + 1) / 2 * spread)
+    slope = np.array([-first / scale, 1 - second, nu**2 * by_nu])
+    both, inverse, across = 2 * (turn @ z) / scale, nu**2 * (change @ square), nu**2 * (change @ z) / scale
+    bend = np.array(
+        [
+            [(2 * turn.sum() - pull.sum()) / scale**2, both, across],
+            [both, 2 * (turn @ square), inverse],
+            [across, inverse, -(nu**3) * (2 * by_nu + nu * bend_nu)],
+        ]
+    )
+    return float(value), slope, bend
 
 
 def _t_constant(nu: float) -> float:
@@ -244,24 +274,34 @@ def singular_values(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray
 
     Their squares are exact within about 1e-15 of the largest square: below 1e-7 of the largest value they are noise.
     """
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    tall = torch.from_numpy(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)
     gram = torch.zeros((tall.shape[1],) * 2, dtype=torch.float64)
-    for start in range(0, len(tall), 8192):
-        part = torch.from_numpy(tall[start : start + 8192].astype(np.float64))
-        gram.addmm_(part.T, part)
+    for part in tall.split(8192):
+        exact = part.double()
+        for end in range(256, tall.shape[1] + 256, 256):  # the lower triangle is all that is read
+            gram[end - 256 : end, :end].addmm_(exact[:, end - 256 : end].T, exact[:, :end])
     values: np.ndarray = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt().numpy()
     return values
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread: hundreds of small eigenvalue problems lose more by waiting for each other than they gain."""
+    """Torch on one thread: hundreds of small decompositions lose more by waiting for each other than they gain."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def side_by_side(work: Callable[[Item], Outcome], items: Sequence[Item], size: Callable[[Item], int]) -> list[Outcome]:
+    """The outcomes in order, of work that ran on as many threads as torch may use, the largest items first."""
+    workers = min(torch.get_num_threads(), 8)  # each holds a few copies of a matrix
+    order = sorted(range(len(items)), key=lambda i: -size(items[i]))
+    with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running = {i: pool.submit(work, items[i]) for i in order}
+        return [running[i].result() for i in range(len(items))]
 
 
 def spectrum_numbers(singular: Float[np.ndarray, " rank"], shape: tuple[int, int], std: float) -> dict[str, float]:
@@ -307,19 +347,22 @@ def marchenko_pastur_distance(squares: Float[np.ndarray, " rank"], shape: tuple[
     if not std:
         return 1.0
     large, small = max(shape), min(shape)
-    ratio = small / large
+    expected = np.interp(np.sort(squares) / (large * std**2), *_marchenko_pastur(small / large))
+    steps = np.arange(small + 1) / small
+    return float(max(np.abs(steps[1:] - expected).max(), np.abs(steps[:-1] - expected).max()))
+
+
+@cache
+def _marchenko_pastur(ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """Squared singular values, over rows times variance, and the share of the law below each."""
     low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
     angle = np.linspace(0, np.pi, 4001)
-    x = (low + high) / 2 - (high - low) / 2 * np.cos(
-        angle
-    )  # from low to high; the density's roots vanish with the sine
+    x = (low + high) / 2 - (high - low) / 2 * np.cos(angle)  # the density's roots vanish with the sine
     density = ((high - low) / 2 * np.sin(angle)) ** 2 / (2 * np.pi * ratio * np.maximum(x, 1e-300))
     if low < 1e-12:  # square: the limit at zero
         density[0] = density[1]
     cumulative = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(angle))])
-    expected = np.interp(np.sort(squares) / (large * std**2), x, cumulative / cumulative[-1])
-    steps = np.arange(small + 1) / small
-    return float(max(np.abs(steps[1:] - expected).max(), np.abs(steps[:-1] - expected).max()))
+    return x, cumulative / cumulative[-1]
 
 
 def window_side(shape: tuple[int, int], wanted: int) -> int:
@@ -344,15 +387,26 @@ def window_test(matrix: Float[np.ndarray, "row column"], window: int, mean: floa
     return statistic / freedom, float(stats.chi2.sf(statistic, freedom))
 
 
-def moving_average(matrix: Float[np.ndarray, "row column"], window: int, most: int = 128) -> tuple[np.ndarray, int]:
-    """Means of square windows [window row, window column], at most `most` a side, and the step between windows."""
+def moving_average(
+    matrix: Float[np.ndarray, "row column"],
+    window: int,
+    most: int = 128,
+    shuffle: np.random.Generator | None = None,
+) -> tuple[np.ndarray, int]:
+    """Means of square windows [window row, window column], at most `most` a side, and the step between windows.
+
+    With `shuffle` of the same entries in random order; where windows leave rows out, of the rows that they see.
+    """
     step = max(1, -(-max(side - window + 1 for side in matrix.shape) // most))
-    total = np.zeros((matrix.shape[0] + 1, matrix.shape[1] + 1))
-    np.cumsum(matrix, axis=0, dtype=np.float64, out=total[1:, 1:])
-    np.cumsum(total[1:, 1:], axis=1, out=total[1:, 1:])
     upper, left = (np.arange(0, side - window + 1, step) for side in matrix.shape)
-    corner = total[np.ix_(upper + window, left + window)] - total[np.ix_(upper, left + window)]
-    image: np.ndarray = (corner - total[np.ix_(upper + window, left)] + total[np.ix_(upper, left)]) / window**2
+    if shuffle is not None:
+        if step > window:
+            matrix = np.concatenate([matrix[row : row + window] for row in upper])
+            upper = window * np.arange(len(upper))
+        matrix = shuffle.permutation(matrix.ravel()).reshape(matrix.shape)
+    bands = np.stack([matrix[row : row + window].sum(0, dtype=np.float64) for row in upper])
+    total = np.pad(bands.cumsum(1), ((0, 0), (1, 0)))
+    image: np.ndarray = (total[:, left + window] - total[:, left]) / window**2
     return image, step
 
 

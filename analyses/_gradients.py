@@ -1,7 +1,8 @@
 """First-order scores of nodes and edges: change of an output times gradient of the metric.
 
-A node is a head's or MLP's output, or the embedding; an edge leads from a node to what a receiver reads. The gradient
-at a receiver's own input (not at the whole stream there) makes the edge.
+A node is what a head or MLP adds to the stream (after the norm that follows it, if one does), or the embedding; an edge
+leads from a node to what a receiver reads. The gradient at a receiver's own input (not at the whole stream there) makes
+the edge. Keys and values that several heads share are one receiver, whose gradient is the sum of theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses._components import Component
-from analyses._paths import Paths, Receiver, readers
+from analyses._paths import INPUTS, START, Paths, all_receivers, mlp_reads, receivers_of
 from interp.hooks import HookPoint
+from interp.linear import wide
 from interp.model import HookedGPT
-
-START = "blocks.0.hook_resid_pre"
 
 
 class Gradients:
@@ -27,70 +27,57 @@ class Gradients:
     ) -> None:
         """`start` [batch pos d_model] is put in place of the embeddings; `metric` maps logits to [batch]."""
         self.model = model
-        layers, last = range(model.config.n_layers), model.config.n_layers - 1
-        streams = [START, *(f"blocks.{layer}.hook_resid_{end}" for layer in layers for end in ("mid", "post"))]
-        inputs = [f"blocks.{layer}.attn.hook_{letter}" for layer in layers for letter in "qkv"]
-        inputs += [*(f"blocks.{layer}.ln2.hook_normalized" for layer in layers), "ln_final.hook_normalized"]
+        streams = [name for name in model.hook_points if "hook_resid_" in name]
+        inputs = [name for name in model.hook_points if name.endswith(INSIDE)]
 
         def put(x: Tensor, hook: HookPoint) -> Tensor:
             return start.detach().clone().requires_grad_()
 
         with torch.enable_grad(), model.hooks([(START, put)]):
             logits, cache = model.run_with_cache(tokens, names=[*streams, *inputs], detach=False)
-            value = metric(logits.to(torch.promote_types(logits.dtype, torch.float32))).sum()
+            value = metric(wide(logits)).sum()
             found = torch.autograd.grad(value, [cache[name] for name in [*streams, *inputs]], allow_unused=True)
         pairs = zip([*streams, *inputs], found, strict=True)
         self.of = {name: torch.zeros_like(cache[name]) if g is None else g.detach() for name, g in pairs}
         self.streams = {name: cache[name].detach() for name in streams}
-        self.last = last
 
     def at_output(self, node: Component) -> Float[Tensor, "batch pos d_model"]:
-        """With respect to what a node writes: the gradient of the stream just after it."""
+        """With respect to what a node adds: the gradient of the stream just after it."""
         if node.layer is None:
             return self.of[START]
-        return self.of[f"blocks.{node.layer}.hook_resid_{'mid' if node.kind == 'head' else 'post'}"]
+        between = f"blocks.{node.layer}.hook_resid_mid"
+        after = node.kind != "head" or between not in self.of
+        return self.of[f"blocks.{node.layer}.hook_resid_post" if after else between]
 
     def at_inputs(self, layer: int) -> Float[Tensor, "receiver batch pos d_model"]:
         """With respect to what each receiver of a layer reads, in the order of `receivers_of`."""
-        if layer > self.last:
-            stream = self.streams[f"blocks.{self.last}.hook_resid_post"]
-            return norm_backward(stream, self.of["ln_final.hook_normalized"], self.model.config.eps)[None]
-        block = self.model.blocks[layer]
-        stream = self.streams[START if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"]
-        weights = (block.attn.W_Q, block.attn.W_K, block.attn.W_V)
-        found = []
-        for letter, weight in zip("qkv", weights, strict=True):
-            back = torch.einsum("bphd,hmd->hbpm", self.of[f"blocks.{layer}.attn.hook_{letter}"], weight.detach())
-            found.append(norm_backward(stream, back * block.ln1.w.detach(), self.model.config.eps))
-        heads = torch.stack(found, 1).flatten(0, 1)  # head by head: q, k, v
-        middle = self.streams[f"blocks.{layer}.hook_resid_mid"]
-        mlp = norm_backward(middle, self.of[f"blocks.{layer}.ln2.hook_normalized"], self.model.config.eps)
-        return torch.cat([heads, mlp[None]])
+        if layer == self.model.config.n_layers:
+            return self.of[f"blocks.{layer - 1}.hook_resid_post"][None]
+        block, base = self.model.blocks[layer], f"blocks.{layer}."
+        found: dict[str, Tensor] = {}
+        for letter in INPUTS:
+            weight = getattr(block.attn, f"W_{letter.upper()}").detach()
+            back = torch.einsum("bphd,hmd->hbpm", self.of[f"{base}attn.hook_{letter}"], weight)
+            found[letter] = block.ln1.backward(self.streams[f"{base}hook_resid_pre"], back * block.ln1.gain)
+        if block.mlp is not None:
+            back = self._into_mlp(layer) * block.ln2.gain
+            found["in"] = block.ln2.backward(self.streams[mlp_reads(self.model, layer)], back)[None]
+        return torch.stack([found[one.input][one.head or 0] for one in receivers_of(self.model, layer)])
+
+    def _into_mlp(self, layer: int) -> Tensor:
+        """With respect to the normed stream that an MLP reads [batch pos d_model]."""
+        mlp, base = self.model.blocks[layer].mlp, f"blocks.{layer}.mlp."
+        assert mlp is not None
+        if not mlp.gated:
+            return self.of[f"{base}hook_pre"] @ mlp.W_in.detach().T
+        linear = self.of[f"{base}hook_pre_linear"] @ mlp.W_in.detach().T
+        return self.of[f"{base}hook_pre"] @ mlp.W_gate.detach().T + linear
 
 
-def receivers_of(model: HookedGPT, layer: int) -> list[Receiver]:
-    """All receivers of a layer: q, k, v of each head, then the MLP; for the layer after the last, the logits."""
-    if layer == model.config.n_layers:
-        return [Receiver("logits", layer)]
-    heads = [Component(f"L{layer}H{head}", "head", layer, head) for head in range(model.config.n_heads)]
-    return [one for part in [*heads, Component(f"mlp {layer}", "mlp", layer)] for one in readers(part)]
+INSIDE = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "mlp.hook_pre", "mlp.hook_pre_linear")
 
 
-def all_receivers(model: HookedGPT) -> list[Receiver]:
-    """All receivers of the model, layer by layer, the logits last."""
-    return [one for layer in range(model.config.n_layers + 1) for one in receivers_of(model, layer)]
-
-
-def norm_backward(
-    x: Float[Tensor, "batch pos d_model"], grad: Float[Tensor, "*more batch pos d_model"], eps: float
-) -> Float[Tensor, "*more batch pos d_model"]:
-    """The gradient with respect to a layer norm's input x, from that with respect to its value before gain and bias."""
-    centred = x - x.mean(-1, keepdim=True)
-    scale = (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
-    normal = centred / scale
-    return (grad - grad.mean(-1, keepdim=True) - normal * (grad * normal).mean(-1, keepdim=True)) / scale
-
-
+@torch.no_grad()
 def scores(
     model: HookedGPT,
     paths: Paths,

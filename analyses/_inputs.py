@@ -102,7 +102,4 @@ def text_names(model: HookedGPT, rows: Sequence[Tensor], limit: int = 40) -> tup
 
 def run_blocks(model: HookedGPT, ids: Int[Tensor, "1 pos"]) -> Float[Tensor, "1 pos d_model"]:
     """The residual stream after the last block; the logits, a model's largest tensor, are not computed. Hooks run."""
-    residual, mask = model.embed(ids)
-    for block in model.blocks:
-        residual = block(residual, mask)
-    return residual
+    return model.run_to(ids)

@@ -136,7 +136,7 @@ def _direction(model: HookedEncoderDecoder, cache: Any, column: Tensor, place: i
         for number, norm in ((3, block.ln3), (2, block.ln2), (1, block.ln1)):
             if n == layer and number == 1:
                 break
-            gained = direction * norm.w.detach().double().cpu()
+            gained = direction * norm.gain.detach().double().cpu()
             scale = cache[f"decoder.{n}.ln{number}.hook_scale"][0, place].double().cpu()
             direction = (gained - gained.mean()) / scale
     return direction

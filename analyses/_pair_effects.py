@@ -19,6 +19,7 @@ from interp.cache import ActivationCache
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError, nearest
 from interp.interventions import Replace
+from interp.linear import wide as widened
 
 ATTENTION = {"enc": ("encoder", "attn"), "dec": ("decoder", "attn"), "cross": ("decoder", "cross_attn")}
 """Prefix of a part's name -> its stack, and which attention of the block."""
@@ -186,7 +187,7 @@ def _readout(one: Translation, clean: Tensor, names: tuple[str, ...]) -> Callabl
     place = max(one.target.shape[1] - 2, 0)  # it writes the last token before the end
     answer = one.following[:, place]
     wrong = clean[:, place].scatter(-1, answer[:, None], -torch.inf).argmax(-1)
-    wide = clean.to(torch.promote_types(clean.dtype, torch.float32)).log_softmax(-1)
+    wide = widened(clean).log_softmax(-1)
     rest = tuple(name for name in names if name != "loss")
     at_place = Readout(names=tuple(n for n in rest if n != "kl"), tokens=one.target, answer=answer, wrong=wrong)
     everywhere = Readout(names=tuple(n for n in rest if n == "kl"), tokens=one.target, clean=wide)

@@ -19,7 +19,7 @@ from interp.encoder import HookedEncoder
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
 from interp.hooks import HookedModule, HookPoint
-from interp.model import Attention
+from interp.parts import Attention
 
 TITLES = {
     "entropy": "entropy of the pattern",

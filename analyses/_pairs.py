@@ -28,6 +28,7 @@ from analyses._metrics import (
 from analyses._panels import Note, Tokens
 from analyses._prompts import TEMPLATES, PromptSet, TextsOrPrompts, indirect_object_prompts
 from interp.errors import InputError
+from interp.linear import wide
 from interp.model import HookedGPT
 from interp.sweep import sweep
 
@@ -85,7 +86,7 @@ def last_logits(model: HookedGPT, rows: Sequence[Tensor]) -> Float[Tensor, "text
             for i, logits in zip(some, model(torch.cat([rows[i] for i in some]))[:, -1], strict=True):
                 out[i] = logits
     stacked = torch.stack([logits for logits in out if logits is not None])
-    return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+    return wide(stacked)
 
 
 def resolve_texts(

@@ -14,6 +14,7 @@ from torch import Tensor
 from analyses._panels import Tokens
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
+from interp.linear import wide as widened
 from interp.translation import translate_tokens
 
 SEPARATOR = "|||"
@@ -79,7 +80,7 @@ def pair_labels(model: HookedEncoderDecoder, ids: Tensor) -> Tokens:
 
 def written_loss(logits: Float[Tensor, "1 pos d_vocab"], one: Translation) -> Float[Tensor, " pos"]:
     """Minus the log-probability of each token that should be written, in nats, in float32 at least."""
-    wide = logits[0].to(torch.promote_types(logits.dtype, torch.float32))
+    wide = widened(logits[0])
     return -wide.log_softmax(-1).gather(-1, one.following[0][:, None])[:, 0]
 
 

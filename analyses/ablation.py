@@ -32,6 +32,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._components import Component, choose, component_panels
 from analyses._metrics import TITLES, UNITS, MetricName, Readout, TokenChoice, check_metrics
 from analyses._pair_effects import translation_ablation
@@ -42,12 +43,14 @@ from analyses._replacements import KINDS, KindName, Replacements, Values, check_
 from analyses._statistics import bootstrap, q_values, sign_flip_p_value
 from interp import scale
 from interp.encoder_decoder import HookedEncoderDecoder
+from interp.linear import wide
 from interp.model import HookedGPT
 from interp.progress import tell
-from interp.residual import normalise
+from interp.residual import attn_share, logit_direction
 from interp.sweep import Variant, sweep
 
 PLACE = 44
+NEEDS = ("next token",)
 IN_REPORT = {"metrics": ("loss", "logit", "kl")}
 """What the report shows beyond the default; other replacements take as long again and are left to the command."""
 
@@ -260,6 +263,7 @@ def ablation(
 
     Raises InputError for names that mean nothing, texts shorter than two tokens, or positions that a text lacks.
     """
+    require(model, NEEDS)
     if isinstance(model, HookedEncoderDecoder):
         return translation_ablation(
             model,
@@ -341,7 +345,7 @@ def _readout(model: HookedGPT, texts: Texts, indices: list[int], batch: Tensor, 
     clean = None
     if "kl" in names:
         logits = model(batch)
-        clean = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        clean = wide(logits).log_softmax(-1)
     return Readout(
         names=names, tokens=batch, answer=texts.answer[indices], wrong=texts.wrong[indices], clean=clean
     ).narrowed()
@@ -356,15 +360,18 @@ def _direct(
     fills: Sequence[Sequence[Values]],
     positions: Sequence[int] | None,
 ) -> np.ndarray:
-    """[text component kind] what the replaced part of each head adds to the logit difference, final scale fixed."""
+    """[text component kind] what the replaced part of each head adds to the logit difference (before a soft-cap), the
+    scales of the norms that follow fixed."""
     length = batch.shape[1]
     out = np.full((len(indices), len(parts), len(fills)), np.nan)
     if not any(part.kind == "head" for part in parts):
         return out
     last = positions is None or any(position % length == length - 1 for position in positions)
-    _, cache = model.run_with_cache(batch, names=["z", "ln_final.hook_scale"], pos=-1)
-    unembed = model.W_U.T
-    towards = unembed[texts.answer[indices]] - unembed[texts.wrong[indices]]  # [text d_model]
+    ends = ("attn.hook_z", "ln1_post.hook_scale")
+    names = [name for name in model.hook_points if name.endswith(ends) or name == "ln_final.hook_scale"]
+    _, cache = model.run_with_cache(batch, names=names, pos=-1)
+    final = cache.get("ln_final.hook_scale", torch.ones(()))  # a model without norms has no scale
+    towards = logit_direction(model, texts.answer[indices], texts.wrong[indices])  # [text d_model]
     for p, part in enumerate(parts):
         if part.kind != "head":
             continue
@@ -375,7 +382,8 @@ def _direct(
                 value = fill[name]
                 after = value[:, -1, part.index] if isinstance(value, Tensor) else value
                 before += (cache[name][:, -1, part.index] - after) / len(draws)
-            written = before @ model.W_O[part.layer, part.index]
-            share = normalise(written[:, None], cache["ln_final.hook_scale"], model.ln_final.w)[:, 0]
+            layer = part.layer or 0
+            written = attn_share(model, cache, layer, (before @ model.blocks[layer].attn.W_O[part.index])[:, None])
+            share = model.ln_final.share(written, final)[:, 0]
             out[:, p, k] = (share * towards).sum(-1).double().cpu() if last else 0.0
     return out

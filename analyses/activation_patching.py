@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from analyses import PYTHON_ONLY
+from analyses._capabilities import require
 from analyses._components import layer_numbers
 from analyses._inputs import TextOrTokens
 from analyses._metrics import CustomReadout, Readout, TokenChoice
@@ -52,6 +53,7 @@ from interp.progress import tell
 from interp.sweep import Variant, sweep
 
 PLACE = 46
+NEEDS = ("next token",)
 STREAMS: dict[str, str] = {
     "resid_pre": "residual stream before the layer",
     "resid_mid": "residual stream between attention and MLP",
@@ -76,9 +78,15 @@ class Patched:
     site: str
     direction: str
     axes: tuple[str, ...]
-    """Of each text's array: (layer, pos), (layer, head) or (layer, head, pos)."""
+    """Of each text's array: (layer, pos), (layer, head) or (layer, head, pos); kv_head for keys and values that several
+    heads share."""
     values: tuple[np.ndarray, ...]
     """[text] arrays of the metric, one axis for each name in `axes`."""
+
+    @property
+    def head_axis(self) -> str:
+        """`head`, or `kv_head`."""
+        return "kv_head" if "kv_head" in self.axes else "head"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,7 +121,7 @@ class ActivationPatchingResult(Result):
         columns = {
             "site": patched.site,
             "layer": np.array(self.layers)[place["layer"]],
-            "head": pd.array(place.get("head", none), dtype="Int64"),
+            "head": pd.array(place.get(patched.head_axis, none), dtype="Int64"),
             "pos": pd.array(np.array(self.positions[text])[place["pos"]] if "pos" in place else none, dtype="Int64"),
             "clean": self.measure.clean[text],
             "corrupted": self.measure.corrupted[text],
@@ -142,9 +150,10 @@ class ActivationPatchingResult(Result):
     def _matrix(self, patched: Patched) -> Matrix:
         spread = bootstrap(self.effects(patched), clusters=self.pairs.clusters, seed=self.seed)
         heads = tuple(str(head) for head in range(spread.value.shape[1]))
-        rows, row_axis = tuple(map(str, self.layers)), "layer"
-        if patched.axes == ("layer", "head", "pos"):
-            rows, row_axis = tuple(f"L{layer}H{head}" for layer in self.layers for head in heads), "head"
+        rows, row_axis, axis = tuple(map(str, self.layers)), "layer", patched.head_axis
+        if len(patched.axes) == 3:
+            letter = "H" if axis == "head" else "KV"
+            rows, row_axis = tuple(f"L{layer}{letter}{head}" for layer in self.layers for head in heads), axis
         by_pos = "pos" in patched.axes
         skip = self._equal_at_first() if by_pos else 0
         columns = type(self.labels)(self.labels[skip:]) if by_pos else heads
@@ -157,7 +166,7 @@ class ActivationPatchingResult(Result):
         assert values is not None
         return Matrix(
             key=_key(patched), title=_title(patched), caption=self._caption(patched) + left_out, unit=self.measure.unit,
-            rows=rows, columns=columns, row_axis=row_axis, column_axis="position" if by_pos else "head",
+            rows=rows, columns=columns, row_axis=row_axis, column_axis="position" if by_pos else axis,
             values=values, low=low, high=high, diverging=True, image=values.size > 4000,
         )  # fmt: skip
 
@@ -186,7 +195,7 @@ class ActivationPatchingResult(Result):
                     "site": patched.site,
                     "direction": patched.direction,
                     "layer": np.array(self.layers)[place["layer"]],
-                    "head": pd.array(place.get("head", none), dtype="Int64"),
+                    "head": pd.array(place.get(patched.head_axis, none), dtype="Int64"),
                     "position": np.array(self.labels, dtype=object)[place["pos"]] if "pos" in place else "all",
                     "effect": spread.value.ravel(),
                 }
@@ -227,8 +236,8 @@ class ActivationPatchingResult(Result):
         size = np.abs(spread.value)
         best = np.unravel_index(size.size - 1 - int(np.argmax(size.ravel()[::-1] >= 0.95 * size.max())), size.shape)
         where = [f"layer {self.layers[best[0]]}"]
-        if "head" in patched.axes:
-            where = [f"head {best[1]} of {where[0]}"]
+        if patched.site in HEADS:
+            where = [f"{patched.head_axis.replace('kv_', 'key-value ')} {best[1]} of {where[0]}"]
         if "pos" in patched.axes:
             where.append(f"position {self.labels[best[-1]]!r}")
         value = float(spread.value[best])
@@ -286,9 +295,12 @@ def activation_patching(
 
     Raises InputError for an unknown site, texts of unequal lengths, or places that the model or a text lacks.
     """
+    require(model, NEEDS)
     if isinstance(model, HookedEncoderDecoder):
         return translation_patching(model, clean, corrupted, site=site, direction=direction, seed=seed)
     sites = _sites(site)
+    for name in sites:
+        require(model, {"resid_mid": ("stream between",), "mlp_out": ("mlp",)}.get(name, ()))
     chosen = layer_numbers(model, layers)
     pairs = resolve_pairs(model, clean, corrupted, answer=answer, wrong=wrong, seed=seed)
     measured = measure(model, pairs, metric, read)
@@ -296,9 +308,8 @@ def activation_patching(
     found: list[Patched] = []
     for way in ("denoise", "noise") if direction == "both" else (direction,):
         for name in sites:
-            axes = (
-                ("layer", "pos") if name in STREAMS else ("layer", "head", "pos") if by_position else ("layer", "head")
-            )
+            head = "kv_head" if name in ("k", "v") and model.config.n_kv_heads != model.config.n_heads else "head"
+            axes = ("layer", "pos") if name in STREAMS else ("layer", head, "pos") if by_position else ("layer", head)
             values = _patch(model, pairs, measured, name, way, axes, chosen, places, memory)
             found.append(Patched(site=name, direction=way, axes=axes, values=values))
     answers, wrongs = pairs.answers(model)
@@ -357,9 +368,10 @@ def _patch_group(
     (indices, clean, corrupted), readout = group
     base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     _, cache = model.run_with_cache(source, names=names)
-    positions, heads = places[indices[0]], range(model.config.n_heads)
+    positions, config = places[indices[0]], model.config
     first = first_difference(clean, corrupted)
-    shape = tuple({"layer": len(names), "head": len(heads), "pos": len(positions)}[axis] for axis in axes)
+    sizes = {"layer": len(names), "head": config.n_heads, "kv_head": config.n_kv_heads, "pos": len(positions)}
+    shape = tuple(sizes[axis] for axis in axes)
     variants: list[Variant] = [()]
     taken = np.zeros(shape, dtype=int)  # which variant holds the value of each place; 0 is the unpatched run
     for place in np.ndindex(shape):
@@ -369,7 +381,7 @@ def _patch_group(
             continue
         taken[place] = len(variants)
         name = names[at["layer"]]
-        variants.append(Replace(name=name, value=cache[name], head=at.get("head"), pos=pos))
+        variants.append(Replace(name=name, value=cache[name], head=at.get("head", at.get("kv_head")), pos=pos))
     (values,) = sweep(
         model, base, variants, readout, read=readout.read, vocab=readout.vocab, memory=memory, progress=tell
     ).values()

@@ -4,9 +4,10 @@ Question: how large is each part of this model, and what does one pass over a te
 
 Method: parameters are counted on the model itself; for a config the model is laid out on torch's meta device, which has
 shapes but no storage, so that GPT-3's 175 billion weights need no memory. FLOPs are two per multiply-add of a matrix
-product (the convention of Kaplan et al. 2020, and of torch's counter); normalisation, softmax, GELU and additions are
-not counted, and attention is counted for the full square of positions, as computed, although half of it is masked.
-Memory is shape times bytes per number. The longest path is found in the graph of operations; a core layer is an
+product (the convention of Kaplan et al. 2020, and of torch's counter); normalisation, softmax, non-linearities and
+additions are not counted, and attention is counted for the full square of positions, as computed, although half of it,
+or more with windows, is masked. Memory is shape times bytes per number, keys and values of all positions in every layer
+included, windows or not. The longest path is found in the graph of operations; a core layer is an
 operation with a weight matrix.
 
 A config will do in place of a model (`model: HookedGPT | GPTConfig`), so that the presets of `interp.config.PRESETS`,
@@ -25,48 +26,17 @@ import torch
 from torch import Tensor
 
 from analyses._inputs import sequences
+from analyses._operations import ACTIVATIONS, NORMS, Operation, longest_path, operations_of
 from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table
 from interp.config import PRESETS, GPTConfig
 from interp.errors import InputError
 from interp.model import HookedGPT
+from interp.parts import Norm
 
 PLACE = 90
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-BLOCK = (
-    "layer norm 1", "queries", "keys", "values", "scores", "softmax", "mix values", "output projection",
-    "add attention",
-    "layer norm 2", "mlp in", "gelu", "mlp out", "add mlp",
-)  # fmt: skip
-"""Operations inside a block, in order."""
+NUMBERS = {2: "two", 4: "four"}
 Number = Literal["float64", "float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operation:
-    """One step of the forward pass, for one layer, with the shapes it has at this length and batch."""
-
-    name: str
-    reads: tuple[str, ...]
-    """Operations whose outputs it takes; "tokens" is the input, "stream" the residual stream so far."""
-    axes: str
-    """Names of the axes of the output."""
-    output: tuple[int, ...]
-    """Shape of the output."""
-    part: str = ""
-    """The component whose parameters it uses: embedding, positions, attention, mlp, layer norm, unembedding."""
-    weight: tuple[int, ...] = ()
-    """Shape of the weight matrix, [in out]; empty where there is none."""
-    parameters: int = 0
-    """Weights and biases, one layer."""
-    flops: int = 0
-    """Two per multiply-add, one layer."""
-    count: int = 1
-    """How many times the model holds it: the number of layers for operations inside blocks."""
-
-    @property
-    def core(self) -> bool:
-        """Whether it counts as a core layer: whether it has a weight matrix."""
-        return len(self.weight) == 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +50,7 @@ class ArchitectureResult(Result):
     dtype: str
     """Of weights and activations, for the memory figures."""
     parameters: dict[str, int | dict[str, int]]
-    """`total`, and `by_component`: embedding, positions, attention, mlp, layer norm, unembedding."""
+    """`total`, and `by_component`: embedding, positions, attention, mlp, layer norm or RMS norm, unembedding."""
     operations: tuple[Operation, ...]
     """In the order of computation; those inside a block once, with their count."""
     flops: int
@@ -144,6 +114,12 @@ class ArchitectureResult(Result):
                 labels=tuple(parts),
                 values=np.array(list(parts.values()), dtype=float),
                 unit="parameters",
+            ),
+            Table(
+                key="parts",
+                title="What it is made of",
+                caption=f"{self.config.n_layers} blocks that read and write a stream {self.config.d_model:,} wide.",
+                frame=describe(self.config),
             ),
             self._operation_table(),
             self._memory_table(),
@@ -240,15 +216,17 @@ class ArchitectureResult(Result):
         )
 
     def _longest_path_note(self) -> Note:
-        layers = self.config.n_layers
+        c, inside = self.config, (self.longest_path - 2) // self.config.n_layers
+        way = "queries, keys and values lie side by side; then the output projection"
+        way += " and the two of the MLP" * (inside > 2) + ", whose gate and linear part lie side by side" * c.gated
+        way += "; the MLP's two lie beside these" * c.parallel
         return Note(
             key="longest-path",
             title="The longest path",
             text=f"From a token to its prediction the longest path passes {self.longest_path:,} core layers "
-            f"(operations with a weight matrix): the embedding, four in each of the {layers} blocks (queries, keys "
-            "and values lie side by side; then the output projection and the two of the MLP) and the unembedding. "
-            f"Counting every operation it is {self.longest_path_operations:,} steps. There is no loop inside: making "
-            "more text means running all of it again for each new token.",
+            f"(operations with a weight matrix): the embedding, {NUMBERS[inside]} in each of the {c.n_layers} blocks "
+            f"({way}) and the unembedding. Counting every operation it is {self.longest_path_operations:,} steps. "
+            "There is no loop inside: making more text means running all of it again for each new token.",
         )
 
     def _gpt3_note(self) -> list[Panel]:
@@ -322,7 +300,7 @@ def architecture(
         lengths=lengths,
         flops_linear=linear,
         flops_attention=between,
-        kv_bytes=2 * width * per_token,
+        kv_bytes=2 * config.n_kv_heads * config.d_head * per_token,
         pattern_bytes=config.n_heads * per_token * np.array(lengths),
         even_length=per_position / (4 * width * config.n_layers),
     )
@@ -330,83 +308,45 @@ def architecture(
 
 def count_parameters(model: HookedGPT) -> dict[str, int]:
     """Parameters by component, counted on the model; a tied unembedding counts once, with the embedding."""
-    parts = dict.fromkeys(("embedding", "positions", "attention", "mlp", "layer norm", "unembedding"), 0)
+    norm = NORMS[model.config.norm]
+    parts = dict.fromkeys(("embedding", "positions", "attention", "mlp", norm, "unembedding"), 0)
     for name, parameter in model.named_parameters():
         if name in ("W_E", "W_pos"):
             part = "embedding" if name == "W_E" else "positions"
-        elif ".attn." in name or ".mlp." in name:
-            part = "attention" if ".attn." in name else "mlp"
+        elif name in ("unembed", "b_U"):
+            part = "unembedding"
         else:
-            part = "layer norm" if "ln" in name else "unembedding"
-        parts[part] += parameter.numel()
+            part = norm if isinstance(model.get_submodule(name.rpartition(".")[0]), Norm) else name.split(".")[2]
+        parts[part if part != "attn" else "attention"] += parameter.numel()
     return parts
 
 
-def operations_of(config: GPTConfig, length: int, batch: int) -> tuple[Operation, ...]:
-    """Every operation of the forward pass with its shapes, in order; those of the blocks once."""
-    c, b, t, width = config, batch, length, config.n_heads * config.d_head
-    residual = {"axes": "batch pos d_model", "output": (b, t, c.d_model)}
-    heads = {"axes": "batch pos head d_head", "output": (b, t, c.n_heads, c.d_head)}
-    square = {"axes": "batch head query key", "output": (b, c.n_heads, t, t)}
-    hidden = {"axes": "batch pos d_mlp", "output": (b, t, c.d_mlp)}
-    norm = {"part": "layer norm", "parameters": 2 * c.d_model}
-    mixing = 2 * b * c.n_heads * t * t * c.d_head
-
-    def linear(part: str, n_in: int, n_out: int) -> dict[str, Any]:
-        return {
-            "part": part,
-            "weight": (n_in, n_out),
-            "parameters": (n_in + c.bias) * n_out,
-            "flops": 2 * b * t * n_in * n_out,
-        }
-
-    def table(part: str, rows: int) -> dict[str, Any]:
-        return {"part": part, "weight": (rows, c.d_model), "parameters": rows * c.d_model}
-
-    n = c.n_layers
-    unembedding = linear("unembedding", c.d_model, c.d_vocab)
-    unembedding["parameters"] = 0 if c.tied else c.d_model * c.d_vocab
-    unembedding["parameters"] += c.d_vocab * c.unembed_bias
-    steps: list[tuple[str, str, int, dict[str, Any]]] = [  # name, what it reads, how many, the rest
-        ("embed", "tokens", 1, residual | table("embedding", c.d_vocab)),
-        ("embed positions", "tokens", 1, residual | table("positions", c.n_ctx)),
-        ("add positions", "embed, embed positions", 1, residual),
-        ("layer norm 1", "stream", n, residual | norm),
-        ("queries", "layer norm 1", n, heads | linear("attention", c.d_model, width)),
-        ("keys", "layer norm 1", n, heads | linear("attention", c.d_model, width)),
-        ("values", "layer norm 1", n, heads | linear("attention", c.d_model, width)),
-        ("scores", "queries, keys", n, square | {"flops": mixing}),
-        ("softmax", "scores", n, square),
-        ("mix values", "softmax, values", n, heads | {"flops": mixing}),
-        ("output projection", "mix values", n, residual | linear("attention", width, c.d_model)),
-        ("add attention", "stream, output projection", n, residual),
-        ("layer norm 2", "add attention", n, residual | norm),
-        ("mlp in", "layer norm 2", n, hidden | linear("mlp", c.d_model, c.d_mlp)),
-        ("gelu", "mlp in", n, hidden),
-        ("mlp out", "gelu", n, residual | linear("mlp", c.d_mlp, c.d_model)),
-        ("add mlp", "add attention, mlp out", n, residual),
-        ("final layer norm", "stream", 1, residual | norm),
-        ("unembed", "final layer norm", 1, {"axes": "batch pos d_vocab", "output": (b, t, c.d_vocab)} | unembedding),
-    ]
-    return tuple(
-        Operation(name=name, reads=tuple(reads.split(", ")), count=count, **rest) for name, reads, count, rest in steps
-    )
-
-
-def longest_path(operations: Sequence[Operation], *, core_only: bool) -> int:
-    """Operations (or core layers) on the longest path from the tokens to the last operation.
-
-    Blocks are walked one after the other: "stream" is what the operation before the block, or the block before, wrote.
-    """
-    blocks = [op for op in operations if op.name in BLOCK]
-    before = [op for op in operations if op.name not in BLOCK]
-    order = [*before[:3], *blocks * blocks[0].count, *before[3:]]
-    depth = {"tokens": 0}
-    for op in order:
-        depth[op.name] = max(depth[name] for name in op.reads) + (op.core or not core_only)
-        if op.name in ("add positions", "add mlp"):
-            depth["stream"] = depth[op.name]
-    return depth[order[-1].name]
+def describe(config: GPTConfig) -> pd.DataFrame:
+    """Columns part, kind: what the model is made of, in words."""
+    c = config
+    shared = "" if c.n_kv_heads == c.n_heads else f" over {c.n_kv_heads} of keys and values"
+    place = {"pre": "before", "both": "before and after", "post": "after"}[c.norm_place]
+    of_each = {"head": "each by itself", "flat": "all heads as one", None: ""}[c.qk_norm]
+    turned = f"rotary, base {c.rotary_base:,.0f}, {c.rotary_dim} of {c.d_head} coordinates of each head"
+    windowed = [w for w in c.windows or () if w is not None]
+    caps = (("scores", c.attn_softcap), ("logits", c.logit_softcap))
+    act = ACTIVATIONS.get(c.act_fn, c.act_fn)
+    order = "attention and MLP side by side" if c.parallel else "attention, then MLP"
+    rows = {
+        "block": "attention alone" if c.attn_only else order,
+        "norm": f"{NORMS[c.norm]} {place} each part" if c.norm else "none",
+        "norm of queries and keys": of_each,
+        "positions": turned if c.positions == "rotary" else c.positions or "none",
+        "base in layers with a window": f"{c.local_rotary_base:,.0f}" if c.local_rotary_base and windowed else "",
+        "heads": f"{c.n_heads} of queries{shared}, width {c.d_head}",
+        "who is seen": "itself and all before" if c.causal else "all",
+        "windows": f"{len(windowed)} of {c.n_layers} layers see at most {max(windowed):,}" if windowed else "",
+        "MLP": "none" if c.attn_only else f"{act}, {'gated, ' * c.gated}{c.d_mlp:,} wide",
+        "caps": ", ".join(f"{what} within ±{cap:g}" for what, cap in caps if cap is not None),
+        "embeddings scaled by": f"{c.embed_scale:.4g}" if c.embed_scale != 1 else "",
+        "unembedding": "the embedding used again" if c.tied else "its own",
+    }
+    return pd.DataFrame([(part, kind) for part, kind in rows.items() if kind], columns=["part", "kind"])
 
 
 def _memory(model: HookedGPT, parameters: int, length: int, batch: int, item: int) -> dict[str, int]:
@@ -414,9 +354,9 @@ def _memory(model: HookedGPT, parameters: int, length: int, batch: int, item: in
     scale = item / model.dtype.itemsize
     return {
         "weights": parameters * item,
-        "logits": batch * length * c.d_vocab * item,
+        "logits": batch * length * c.d_vocab_out * item,
         "residual stream, one place": batch * length * c.d_model * item,
-        "keys and values for generation": 2 * c.n_layers * batch * length * c.n_heads * c.d_head * item,
+        "keys and values for generation": 2 * c.n_layers * batch * length * c.n_kv_heads * c.d_head * item,
         "attention patterns, all heads": c.n_layers * batch * c.n_heads * length**2 * item,
         "every activation (run_with_cache)": round(model.cache_bytes(batch, length) * scale),
         "training state (weights, gradients, Adam's two averages)": 4 * parameters * item,

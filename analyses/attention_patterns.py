@@ -39,6 +39,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._inputs import TextOrTokens, run_blocks, sequences, token_labels
 from analyses._pair_patterns import encoder_patterns, translation_patterns
 from analyses._panels import AttentionGrid, Finding, Matrix, Note, Panel, Result, Table, Tokens
@@ -50,6 +51,7 @@ from interp.hooks import HookPoint
 from interp.model import HookedGPT
 
 PLACE = 20
+NEEDS = ("causal",)
 MASSES = ("first", "previous", "own", "same", "after_same")
 TITLES = {
     "entropy": "entropy of the pattern",
@@ -266,6 +268,7 @@ def attention_patterns(
 
     Raises InputError for unusable texts, or options below 1.
     """
+    require(model, NEEDS)
     if keep < 1 or clusters < 1:
         raise InputError(f"keep = {keep}, clusters = {clusters}", "expected whole numbers of at least 1")
     if isinstance(model, HookedEncoderDecoder):
@@ -310,7 +313,9 @@ def read_patterns(model: HookedGPT, row: Tensor) -> tuple[Tensor, Tensor]:
         pattern[hook.layer] = x[0].float().cpu()
 
     def keep_norm(v: Tensor, hook: HookPoint) -> None:
-        moved = torch.einsum("phd,hdm->hpm", v[0].float(), model.blocks[hook.layer].attn.W_O.float())
+        attn = model.blocks[hook.layer].attn
+        own = v[0].float()[:, [attn.kv_head(head) for head in range(attn.n_heads)]]
+        moved = torch.einsum("phd,hdm->hpm", own, attn.W_O.float())
         norms[hook.layer] = moved.norm(dim=-1).cpu()
 
     with torch.inference_mode(), model.hooks([("pattern", keep_pattern), ("v", keep_norm)], reads_only=True):

@@ -27,13 +27,14 @@ from scipy import stats
 from torch import Tensor
 
 from analyses import PYTHON_ONLY
+from analyses._capabilities import require
 from analyses._components import Component, choose, component_panels
-from analyses._gradients import all_receivers, scores
+from analyses._gradients import scores
 from analyses._inputs import TextOrTokens
 from analyses._metrics import CustomReadout, Readout, TokenChoice
 from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, choices_note, measure, notable, resolve_pairs
 from analyses._panels import Finding, Graph, Note, Panel, Result, Table, Tokens
-from analyses._paths import Paths, Receiver
+from analyses._paths import Paths, Receiver, all_receivers
 from analyses._prompts import TextsOrPrompts
 from analyses._statistics import bootstrap
 from interp.errors import InputError, nearest
@@ -43,6 +44,7 @@ from interp.sweep import Variant, sweep
 
 MethodName = Literal["eap", "eap-ig"]
 PLACE = 47
+NEEDS = ("next token",)
 METHODS: dict[str, str] = {"eap": "EAP", "eap-ig": "EAP-IG"}
 EDGES = 20
 """Most edges drawn."""
@@ -322,6 +324,7 @@ def attribution_patching(
 
     Raises InputError for an unknown method, a metric without gradient, or numbers below their least.
     """
+    require(model, NEEDS)
     _check(methods, metric, {"steps": (steps, 1), "sample": (sample, 3), "top": (top, 1)})
     nodes = choose(model, "embed,heads,mlps", allowed=("heads", "mlps", "embed"))
     receivers = tuple(all_receivers(model))

@@ -27,12 +27,13 @@ from scipy import stats
 
 from analyses._distributions import moving_average, window_side, window_test
 from analyses._inputs import TextOrTokens
-from analyses._matrices import whole_matrices
+from analyses._matrices import numpy_of, whole_matrices
 from analyses._panels import Finding, Lines, Matrix, Panel, Result, Table
 from analyses._statistics import q_values
-from interp.errors import InputError, check_seed
+from interp.errors import InputError, NotApplicable, check_seed
 from interp.model import HookedGPT
 
+Kind = Literal["W_Q", "W_K", "W_V", "W_O", "W_gate", "W_in", "W_out"]
 IN_REPORT = None
 PLACE = 81
 ACROSS = 4
@@ -167,28 +168,28 @@ def block_weights(
     model: HookedGPT,
     tokens: TextOrTokens | None = None,
     *,
-    kind: Annotated[Literal["W_Q", "W_K", "W_V", "W_O", "W_in", "W_out"], "which matrix of each block"] = "W_in",
+    kind: Annotated[Kind, "which matrix of each block"] = "W_in",
     window: Annotated[int, "side of the moving average's window; smaller for small matrices"] = 64,
     side: Annotated[int, "side of the piece; at most the matrix's smaller side"] = 768,
     seed: Annotated[int, "seed of the shuffle"] = 0,
 ) -> BlockWeightsResult:
     """One matrix of every block. `tokens` are not used; they are accepted as every analysis accepts them.
 
-    Raises InputError for an unknown matrix, a window or side below 1, or a seed out of range.
+    Raises InputError for a matrix that blocks do not have, a window or side below 1, or a seed out of range.
     """
     check_seed(seed)
     if window < 1 or side < 1:
         raise InputError(f"window = {window}, side = {side}", "expected whole numbers of at least 1")
-    matrices = [values for _, _, name, values in whole_matrices(model) if name == kind]
-    if not matrices:
-        raise InputError(f"no matrix {kind!r}", "expected W_Q, W_K, W_V, W_O, W_in or W_out")
+    kinds = dict.fromkeys(name for _, layer, name, _ in whole_matrices(model) if layer >= 0)
+    if kind not in kinds:
+        raise NotApplicable(f"this model has no matrix {kind!r}", f"expected one of {', '.join(kinds)}")
+    matrices = [numpy_of(values) for _, _, name, values in whole_matrices(model) if name == kind]
     side = min(side, *matrices[0].shape)
     generator = np.random.default_rng(seed)
     pieces = [values[:side, :side] for values in matrices]
-    mixed = [generator.permutation(piece.ravel()).reshape(piece.shape) for piece in pieces]
     width = window_side(pieces[0].shape, window)
     averages = [moving_average(piece, width, WINDOWS)[0] for piece in pieces]
-    shuffled = [moving_average(piece, width, WINDOWS)[0] for piece in mixed]
+    shuffled = [moving_average(piece, width, WINDOWS, generator)[0] for piece in pieces]
     rows = [
         _row(block, values, piece, width, average, control)
         for block, (values, piece, average, control) in enumerate(

@@ -23,6 +23,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._inputs import sequences, token_labels
 from analyses._metrics import token_loss
 from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
@@ -32,6 +33,9 @@ from interp.errors import InputError
 from interp.model import HookedGPT
 from interp.translators import divergence, read, streams
 
+NEEDS = ("next token",)
+PIECE = 1 << 22
+"""Weights that are compared at a time, in float64."""
 CHANGED = 0.1
 """Least change of a role's score, or share of a pattern, by which a head counts as changed."""
 
@@ -188,7 +192,8 @@ class CompareResult(Result):
         if self.head_weights is None:
             return []
         caption = (
-            "Length of the difference of a head's query, key, value and output weights, relative to the first model."
+            "Length of the difference of a head's query, key, value and output weights, relative to the first model. "
+            "Keys and values that several heads read count for each of them."
         )
         worst = self.weights.sort_values("change", ascending=False, kind="stable").head(40)
         return [
@@ -302,10 +307,12 @@ def compare(
 ) -> CompareResult:
     """Compare a model with another one on the same text.
 
-    Raises InputError when the text does not fit one of them.
+    Raises InputError when the text does not fit one of them, NotApplicable when one of them predicts no next token.
     """
     if not isinstance(other, HookedGPT):
         raise InputError(f"other = {other!r}", "expected a model, such as HookedGPT.from_pretrained(...)")
+    for each in (model, other):
+        require(each, NEEDS)
     remarks = []
     names = _names(model, other)
     same_shape, comparable = model.config == other.config, _same_heads(model, other)
@@ -368,17 +375,22 @@ def weight_changes(model: HookedGPT, other: HookedGPT) -> tuple[pd.DataFrame, np
     theirs = dict(other.named_parameters())
     rows = []
     for name, mine in model.named_parameters():
-        a, b = mine.double().flatten().cpu(), theirs[name].double().flatten().cpu()
+        sums = torch.zeros(4, dtype=torch.float64)  # of squares: change, first, other; and of the product
+        for a, b in zip(mine.flatten().split(PIECE), theirs[name].flatten().split(PIECE), strict=True):
+            a, b = a.double().cpu(), b.double().cpu()
+            sums += torch.stack([(b - a) @ (b - a), a @ a, b @ b, a @ b])
+        change, first, second, product = sums.tolist()
         layer = int(name.split(".")[1]) if name.startswith("blocks.") else -1
-        cosine = float(a @ b / (a.norm() * b.norm()).clamp(min=1e-300))
         part = name.split(".", 2)[2] if layer >= 0 else name
-        rows.append((part, layer, _relative(float((b - a).norm()), float(a.norm())), cosine))
-    change, size = (torch.zeros(model.config.n_layers, model.config.n_heads, dtype=torch.float64) for _ in range(2))
+        cosine = product / max((first * second) ** 0.5, 1e-300)
+        rows.append((part, layer, _relative(change**0.5, first**0.5), cosine))
+    changes, sizes = (torch.zeros(model.config.n_layers, model.config.n_heads, dtype=torch.float64) for _ in range(2))
     for weight in ("W_Q", "W_K", "W_V", "W_O"):
         a, b = getattr(model, weight).double().cpu(), getattr(other, weight).double().cpu()
-        change += (b - a).pow(2).sum((-1, -2))
-        size += a.pow(2).sum((-1, -2))
-    return pd.DataFrame(rows, columns=WEIGHT_COLUMNS), (change / size.clamp(min=1e-300)).sqrt().numpy()
+        group = model.config.n_heads // a.shape[1]  # keys and values count for every head that reads them
+        changes += (b - a).pow(2).sum((-1, -2)).repeat_interleave(group, 1)
+        sizes += a.pow(2).sum((-1, -2)).repeat_interleave(group, 1)
+    return pd.DataFrame(rows, columns=WEIGHT_COLUMNS), (changes / sizes.clamp(min=1e-300)).sqrt().numpy()
 
 
 def _relative(change: float, size: float) -> float:

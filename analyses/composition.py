@@ -5,14 +5,15 @@ an earlier head wrote. Which pairs of heads are built to do so?
 
 Method: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits". For an earlier head with output circuit
 W_OV and a later head, the Frobenius norm of the product over the product of the norms: W_OV W_QK for Q, W_OV W_QK^T for
-K, W_OV W_OV' for V (right-multiplied; layer norm's gain folded in, its mean direction taken out). The norms are those
-of d_head x d_head cores, so no d_model x d_model matrix is formed. The baseline is what the same two matrices give when
-one of them is turned at random: their singular values stay, their directions mean nothing to each other. Its mean is
-near 1 / sqrt(d_model); the spread comes from random rotations.
+K, W_OV W_OV' for V (right-multiplied; the norms' gains folded in, the mean direction taken out where layer norm removes
+it). The norms are those of d_head x d_head cores, so no d_model x d_model matrix is formed. The baseline is what the
+same two matrices give when one of them is turned at random: their singular values stay, their directions mean nothing
+to each other. Its mean is near 1 / sqrt(d_model); the spread comes from random rotations. Under rotary positions W_QK
+is that of a key `distance` positions before the query, 0 for the query itself.
 
 What it shows: that the weights of two heads match. Not that any text uses the match: the later head also reads the
 embeddings, all other heads and the MLPs, and parts that every head shares (such as a few directions of large norm)
-raise all scores alike. Biases are left out.
+raise all scores alike. Biases, scales of norms and caps are left out.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses._circuits import Circuits, circuits
+from analyses._distributions import one_thread
 from analyses._inputs import TextOrTokens
 from analyses._panels import Finding, Graph, Matrix, Note, Panel, Result, Table
 from interp.errors import InputError
@@ -51,6 +53,8 @@ class CompositionResult(Result):
     """Heads in a layer."""
     edges: int
     """Pairs shown in each graph."""
+    distance: int
+    """How many positions before the query the key lies, for Q and K; 0 where positions do not turn anything."""
     seed: int
     """Of the rotations."""
 
@@ -102,7 +106,8 @@ class CompositionResult(Result):
             key="strongest", title="Strongest pairs", frame=frame.sort_values("score", ascending=False, kind="stable"),
             units={"score": "share", "baseline": "share", "spreads above": "s.d."},
             caption=f"The {self.edges} pairs of each kind that are furthest above their baseline: the same matrices, "
-            f"one turned at random ({ROTATIONS} rotations, seed {self.seed}). Weights alone; no text is involved.",
+            f"one turned at random ({ROTATIONS} rotations, seed {self.seed}). Weights alone; no text is involved."
+            + f" Q and K: of keys {self.distance} positions before the query." * bool(self.distance),
         )  # fmt: skip
 
     def _graph(self, kind: str) -> Graph:
@@ -149,14 +154,18 @@ def composition(
     tokens: TextOrTokens | None = None,
     *,
     edges: Annotated[int, "strongest pairs of each kind in the graphs and the table"] = 15,
+    distance: Annotated[int, "how far before the query the key lies, where positions are rotary"] = 0,
     seed: Annotated[int, "seed of the random rotations"] = 0,
 ) -> CompositionResult:
-    """Q-, K- and V-composition of all pairs of heads. The weights alone decide; `tokens` is not read."""
+    """Q-, K- and V-composition of all pairs of heads. The weights alone decide; `tokens` is not read.
+
+    Raises InputError for fewer than one edge, or a distance that the model cannot tell from 0.
+    """
     if edges < 1:
         raise InputError(f"edges = {edges}", "expected at least 1")
-    writes, reads = cores(circuits(model))
+    writes, reads = cores(circuits(model, distance))
     n_layers, n_heads, d_head, d_model = writes.shape
-    turns = _rotations(d_model - 1, d_head, seed).to(writes)  # layer norm leaves d_model - 1 directions
+    turns = _rotations(d_model - model.blocks[0].ln1.centred, d_head, seed).to(writes)  # layer norm takes one direction
     later = np.arange(n_layers)[:, None] < np.arange(n_layers)
     allowed = np.repeat(np.repeat(later, n_heads, 0), n_heads, 1)
     scores, baseline, spread = {}, {}, {}
@@ -165,9 +174,12 @@ def composition(
         baseline[kind] = np.where(allowed, mean, np.nan)
         spread[kind] = np.where(allowed, deviation, np.nan)
         scores[kind] = np.where(np.isnan(baseline[kind]), np.nan, _norms(writes, read))
-    return CompositionResult(scores=scores, baseline=baseline, spread=spread, n_heads=n_heads, edges=edges, seed=seed)
+    return CompositionResult(
+        scores=scores, baseline=baseline, spread=spread, n_heads=n_heads, edges=edges, distance=distance, seed=seed
+    )
 
 
+@one_thread()
 def cores(
     c: Circuits,
 ) -> tuple[Float[Tensor, "layer head d_head d_model"], dict[str, Float[Tensor, "layer head d_model d_head"]]]:
@@ -176,7 +188,7 @@ def cores(
     Multiplying a matrix by an orthonormal one does not change its Frobenius norm, so of each thin QR decomposition only
     the triangle is kept: of v in W_OV = v o where the head writes, of the other factor where it reads.
     """
-    triangle = {name: torch.linalg.qr(x).R for name, x in (("q", c.q), ("k", c.k), ("v", c.v), ("o", c.o.mT))}
+    triangle = {name: torch.linalg.qr(x, mode="r").R for name, x in (("q", c.q), ("k", c.k), ("v", c.v), ("o", c.o.mT))}
     reads = {"Q": c.q @ triangle["k"].mT, "K": c.k @ triangle["q"].mT, "V": c.v @ triangle["o"].mT}
     return triangle["v"] @ c.o, reads
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analyses._capabilities import require
 from analyses._inputs import TextOrTokens, sequences, token_labels, token_list
 from analyses._panels import Bars, Finding, Panel, Result, Table, Tokens
 from interp.errors import InputError
@@ -26,6 +27,7 @@ from interp.model import HookedGPT
 
 IN_REPORT = None
 PLACE = 11
+NEEDS = ("next token",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +85,10 @@ def continuations(
 ) -> ContinuationsResult:
     """The words after the first text.
 
-    Raises InputError for no words, an empty word, or a word that does not fit into the context.
+    Raises NotApplicable for a model that predicts no next token, InputError for no words, an empty word, or a word that
+    does not fit into the context.
     """
+    require(model, NEEDS)
     row = sequences(model, tokens)[0]
     if not words or not all(word.strip() for word in words):
         raise InputError(f"words = {words}", "expected at least one word, and none empty")

@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._inputs import TextOrTokens, sequences, text_names, token_labels
 from analyses._metrics import TokenChoice, token_ids
 from analyses._pair_attribution import translation_attribution
@@ -33,9 +34,11 @@ from analyses._statistics import Interval, bootstrap
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
 from interp.model import HookedGPT
-from interp.residual import DECOMPOSE_NAMES, decompose
+from interp.parts import NoNorm, Norm
+from interp.residual import decompose, decompose_names
 
 PLACE = 40
+NEEDS = ("next token",)
 TOP = 30
 """Rows of the table of the strongest components."""
 
@@ -241,6 +244,7 @@ def direct_logit_attribution(
 
     Raises InputError for text that is no single token, a position outside a text, or unusable tokens.
     """
+    require(model, NEEDS)
     if isinstance(model, HookedEncoderDecoder):
         return translation_attribution(model, tokens, answer=answer, wrong=wrong, pos=pos, seed=seed)
     clusters: list[str] | None = None
@@ -304,15 +308,23 @@ class _Run:
     def __init__(self, model: HookedGPT, row: Tensor, pos: int) -> None:
         self.model = model
         self.values: dict[int, Tensor] = {}
-        names = [*DECOMPOSE_NAMES, "pattern", "post", "ln_final.hook_scale"]
+        ends = ("hook_pattern", "mlp.hook_post", "ln2_post.hook_scale", "ln_final.hook_scale")
+        last = f"blocks.{model.config.n_layers - 1}.hook_resid_post"
+        names = {*decompose_names(model), last} | {name for name in model.hook_points if name.endswith(ends)}
         with model.hooks([("v", lambda v, hook: self.values.update({hook.layer: v}))], reads_only=True):
-            logits, self.cache = model.run_with_cache(row, names=names, pos=[pos])
-        self.logits = logits[0, pos]
+            _, self.cache = model.run_with_cache(row, names=list(names), pos=[pos])
+        self.logits = model.unembedded(model.ln_final(self.cache[last]), capped=False)[0, 0]
+        """[d_vocab] before a soft-cap, where they are the sum of the parts."""
 
     def direction(self, target: _Target) -> Tensor:
         """[d_model] what the residual stream is multiplied by to give the target, the final norm's bias left out."""
-        gained = target.column * _wide(self.model.ln_final.w)
-        return (gained - gained.mean()) / _wide(self.cache["ln_final.hook_scale"]).squeeze()
+        return self._before(self.model.ln_final, "ln_final", target.column)
+
+    def _before(self, norm: Norm | NoNorm, name: str, direction: Tensor) -> Tensor:
+        """[d_model] the direction that what enters a norm is multiplied by, given the one for what leaves it."""
+        if not isinstance(norm, Norm):
+            return direction
+        return norm.centre(direction * _wide(norm.gain)) / _wide(self.cache[f"{name}.hook_scale"]).squeeze()
 
     def split(self, target: _Target, neurons: bool) -> tuple[tuple[str, ...], np.ndarray]:
         """Names of the components and their parts of the target, [component]."""
@@ -322,7 +334,8 @@ class _Run:
         if neurons:
             split = [self._neurons(label, part, direction) for label, part in parts.items()]
             parts = {name: part for some in split for name, part in some.items()}
-        parts["ln_final bias"] = _wide(self.model.ln_final.b) @ target.column
+        if self.model.ln_final.b is not None:
+            parts["ln_final bias"] = _wide(self.model.ln_final.b) @ target.column
         parts["unembed bias"] = target.bias
         return tuple(parts), torch.stack(list(parts.values())).numpy()
 
@@ -331,9 +344,13 @@ class _Run:
         if not label.startswith("mlp"):
             return {label: part}
         layer = int(label.split()[1])
-        mlp = self.model.blocks[layer].mlp
-        parts = _wide(self.cache["post", layer][0, 0]) * (_wide(mlp.W_out) @ direction)
-        bias = torch.zeros_like(part) if mlp.b_out is None else _wide(mlp.b_out) @ direction
+        block = self.model.blocks[layer]
+        mlp, post = block.mlp, block.ln2_post
+        assert mlp is not None
+        inner = self._before(post, f"blocks.{layer}.ln2_post", direction)
+        parts = _wide(self.cache["post", layer][0, 0]) * (_wide(mlp.W_out) @ inner)
+        bias = torch.zeros_like(part) if mlp.b_out is None else _wide(mlp.b_out) @ inner
+        bias = bias if post.b is None else bias + _wide(post.b) @ direction
         return {f"L{layer}N{neuron}": each for neuron, each in enumerate(parts)} | {f"mlp bias {layer}": bias}
 
     def by_source(self, target: _Target) -> np.ndarray:
@@ -341,7 +358,10 @@ class _Run:
         direction = self.direction(target)
         layers = []
         for layer, values in self.values.items():
-            written = torch.einsum("phd,hd->hp", _wide(values[0]), _wide(self.model.blocks[layer].attn.W_O) @ direction)
+            block = self.model.blocks[layer]
+            inner = self._before(block.ln1_post, f"blocks.{layer}.ln1_post", direction)
+            own = _wide(values[0])[:, [block.attn.kv_head(head) for head in range(block.attn.n_heads)]]
+            written = torch.einsum("phd,hd->hp", own, _wide(block.attn.W_O) @ inner)
             layers.append(_wide(self.cache["pattern", layer][0, :, 0]) * written)
         return torch.stack(layers).numpy()
 
@@ -353,13 +373,13 @@ def _wide(x: Tensor) -> Tensor:
 
 def _bias(model: HookedGPT) -> Tensor:
     """[d_vocab] the logits' bias, zero for a model without one."""
-    return torch.zeros(model.config.d_vocab, dtype=torch.double) if model.b_U is None else _wide(model.b_U)
+    return torch.zeros(model.config.d_vocab_out, dtype=torch.double) if model.b_U is None else _wide(model.b_U)
 
 
 def weights_kind(model: HookedGPT) -> str:
-    """`folded` when every layer norm has gain one and bias zero (its work is in the weights), else `raw`."""
-    norms = [norm for block in model.blocks for norm in (block.ln1, block.ln2)] + [model.ln_final]
-    neutral = all(bool((norm.w == 1).all()) and not bool(norm.b.any()) for norm in norms)
+    """`folded` when every norm has gain one and bias zero (its work is in the weights), else `raw`."""
+    norms = [module for module in model.modules() if isinstance(module, Norm)]
+    neutral = all(bool((norm.gain == 1).all()) and (norm.b is None or not bool(norm.b.any())) for norm in norms)
     return "folded" if neutral else "raw"
 
 

@@ -11,6 +11,8 @@ any period reaches in 95 % of the shuffles, which allows for having looked at al
 compared with each coordinate shuffled on its own, which keeps the coordinates' distributions and destroys what they
 share. Sinusoids of fixed periods (Vaswani et al. 2017) would show as peaks; a slow drift shows at the longest periods.
 
+A model whose positions are not learned has no position embeddings: then only tokens are described.
+
 What the numbers do not show: what the model does with this. A direction may be large and never be read.
 """
 
@@ -77,6 +79,23 @@ class Spectrum:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Positions:
+    """The model's position embeddings."""
+
+    embedding: np.ndarray
+    """[pos d_model] those of the text."""
+    shown: np.ndarray
+    """[shown] which of the model's positions `similarity` holds."""
+    similarity: np.ndarray
+    """[shown shown] cosines between the model's position embeddings."""
+    spectrum: Spectrum
+    variance: np.ndarray
+    """[component] share of their variance by principal direction, largest first."""
+    variance_null: np.ndarray
+    """[component] the same with each coordinate shuffled on its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingsResult(Result):
     """Embeddings of the first text, the spectrum of the model's position embeddings, and the nearest tokens."""
 
@@ -85,43 +104,42 @@ class EmbeddingsResult(Result):
     n_texts: int
     """Texts given; the pictures show the first, nearest tokens are given for all."""
     token_embedding: np.ndarray
-    """[pos d_model]"""
-    position_embedding: np.ndarray
-    """[pos d_model]"""
+    """[pos d_model] as it enters the stream, scaled where the model scales it."""
     similarity: dict[str, np.ndarray]
-    """"token", "position", "sum" -> [pos pos] cosines between positions of the text."""
-    shown_positions: np.ndarray
-    """[shown] which of the model's positions `position_similarity` holds."""
-    position_similarity: np.ndarray
-    """[shown shown] cosines between the model's position embeddings."""
-    spectrum: Spectrum
-    variance: np.ndarray
-    """[component] share of the position embeddings' variance by principal direction, largest first."""
-    variance_null: np.ndarray
-    """[component] the same with each coordinate shuffled on its own."""
+    """"token", and with learned positions "position" and "sum" -> [pos pos] cosines between positions of the text."""
+    positions: Positions | None
+    """What is learned of positions; None where nothing is."""
     nearest: pd.DataFrame
     """Columns text, pos, token, rank, neighbour, cosine; each different token once, where it first occurs."""
     random_cosine: tuple[float, float]
     """Mean and standard deviation of the cosine of random pairs of the vocabulary."""
     seed: int
 
+    @property
+    def spectrum(self) -> Spectrum:
+        """Of the position embeddings, where there are any."""
+        assert self.positions is not None
+        return self.positions.spectrum
+
     def to_dataframe(self) -> pd.DataFrame:
         """Nearest tokens: text, pos, token, rank, neighbour, cosine."""
         return self.nearest
 
     def panels(self) -> list[Panel]:
-        return [*self._images(), *self._similarities(), *self._spectra(), *self._neighbours()]
+        learned = [] if self.positions is None else self._spectra(self.positions)
+        return [*self._images(), *self._similarities(), *learned, *self._neighbours()]
 
     def _images(self) -> list[Panel]:
-        total = self.token_embedding + self.position_embedding
         cut = min(len(self.tokens), SHOWN_TOKENS)
         more = f" The first {cut} of {len(self.tokens)} tokens." if cut < len(self.tokens) else ""
         first = f" The first of {self.n_texts} texts." if self.n_texts > 1 else ""
-        parts = (
-            ("token", "Token embeddings", self.token_embedding, "One column a token: equal tokens have equal columns."),
-            ("position", "Position embeddings", self.position_embedding, "One column a position, whatever the token."),
-            ("sum", "What the first block reads", total, "The sum of the two, from which everything else is computed."),
-        )
+        words = "One column a token: equal tokens have equal columns."
+        parts = [("token", "Token embeddings", self.token_embedding, words)]
+        if self.positions is not None:
+            at = self.positions.embedding
+            words = "The sum of the two, from which everything else is computed."
+            total = ("sum", "What the first block reads", self.token_embedding + at, words)
+            parts += [("position", "Position embeddings", at, "One column a position, whatever the token."), total]
         return [
             Matrix(
                 key=f"{key}-embedding",
@@ -143,7 +161,7 @@ class EmbeddingsResult(Result):
         cut = min(len(self.tokens), SHOWN_TOKENS)
         titles = {"token": "token embeddings", "position": "position embeddings", "sum": "their sums"}
         mean, spread = self.random_cosine
-        within: list[Panel] = [
+        return [
             Matrix(
                 key=f"{kind}-similarity",
                 title=f"Similarity of {title} in the text",
@@ -160,14 +178,17 @@ class EmbeddingsResult(Result):
                 image=True,
             )
             for kind, title in titles.items()
+            if kind in self.similarity
         ]
-        labels = tuple(str(i) for i in self.shown_positions)
-        whole = Matrix(
+
+    def _all_positions(self, learned: Positions) -> Matrix:
+        labels = tuple(str(i) for i in learned.shown)
+        return Matrix(
             key="position-similarity-all",
             title="Similarity of all the model's positions",
             caption="Cosine of the position embeddings. Vectors in random order would show no bands."
-            + (f" One position in {self.shown_positions[1]}." if self.spectrum.n_positions > len(labels) else ""),
-            values=self.position_similarity,
+            + (f" One position in {learned.shown[1]}." if learned.spectrum.n_positions > len(labels) else ""),
+            values=learned.similarity,
             rows=labels,
             columns=labels,
             row_axis="position",
@@ -176,11 +197,11 @@ class EmbeddingsResult(Result):
             diverging=True,
             image=True,
         )
-        return [*within, whole]
 
-    def _spectra(self) -> list[Panel]:
-        found, n = self.spectrum, len(self.variance)
+    def _spectra(self, learned: Positions) -> list[Panel]:
+        found, n = learned.spectrum, len(learned.variance)
         return [
+            self._all_positions(learned),
             Lines(
                 key="spectrum",
                 title="Order in the position embeddings",
@@ -214,7 +235,7 @@ class EmbeddingsResult(Result):
                 caption="Share of the variance by principal direction, and with each coordinate shuffled on its own: "
                 "a few directions carry most of it when positions lie on a curve rather than scattered.",
                 x=np.arange(1, n + 1),
-                series={"position embeddings": self.variance, "shuffled coordinates": self.variance_null},
+                series={"position embeddings": learned.variance, "shuffled coordinates": learned.variance_null},
                 x_axis="direction",
                 y_axis="share of variance",
                 log_x=True,
@@ -258,6 +279,8 @@ class EmbeddingsResult(Result):
         ]
 
     def findings(self) -> list[Finding]:
+        if self.positions is None:
+            return []
         order = self.spectrum
         found = order.found
         if not len(found):
@@ -299,28 +322,38 @@ def embeddings(
         )
     texts = sequences(model, tokens)
     rows, first = [ids[0] for ids in texts], texts[0][0]
-    token = model.W_E[first].float()
-    position = model.W_pos[: len(first)].float()
-    table = model.W_pos.detach().float().cpu().numpy()
-    shown = np.arange(0, len(table), max(1, -(-len(table) // SHOWN_POSITIONS)))
     rng = np.random.default_rng(seed)
-    spectrum = position_spectrum(table, shuffles, rng)
-    variance = principal_variance(table)
-    mixed = np.stack([rng.permutation(column) for column in table.T], axis=1)
+    token = model.W_E[first].float() * model.config.embed_scale
+    similar, learned = {"token": cosines(token)}, None
+    if model.config.positions == "learned":
+        position = model.W_pos[: len(first)].float()
+        learned = learned_positions(model, position, shuffles, rng)
+        similar |= {"position": cosines(position), "sum": cosines(token + position)}
     return EmbeddingsResult(
         tokens=token_labels(model, first),
         n_texts=len(texts),
         token_embedding=token.cpu().numpy(),
-        position_embedding=position.cpu().numpy(),
-        similarity={"token": cosines(token), "position": cosines(position), "sum": cosines(token + position)},
-        shown_positions=shown,
-        position_similarity=cosines(torch.from_numpy(table[shown])),
-        spectrum=spectrum,
-        variance=variance,
-        variance_null=principal_variance(mixed),
+        similarity=similar,
+        positions=learned,
         nearest=nearest_tokens(model, rows, neighbours),
         random_cosine=random_pairs(model, rng),
         seed=seed,
+    )
+
+
+def learned_positions(model: HookedGPT, position: Tensor, shuffles: int, rng: np.random.Generator) -> Positions:
+    """The model's position embeddings; `position` [pos d_model] are those of a text."""
+    table = model.W_pos.detach().float().cpu().numpy()
+    shown = np.arange(0, len(table), max(1, -(-len(table) // SHOWN_POSITIONS)))
+    spectrum = position_spectrum(table, shuffles, rng)
+    mixed = np.stack([rng.permutation(column) for column in table.T], axis=1)
+    return Positions(
+        embedding=position.cpu().numpy(),
+        shown=shown,
+        similarity=cosines(torch.from_numpy(table[shown])),
+        spectrum=spectrum,
+        variance=principal_variance(table),
+        variance_null=principal_variance(mixed),
     )
 
 
@@ -398,8 +431,9 @@ def nearest_tokens(model: HookedGPT, rows: Sequence[Tensor], count: int, limit: 
             where.setdefault(token, (text, pos))
     ids = list(where)[:limit]
     count = min(count, model.config.d_vocab - 1)
-    unit = torch.nn.functional.normalize(model.W_E.detach().float(), dim=-1)
-    similar = unit[ids] @ unit.T
+    every = model.W_E.detach().float()
+    unit = torch.nn.functional.normalize(every[ids], dim=-1)
+    similar = unit @ every.T / every.norm(dim=-1).clamp(min=1e-12)
     similar[torch.arange(len(ids)), ids] = -torch.inf  # not itself
     values, indices = similar.topk(count, dim=-1)
     names = {token: token_labels(model, [token])[0] for token in {*ids, *indices.flatten().tolist()}}

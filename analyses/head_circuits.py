@@ -6,11 +6,12 @@ Method: W_QK = W_Q W_K^T decides where a head attends and W_OV = W_V W_O what it
 Mathematical Framework for Transformer Circuits"). Each is d_model x d_model but of rank d_head, so its singular value
 decomposition comes from the factors. A singular direction has two sides: for QK what a query holds and what a key
 holds, for OV what is read and what is written. Both sides are named by the tokens that align best with them:
-embeddings for what is read, unembeddings for what is written. The copying score is that of Elhage et al.: the sum of
+embeddings for what is read, unembeddings for what is written. Under rotary positions W_QK is that of a key `distance`
+positions before the query, 0 for the query itself. The copying score is that of Elhage et al.: the sum of
 the eigenvalues of W_E W_OV W_U over the sum of their absolute values, +1 when all are positive.
 
-What it does not show: layers after the first read more than embeddings, biases and layer norm's scale are left out, and
-a direction's sign is free: the opposite tokens work the same way. The copying score is no test of copying. The head
+What it does not show: layers after the first read more than embeddings, biases, scales of norms and caps are left out,
+and a direction's sign is free: the opposite tokens work the same way. The copying score is no test of copying. The head
 L11H10 of GPT-2 small lowers the logits of the names it attends to (Wang et al. 2022), and its published score is +.996.
 `head_roles` measures copying on running text.
 """
@@ -24,10 +25,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses._circuits import Circuits, circuits, factor_svd, wide
+from analyses._circuits import Circuits, added, circuits, factor_svd
 from analyses._inputs import TextOrTokens, token_labels, token_list
 from analyses._panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from interp.errors import InputError
+from interp.linear import wide
 from interp.model import HookedGPT
 
 PLACE = 62
@@ -43,15 +45,18 @@ class HeadCircuitsResult(Result):
     """Singular values and directions of every head's QK and OV circuit."""
 
     singular_values: dict[str, np.ndarray]
-    """`QK` and `OV` -> [layer head d_head], largest first. QK includes 1 / sqrt(d_head)."""
+    """`QK` and `OV` -> [layer head d_head], largest first. QK includes the scale of the scores."""
     copying: np.ndarray
-    """[layer head], -1 to 1: sum of the eigenvalues of the whole OV circuit over the sum of their absolute values."""
+    """[layer head], -1 to 1: sum of the eigenvalues of the whole OV circuit over the sum of their absolute values; NaN
+    where the vocabulary of the logits is another one."""
     read: dict[str, tuple[Tokens, ...]]
     """`QK` and `OV` -> [layer x head x direction] top tokens of the side that reads: the query's, the source's."""
     written: dict[str, tuple[Tokens, ...]]
     """The same for the other side: the key's, the logits'."""
     directions: int
     """Singular directions of each head that have tokens."""
+    distance: int
+    """How many positions before the query the key of QK lies; 0 where positions do not turn anything."""
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per head, circuit and singular value: layer head circuit direction singular_value share copying
@@ -74,7 +79,7 @@ class HeadCircuitsResult(Result):
 
     def panels(self) -> list[Panel]:
         n_layers, _ = self.copying.shape
-        panels: list[Panel] = [
+        panels: list[Panel] = [] if np.isnan(self.copying).all() else [
             _grid(
                 "copying", "Copying score from eigenvalues", self.copying, "score",
                 "Sum of the eigenvalues of each head's whole OV circuit, token to logits, over the sum of their "
@@ -119,7 +124,8 @@ class HeadCircuitsResult(Result):
             title=f"What {circuit} reads and {'matches' if circuit == 'QK' else 'writes'}",
             diverging=frozenset({"copying"} & set(frame.columns)),
             caption=f"Tokens that align best with the two sides of each head's leading direction of W_{circuit}. "
-            "Both signs of a direction work alike; one is shown.",
+            "Both signs of a direction work alike; one is shown."
+            + f" The key lies {self.distance} positions before the query." * bool(circuit == "QK" and self.distance),
         )  # fmt: skip
 
     def findings(self) -> list[Finding]:
@@ -165,29 +171,31 @@ def head_circuits(
     *,
     directions: Annotated[int, "leading singular directions of each head that are named by tokens"] = 1,
     top: Annotated[int, "tokens shown for each side of a direction"] = 6,
+    distance: Annotated[int, "how far before the query the key lies, where positions are rotary"] = 0,
 ) -> HeadCircuitsResult:
     """Decompose the QK and OV circuit of every head. The weights alone decide; `tokens` is not read.
 
-    Raises InputError for fewer than one direction or token, or more directions than d_head.
+    Raises InputError for fewer than one direction or token, more directions than d_head, or a distance that the model
+    cannot tell from 0.
     """
     if not 1 <= directions <= model.config.d_head:
         raise InputError(f"directions = {directions}", f"expected 1 to {model.config.d_head}, the width of a head")
     if not 1 <= top <= model.config.d_vocab:
         raise InputError(f"top = {top}", f"expected 1 to {model.config.d_vocab}, the vocabulary")
-    c = circuits(model)
+    c = circuits(model, distance)
     reads, writes = wide(model.W_E).T, wide(model.W_U)  # [d_model d_vocab]
-    gain = wide(model.ln_final.w)
     values, read, written = {}, {}, {}
     for name, left, right in (("QK", c.q, c.k), ("OV", c.v, c.o.mT)):
         ours, values[name], theirs = _directions(left, right, directions)
         scores = ours @ reads
         sign = torch.where(scores.amax(-1) >= -scores.amin(-1), 1.0, -1.0)[:, None]
         read[name] = _top_tokens(model, sign * scores, top)
-        other = theirs @ reads if name == "QK" else (theirs * gain) @ writes
+        other = theirs @ reads if name == "QK" else added(model.ln_final, theirs) @ writes
         written[name] = _top_tokens(model, sign * other, top)
     return HeadCircuitsResult(
-        singular_values=values, copying=copying_scores(model, c), read=read, written=written, directions=directions
-    )
+        singular_values=values, copying=copying_scores(model, c), read=read, written=written, directions=directions,
+        distance=distance,
+    )  # fmt: skip
 
 
 def copying_scores(model: HookedGPT, c: Circuits) -> np.ndarray:
@@ -196,9 +204,11 @@ def copying_scores(model: HookedGPT, c: Circuits) -> np.ndarray:
     A product A B has the non-zero eigenvalues of B A, so W_O (W_U W_E) W_V, d_head x d_head, has them all. Logits are
     centred over the vocabulary; that is a product of two means, so that no second table is needed.
     """
-    embed, unembed, gain = wide(model.W_E), wide(model.W_U), wide(model.ln_final.w)
+    if model.config.d_vocab_out != model.config.d_vocab:
+        return np.full(c.o.shape[:2], np.nan)
+    embed, unembed = wide(model.W_E), wide(model.W_U)
     through = unembed @ embed - len(embed) * torch.outer(unembed.mean(1), embed.mean(0))
-    small = (c.o @ (gain[:, None] * through) @ c.v).cpu().double().numpy()
+    small = (added(model.ln_final, c.o) @ through @ c.v).cpu().double().numpy()
     eigenvalues = np.linalg.eigvals(small)  # torch's fails to converge on a matrix of almost nothing
     return ratio(eigenvalues.sum(-1).real, np.abs(eigenvalues).sum(-1))
 

@@ -31,15 +31,19 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analyses._inputs import TextOrTokens, run_blocks, sequences
+from analyses._capabilities import require
+from analyses._circuits import added, reading
+from analyses._inputs import TextOrTokens, sequences
 from analyses._metrics import TokenChoice, token_ids
 from analyses._panels import Finding, Matrix, Note, Panel, Result, Table
 from analyses._statistics import Interval, bootstrap, paired_effect, q_values
 from interp.errors import InputError
 from interp.hooks import HookPoint
+from interp.linear import wide
 from interp.model import HookedGPT
 
 PLACE = 60
+NEEDS = ("next token",)
 ROLES = ("previous_token", "duplicate_token", "induction", "first_token", "positional", "copying")
 ANSWER_ROLES = ("name_mover", "copy_suppression")
 SHUFFLES = 2
@@ -217,8 +221,10 @@ def head_roles(
 ) -> HeadRolesResult:
     """Score every head for every role on texts (if given) and on random repeated sequences, each with its null.
 
-    Raises InputError for an answer without a text, or unusable tokens.
+    Raises InputError for an answer without a text, or unusable tokens; NotApplicable for a model that predicts no next
+    token.
     """
+    require(model, NEEDS)
     if samples < 1 or length < 2:
         raise InputError(f"samples = {samples}, length = {length}", "expected at least 1 sequence of at least 2 tokens")
     if tokens is None and answer is not None:
@@ -283,8 +289,7 @@ class _Scores:
         random = torch.rand(length, length, generator=generator).tril()
         self.key_order = (random + later).argsort(-1).to(ids.device)  # shuffles the keys that each query may attend to
         self.targets, self.defined = self._targets(), torch.arange(length, device=ids.device) >= 2
-        directions = model.W_U[:, ids] * model.ln_final.w[:, None, None]
-        self.directions = directions - directions.mean(0)  # [d_model batch pos]
+        self.directions = reading(model.ln_final, model.W_U[:, ids.flatten()]).unflatten(1, ids.shape)
         self.rank = ids.new_zeros(())  # of the layer that is running: [run head pos]
         n_roles = len(ROLES) + (len(ANSWER_ROLES) if answer is not None else 0)
         self.scores, self.nulls = (
@@ -308,7 +313,7 @@ class _Scores:
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """Scores and nulls, each [sequence role layer head]."""
         with self.model.hooks([("v", self._values), ("pattern", self._pattern)], reads_only=True):
-            run_blocks(self.model, self.runs)
+            self.model.run_to(self.runs)
         return self.scores, self.nulls
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -324,10 +329,11 @@ class _Scores:
 
     def _values(self, values: Tensor, hook: HookPoint) -> None:
         """Copying: does a head's value at a place raise that place's token above all others (against other places)?"""
-        output = self.model.blocks[hook.layer].attn.W_O
-        read = torch.einsum("hdm,mbj->bhdj", output, self.directions)
+        block = self.model.blocks[hook.layer]
+        read = torch.einsum("hdm,mbj->bhdj", added(block.ln1_post, block.attn.W_O), self.directions)
         read = read.repeat(len(self.runs) // len(self.ids), 1, 1, 1)
-        raised = torch.einsum("bkhd,bhdj->bhkj", values, read)
+        own_values = wide(values).repeat_interleave(block.attn.group, 2)  # of each query head
+        raised = torch.einsum("bkhd,bhdj->bhkj", own_values, read)
         raised = raised - raised[:, :, 1:].mean(2, keepdim=True)
         own = raised.diagonal(dim1=-2, dim2=-1)
         other = self.ids[:, :, None] != self.ids[:, None, :]

@@ -6,11 +6,13 @@ as giving each head its own rows of W_O and adding up?
 Method: for every block and position the concatenated outputs times W_O are compared with the sum over heads of
 z_h W_O[h] (both in double precision), and with what the model itself computed. `contribution` is what one head writes
 into the residual stream at the chosen position; `share` is its projection on the sum of all heads, over that sum's
-length, so that shares sum to one. The bias b_O belongs to no head and is left out of the sum.
+length, so that shares sum to one. The bias b_O belongs to no head and is left out of the sum. Where a norm stands
+between W_O and the stream (Gemma 2 and 3, OLMo 2), each part is its share of that norm, whose scale is held.
 
 What the numbers do not show: which heads matter for the prediction; a long contribution may point where nothing reads.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -22,6 +24,7 @@ from analyses._inputs import TextOrTokens, sequences, token_labels
 from analyses._panels import Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError
 from interp.model import HookedGPT
+from interp.residual import decompose_names
 
 IN_REPORT = None
 PLACE = 22
@@ -149,15 +152,18 @@ def head_sum(
     at = -1 if position is None else position
     if not -length <= at < length:
         raise InputError(f"position {position}", f"expected 0 to {length - 1}, or -1 to -{length}")
-    _, cache = model.run_with_cache(row, names=["z", "attn_out"], dtype=torch.float64, device="cpu")
+    names = [*decompose_names(model), *model.match("attn_out")]
+    _, cache = model.run_with_cache(row, names=names, dtype=torch.float64, device="cpu")
     contribution, error, model_error = [], [], []
-    for layer, block in enumerate(model.blocks):
-        z = cache["z", layer][0]  # [pos head d_head]
-        projection = block.attn.W_O.detach().double().cpu()  # [head d_head d_model]
-        each = torch.einsum("phd,hdm->phm", z, projection)
-        together = z.flatten(1) @ projection.flatten(0, 1)
-        bias = 0.0 if block.attn.b_O is None else block.attn.b_O.detach().double().cpu()
-        out = cache["attn_out", layer][0]
+    for layer in range(model.config.n_layers):
+        block = model.blocks[layer]
+        attn = deepcopy(block.attn).to("cpu", torch.float64)
+        post = deepcopy(block.ln1_post).to("cpu", torch.float64)
+        z, out = cache["z", layer][0], cache["attn_out", layer][0]  # [pos head d_head], [pos d_model]
+        scale = cache["scale", layer, "ln1_post"][0] if post.hooked else torch.ones(length, 1)
+        each = post.share(attn.results(z), scale[:, None])  # [pos head d_model]
+        together = post.share(z.flatten(1) @ attn.W_O.flatten(0, 1), scale)
+        bias = sum(x for x in (None if attn.b_O is None else post.share(attn.b_O, scale), post.b) if x is not None)
         size = float(out.abs().max().clamp(min=1e-30))
         contribution.append(each[at].numpy())
         error.append(float((together - each.sum(1)).abs().max()) / size)

@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._inputs import TextOrTokens, run_blocks, sequences, token_labels
 from analyses._metrics import token_ids
 from analyses._panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens, TokenStrip
@@ -38,10 +39,12 @@ from analyses._translations import pair_labels, translations
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
 from interp.hooks import HookPoint
+from interp.linear import wide
 from interp.model import HookedGPT
 from interp.pair_residual import streams
 
 PLACE = 30
+NEEDS = ("next token",)
 Model: TypeAlias = HookedGPT | HookedEncoderDecoder
 ROWS = 1024
 """Most rows (places times positions) read at once."""
@@ -70,7 +73,8 @@ class Lens(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LogitLensResult(Result):
-    """The lens on every text. Places: `embed`, `L0 attn` (hook resid_mid 0), `L0 mlp` (resid_post 0), `L1 attn`, ..."""
+    """The lens on every text. Places: `embed`, `L0 attn` (hook resid_mid 0), `L0 mlp` (resid_post 0), `L1 attn`, ...;
+    `L0 block` where attention and MLP run side by side."""
 
     places: tuple[str, ...]
     """[place]"""
@@ -287,6 +291,7 @@ def logit_lens(
 
     Raises InputError for unusable texts, a target that is not one token, or options below 1.
     """
+    require(model, NEEDS)
     if top_k < 1 or chunk < 1:
         raise InputError(f"top_k = {top_k}, chunk = {chunk}", "expected whole numbers of at least 1")
     pair = isinstance(model, HookedEncoderDecoder)
@@ -307,8 +312,10 @@ def logit_lens(
         rows.append(row)
     seen = {i for lens in lenses for i in lens.top_ids.unique().tolist()}
     ids = sorted((seen | {i for t in target_ids for i in t} | set(others)) - {-1})
-    parts = ("attn", "cross", "mlp") if pair else ("attn", "mlp")
     n_layers = model.stack_sizes["decoder" if pair else "blocks"]
+    parts: tuple[str, ...] = ("attn", "cross", "mlp") if pair else ("attn", "mlp")
+    if isinstance(model, HookedGPT):  # blocks whose parts run side by side are read once
+        parts = ("attn",) if model.config.attn_only else ("block",) if model.config.parallel else parts
     places = [f"L{layer} {part}" for layer in range(n_layers) for part in parts]
     label: Callable[..., Tokens] = pair_labels if pair else token_labels
     labels = dict(zip(ids, label(model, torch.tensor(ids)), strict=True))
@@ -359,7 +366,8 @@ def residuals(model: HookedGPT, row: Int[Tensor, "1 pos"]) -> Float[Tensor, "pla
     def keep(x: Tensor, hook: HookPoint) -> None:
         kept.append(x[0])
 
-    with model.hooks([([("resid_pre", 0), "resid_mid", "resid_post"], keep)], reads_only=True):
+    between = () if model.config.parallel or model.config.attn_only else ("resid_mid",)
+    with model.hooks([([("resid_pre", 0), *between, "resid_post"], keep)], reads_only=True):
         run_blocks(model, row)
     return torch.stack(kept)
 
@@ -390,12 +398,19 @@ def read_lens(
 
 def _read_positions(model: Model, residual: Tensor, targets: Tensor, others: Tensor, top_k: int, chunk: int) -> Lens:
     x = model.ln_final(residual)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = wide(x)
     shape, d_vocab = x.shape[:2], model.config.d_vocab
+    cap = model.config.logit_softcap if isinstance(model, HookedGPT) else None
+
+    def read(tokens: slice | Tensor) -> Tensor:
+        logits = x @ model.W_U[:, tokens].to(x.dtype) + bias[tokens]
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     bias = x.new_zeros(d_vocab) if model.b_U is None else model.b_U.to(x.dtype)
     has_target, safe = targets >= 0, targets.clamp(min=0)
     wanted = torch.einsum("lpd,dp->lp", x, model.W_U[:, safe].to(x.dtype)) + bias[safe]
-    followed = x @ model.W_U[:, others].to(x.dtype) + bias[others]
+    wanted = wanted if cap is None else cap * torch.tanh(wanted / cap)
+    followed = read(others)
 
     highest = x.new_full(shape, torch.finfo(x.dtype).min / 2)  # running maximum m
     total = x.new_zeros(shape)  # sum of exp(logit - m)
@@ -406,7 +421,7 @@ def _read_positions(model: Model, residual: Tensor, targets: Tensor, others: Ten
     best, best_ids = x.new_zeros((*shape, 0)), higher.new_zeros((*shape, 0))
     for start in range(0, d_vocab, chunk):
         stop = min(start + chunk, d_vocab)
-        logits = x @ model.W_U[:, start:stop].to(x.dtype) + bias[start:stop]
+        logits = read(slice(start, stop))
         inside = ((safe >= start) & (safe < stop)).nonzero()[:, 0]
         logits[:, inside, safe[inside] - start] = wanted[:, inside]  # rounding must not let it outrank itself
         higher += (logits > wanted[..., None]).sum(-1)

@@ -4,15 +4,12 @@ Question: a model that reads a fixed number of tokens is a machine with finitely
 probability on each arrow between them. What does that machine look like, and what does it do in the long run?
 
 Method (after Karpathy's baby GPT, 2023): every sequence of `context` tokens is a state, and the model's probabilities
-for
-the next token are the arrows: the oldest token drops out, the new one is put at the end. States shorter than the
-context
-lead into these and are never seen again. Closed classes are the sets of states that are never left; the stationary
-distribution of one is the share of time spent in each of its states. Entropy rate: the mean uncertainty of the next
-token
-in the long run, in bits a token (Cover and Thomas 2006, theorem 4.2.4). Mixing time: the first step after which the
-distribution, whatever the start, is within 1/4 of the stationary one in total variation (Levin, Peres and Wilmer 2017,
-section 4.5); it exists only where there is one closed class and no period.
+for the next token are the arrows: the oldest token drops out, the new one is put at the end. States shorter than the
+context lead into these and are never seen again. Closed classes are the sets of states that are never left; the
+stationary distribution of one is the share of time spent in each of its states. Entropy rate: the mean uncertainty of
+the next token in the long run, in bits a token (Cover and Thomas 2006, theorem 4.2.4). Mixing time: the first step
+after which the distribution, whatever the start, is within 1/4 of the stationary one in total variation (Levin, Peres
+and Wilmer 2017, section 4.5); it exists only where there is one closed class and no period.
 
 With a text, the transitions that occur in it are counted beside the model's probabilities.
 
@@ -31,6 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._chains import (
     closed_classes,
     distances,
@@ -46,6 +44,7 @@ from interp.errors import InputError
 from interp.model import HookedGPT
 
 PLACE = 76
+NEEDS = ("next token",)
 LIMIT = 1024
 """Most states that are listed: what is measured needs the square, and its powers."""
 DRAWN = 32
@@ -321,8 +320,10 @@ def markov_chain(
     Args:
         tokens: a text whose transitions are counted for comparison; without one, none are.
 
-    Raises InputError for a context or temperature that cannot be, and for more than LIMIT states.
+    Raises NotApplicable for a model that predicts no next token, InputError for a context or temperature that cannot
+    be, and for more than LIMIT states.
     """
+    require(model, NEEDS)
     d_vocab = model.config.d_vocab
     if not 1 <= context <= model.config.n_ctx:
         raise InputError(f"context {context}", f"expected 1 to {model.config.n_ctx}, this model's context")

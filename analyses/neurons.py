@@ -6,10 +6,12 @@ without them?
 Method: an MLP's output is a sum over its neurons, activation times output weights (Geva et al. 2021, "Transformer
 Feed-Forward Layers Are Key-Value Memories"). A neuron's share of its layer's output is the part of the output's squared
 norm that it accounts for: its own output times the whole output, summed over positions, over the output's squared norm;
-the shares of all neurons and the bias sum to one. Tokens read are those whose embeddings its input weights match best,
-tokens written those whose logits its output weights raise or lower most (Geva et al. 2022). The effect of a neuron is
-the change in loss when its activation is held at its mean over the texts (or at zero), with randomly drawn neurons as
-the control.
+the shares of all neurons and the bias sum to one; behind a norm of the MLP's output they are shares of what is added,
+at the norm's scale in the run. Tokens read are those whose embeddings its input weights match best, tokens written
+those whose logits its output weights raise or lower most (Geva et al. 2022). A gated neuron's activation is act(gate)
+times a linear part: the gate's weights say when it is active, the linear ones with what sign and size, and tokens are
+given for both. The effect of a neuron is the change in loss when its activation is held at its mean over the texts (or
+at zero), with randomly drawn neurons as the control.
 
 What it does not show: embeddings stand for what earlier layers may have changed, so the tokens read say most in the
 first layers. A neuron that is active on several unrelated things is common; a few texts cannot show all of them. A
@@ -26,7 +28,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._circuits import wide
+from analyses._capabilities import require
+from analyses._circuits import added, reading
 from analyses._inputs import TextOrTokens, sequences, text_names, token_labels, token_list
 from analyses._metrics import Readout
 from analyses._panels import Bars, Finding, Matrix, Panel, Result, Table, Tokens
@@ -34,10 +37,12 @@ from analyses._statistics import Interval, bootstrap
 from interp.cache import ActivationCache
 from interp.errors import InputError
 from interp.interventions import ablate_neurons
+from interp.linear import wide
 from interp.model import HookedGPT
 from interp.sweep import sweep
 
 PLACE = 70
+NEEDS = ("mlp", "next token")
 CONTROLS = 4
 """Random neurons that are ablated for comparison."""
 METRICS = ("loss", "kl")
@@ -52,11 +57,13 @@ class NeuronsResult(Result):
     chosen: bool
     """Whether they were asked for; otherwise they have the largest shares of their layers' output."""
     activations: tuple[np.ndarray, ...]
-    """One per text, [neuron pos], after the non-linearity."""
+    """One per text, [neuron pos], after the non-linearity, and times the linear part of gated neurons."""
     share: np.ndarray
     """[text neuron] share of the layer's output, first position left out; all neurons and the bias sum to one."""
     reads: tuple[Tokens, ...]
-    """[neuron] tokens whose embeddings its input weights match best."""
+    """[neuron] tokens whose embeddings its input weights match best: those of the gate where there is one."""
+    scaled_by: tuple[Tokens, ...]
+    """[neuron] the same for the linear part of gated neurons; empty where there is none."""
     raises: tuple[Tokens, ...]
     """[neuron] tokens whose logits its output weights raise most."""
     lowers: tuple[Tokens, ...]
@@ -102,7 +109,8 @@ class NeuronsResult(Result):
             Matrix(
                 key="activations", title="Activations", values=self.activations[0], rows=self.names, diverging=True,
                 columns=self.tokens[0], row_axis="neuron", column_axis="token", unit="activation",
-                caption=f"Activation of each neuron after the non-linearity, at each token.{which}",
+                caption="Activation of each neuron after the non-linearity"
+                f"{', times the linear part' * bool(self.scaled_by)}, at each token.{which}",
             ),
             self._effect(),
         ]  # fmt: skip
@@ -115,7 +123,8 @@ class NeuronsResult(Result):
 
     def _table(self) -> Table:
         peaks = [self._peak(neuron) for neuron in range(len(self.neurons))]
-        sides = {"reads": self.reads, "raises": self.raises, "lowers": self.lowers}
+        gate = {"gate reads": self.reads, "linear part reads": self.scaled_by}
+        sides = (gate if self.scaled_by else {"reads": self.reads}) | {"raises": self.raises, "lowers": self.lowers}
         frame = pd.DataFrame({
             "neuron": self.names, "share": self._spread(self.share).value,
             "loss": self._spread(self.effect["loss"]).value,
@@ -169,12 +178,14 @@ def neurons(
 ) -> NeuronsResult:
     """Describe chosen neurons, or those that make up most of their layer's output, and ablate each.
 
-    Raises InputError for a neuron that the model does not have, or a text of a single token.
+    Raises InputError for a neuron that the model does not have, or a text of a single token; NotApplicable for a model
+    without MLPs, or that predicts no next token.
     """
+    require(model, NEEDS)
     rows = sequences(model, tokens, at_least=2)
     if not 1 <= count <= model.config.n_layers * model.config.d_mlp or not 1 <= top <= model.config.d_vocab:
         raise InputError(f"count = {count}, top = {top}", "expected at least 1, and no more than the model has")
-    caches = [model.run_with_cache(row, names=["post", "mlp_out"])[1] for row in rows]
+    caches = [model.run_with_cache(row, names=share_names(model))[1] for row in rows]
     shares = np.stack([output_shares(model, cache)[0] for cache in caches])  # [text layer neuron]
     if chosen is None:
         order = np.argsort(-shares.mean(0), axis=None, kind="stable")[:count]
@@ -184,18 +195,26 @@ def neurons(
     rng = np.random.default_rng(seed)
     controls = [divmod(int(i), model.config.d_mlp) for i in rng.choice(shares[0].size, CONTROLS, replace=False)]
     effect = _effects(model, rows, caches, picked + controls, value)
-    reads, writes = _tokens(model, picked, top), _written(model, picked, top)
+    first, *other = ("W_gate", "W_in") if model.config.gated else ("W_in",)
+    writes = _written(model, picked, top)
     return NeuronsResult(
         neurons=tuple(picked), chosen=chosen is not None, value=value, seed=seed,
         activations=tuple(_activations(cache, picked) for cache in caches),
         share=np.stack([[share[place] for place in picked] for share in shares]),
-        reads=reads, raises=writes[0], lowers=writes[1],
+        reads=_tokens(model, picked, first, top), raises=writes[0], lowers=writes[1],
+        scaled_by=tuple(tokens for name in other for tokens in _tokens(model, picked, name, top)),
         effect={name: values[:, : len(picked)] for name, values in effect.items()},
         control={name: values[:, len(picked) :] for name, values in effect.items()},
         tokens=tuple(token_labels(model, row) for row in rows), texts=text_names(model, rows),
     )  # fmt: skip
 
 
+def share_names(model: HookedGPT) -> list[str]:
+    """What `output_shares` needs of a run."""
+    return [name for name in model.hook_points if name.endswith(("hook_post", "hook_mlp_out", "ln2_post.hook_scale"))]
+
+
+@torch.no_grad()
 def output_shares(model: HookedGPT, cache: ActivationCache) -> tuple[np.ndarray, np.ndarray]:
     """Shares of each MLP's output by neuron [layer neuron] and of its bias [layer]; together one in each layer.
 
@@ -203,11 +222,14 @@ def output_shares(model: HookedGPT, cache: ActivationCache) -> tuple[np.ndarray,
     """
     shares, biases = [], []
     for layer, block in enumerate(model.blocks):
+        mlp, norm = block.mlp, block.ln2_post
+        assert mlp is not None  # asked of models with MLPs
         post, out = (wide(cache[name, layer][0, 1:]) for name in ("post", "mlp_out"))
         total = out.square().sum()
-        shares.append((post * (out @ wide(block.mlp.W_out).T)).sum(0) / total)
-        bias = out.new_zeros(out.shape[-1]) if block.mlp.b_out is None else wide(block.mlp.b_out)
-        biases.append((out @ bias).sum() / total)
+        scale = wide(cache["scale", layer, "ln2_post"][0, 1:]) if norm.hooked else out.new_ones(1, 1)
+        shares.append((post / scale * (out @ added(norm, mlp.W_out).T)).sum(0) / total)
+        bias = torch.zeros_like(out) if mlp.b_out is None else added(norm, mlp.b_out) / scale
+        biases.append((out * (bias if norm.b is None else bias + norm.b)).sum() / total)
     return torch.stack(shares).double().cpu().numpy(), torch.stack(biases).double().cpu().numpy()
 
 
@@ -230,7 +252,7 @@ def _effects(
     edits = [ablate_neurons(layer, n, held) for (layer, n), held in zip(places, values, strict=True)]
     changes: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
     for row in rows:
-        clean = model(row).to(torch.promote_types(model.dtype, torch.float32)).log_softmax(-1)
+        clean = wide(model(row)).log_softmax(-1)
         found = sweep(model, row, [(), *edits], Readout(names=METRICS, tokens=row, clean=clean))
         for name in METRICS:
             measured = found[name][:, 0].double().cpu().numpy()
@@ -238,10 +260,11 @@ def _effects(
     return {name: np.stack(values) for name, values in changes.items()}
 
 
-def _tokens(model: HookedGPT, places: Sequence[tuple[int, int]], top: int) -> tuple[Tokens, ...]:
-    """Tokens whose embeddings, as layer norm hands them on, match each neuron's input weights best."""
-    weights = torch.stack([wide(model.W_in[layer, :, n]) * wide(model.blocks[layer].ln2.w) for layer, n in places])
-    scores = (weights - weights.mean(-1, keepdim=True)) @ wide(model.W_E).T
+def _tokens(model: HookedGPT, places: Sequence[tuple[int, int]], name: str, top: int) -> tuple[Tokens, ...]:
+    """Tokens whose embeddings, as the norm hands them on, match each neuron's input weights of this name best."""
+    columns = [getattr(model.blocks[layer].mlp, name)[:, n : n + 1] for layer, n in places]
+    read = [reading(model.blocks[layer].ln2, column)[:, 0] for (layer, _), column in zip(places, columns, strict=True)]
+    scores = torch.stack(read) @ wide(model.W_E).T
     return tuple(token_labels(model, row) for row in scores.topk(top).indices)
 
 
@@ -249,9 +272,8 @@ def _written(
     model: HookedGPT, places: Sequence[tuple[int, int]], top: int
 ) -> tuple[tuple[Tokens, ...], tuple[Tokens, ...]]:
     """Tokens whose logits each neuron's output weights raise most, and lower most, against all logits' mean."""
-    weights = torch.stack([wide(model.W_out[layer, n]) for layer, n in places])
-    weights = (weights - weights.mean(-1, keepdim=True)) * wide(model.ln_final.w)
-    scores = weights @ wide(model.W_U)
+    weights = torch.stack([added(model.blocks[layer].ln2_post, model.W_out[layer, n]) for layer, n in places])
+    scores = added(model.ln_final, weights) @ wide(model.W_U)
     raised, lowered = (scores.topk(top, largest=largest).indices for largest in (True, False))
     return tuple(token_labels(model, row) for row in raised), tuple(token_labels(model, row) for row in lowered)
 

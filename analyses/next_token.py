@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._inputs import sequences, text_names, token_labels
 from analyses._panels import Bars, Finding, Lines, Note, Panel, Result, Table, TokenGrid, Tokens, TokenStrip
 from analyses._statistics import bootstrap
@@ -30,6 +31,7 @@ from interp.generation import steps as generation_steps
 from interp.model import HookedGPT
 
 PLACE = 10
+NEEDS = ("next token",)
 TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0)
 COMMON_K, COMMON_P = 50, 0.9
 """Settings shown beside the chosen ones."""
@@ -279,6 +281,7 @@ def next_token(
 
     Raises InputError for negative steps, no candidates to show, or settings outside their meaning.
     """
+    require(model, NEEDS)
     if steps < 0 or show < 1:
         raise InputError(f"steps = {steps}, show = {show}", "expected steps >= 0 and show >= 1")
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}

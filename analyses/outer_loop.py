@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._inputs import TextOrTokens, sequences, token_labels
 from analyses._panels import Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError
@@ -29,6 +30,7 @@ from interp.progress import track
 
 IN_REPORT = None
 PLACE = 12
+NEEDS = ("next token",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +130,10 @@ def outer_loop(
 ) -> OuterLoopResult:
     """The first text, continued greedily.
 
-    Raises InputError for steps below 1, or a text that leaves no room in the context.
+    Raises NotApplicable for a model that predicts no next token, InputError for steps below 1, or a text that leaves no
+    room in the context.
     """
+    require(model, NEEDS)
     row = sequences(model, tokens)[0]
     given, room = row.shape[1], model.config.n_ctx - row.shape[1]
     if steps < 1:
@@ -171,7 +175,7 @@ def outer_loop(
 def influences(model: HookedGPT, row: Tensor) -> np.ndarray:
     """[pos] total variation distance of the next token's distribution when each token in turn is taken out."""
     length = row.shape[1]
-    mean = model.W_E.mean(0)
+    mean = model.W_E.mean(0) * model.config.embed_scale
     found = []
     for start in range(0, length, 32):
         places = torch.arange(start, min(start + 32, length), device=row.device)
@@ -181,9 +185,7 @@ def influences(model: HookedGPT, row: Tensor) -> np.ndarray:
             return x
 
         with model.hooks([("hook_embed", take_out)]):
-            residual, mask = model.embed(row.expand(len(places) + 1, -1))
-        for block in model.blocks:
-            residual = block(residual, mask)
+            residual = model.run_to(row.expand(len(places) + 1, -1))
         distributions = model.unembedded(model.ln_final(residual[:, -1])).double().softmax(-1)
         found.append(((distributions[1:] - distributions[:1]).abs().sum(-1) / 2).cpu())
     joined: np.ndarray = torch.cat(found).numpy()
@@ -197,7 +199,6 @@ def _other_rows(model: HookedGPT, row: Tensor) -> float:
         x[:, :-1] = 0
         return x
 
-    with model.hooks([("ln_final.hook_normalized", blank)]):
+    with model.hooks([(f"blocks.{model.config.n_layers - 1}.hook_resid_post", blank)]):
         changed = model(row)[0, -1]
-    with model.hooks([("ln_final.hook_normalized", lambda x, hook: None)]):
-        return float((changed - model(row)[0, -1]).abs().max())
+    return float((changed - model(row)[0, -1]).abs().max())

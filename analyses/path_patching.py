@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 
 from analyses import PYTHON_ONLY
+from analyses._capabilities import require
 from analyses._components import Component, choose, component_panels
 from analyses._inputs import TextOrTokens
 from analyses._metrics import TokenChoice
 from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, choices_note, measure, notable, resolve_pairs
 from analyses._panels import Finding, Graph, Note, Panel, Result, Table, Tokens
-from analyses._paths import Paths, Receiver, parse_receivers
+from analyses._paths import Paths, Receiver, inputs_of, parse_receivers
 from analyses._prompts import TextsOrPrompts
 from analyses._statistics import bootstrap, q_values, sign_flip_p_value
 from interp.errors import InputError
@@ -40,6 +41,7 @@ from interp.progress import tell
 from interp.sweep import Variant, sweep
 
 PLACE = 48
+NEEDS = ("next token",)
 HELD = 256_000_000
 """Bytes of receiver values kept at once."""
 EDGES = 20
@@ -145,7 +147,13 @@ class PathPatchingResult(Result):
             part.label: 0 if part.layer is None else 2 * part.layer + 1 + (part.kind == "mlp") for part in self.senders
         }
         last = 1 + max(depth.values())
-        columns = [depth.get(name, depth.get(name.split(".")[0].split("+")[0], last)) for name in names]
+        shared = {f"L{part.layer}KV": depth[part.label] for part in self.senders if part.kind == "head"}
+
+        def column(name: str) -> int:
+            one = name.split(".")[0].split("+")[0]
+            return depth.get(one, shared.get(one.rstrip("0123456789"), last))
+
+        columns = [column(name) for name in names]
         order = sorted(range(len(names)), key=lambda i: columns[i])
         place = {names[i]: n for n, i in enumerate(order)}
         known = sorted({columns[i] for i in order})
@@ -222,7 +230,7 @@ def path_patching(
     ] = "heads,mlps",
     receivers: Annotated[
         str | None,
-        "logits, L1H0.q (or .k, .v), mlp 1, with commas; by default logits, then the strongest head's q, k, v",
+        "logits, L1H0.q (.k, .v; L1KV0.k where heads share them), mlp 1; default: logits, the strongest head's q, k, v",
     ] = None,
     metric: Annotated[PatchingMetric | Callable[[Tensor], Tensor], "what is measured"] = "logit_diff",
     answer: Annotated[TokenChoice | None, "right next token after the clean text"] = None,
@@ -244,6 +252,7 @@ def path_patching(
 
     Raises InputError for unknown senders or receivers, or a receiver that no sender precedes.
     """
+    require(model, NEEDS)
     parts = choose(model, senders, allowed=("heads", "mlps", "embed"))
     pairs = resolve_pairs(model, clean, corrupted, answer=answer, wrong=wrong, seed=seed)
     measured = measure(model, pairs, metric, read)
@@ -255,7 +264,7 @@ def path_patching(
         heads = [i for i, part in enumerate(parts) if part.kind == "head" and part.layer]
         if heads:
             strongest = max(heads, key=lambda i: abs((values[0][:, 0, i] - base).mean()))
-            names += [f"{parts[strongest].label}.{letter}" for letter in "qkv"]
+            names += inputs_of(model, parts[strongest])
             values.append(patcher.values(names[1:]))
             notes.append(
                 f"Of the heads after layer 0, {parts[strongest].label} has the largest direct effect on the logits."

@@ -6,8 +6,8 @@ the original Transformer?
 Method: the sinusoidal encoding of position p has sin(p / base^(2i/d)) and cos(p / base^(2i/d)) for i = 0 .. d/2 - 1
 (Vaswani et al. 2017, section 3.5, base 10000). The paper puts each sine beside its cosine; many pictures put all sines
 on the left and all cosines on the right, which only reorders the coordinates. The learned encodings are the model's
-`W_pos`. Compared are cosines between positions: for sinusoids they depend on the distance alone, so
-`distance_share`, the share of their variance over pairs of positions that the distance explains, is one; for vectors in
+`W_pos`; a model that turns queries and keys instead, or has no positions, is refused.
+Compared are cosines between positions: for sinusoids they depend on the distance alone, so `distance_share`, the share of their variance over pairs of positions that the distance explains, is one; for vectors in
 shuffled order it is near zero. `shift_error` tests the other property of sinusoids: the encoding of p + k is a
 rotation of the encoding of p that depends on k alone.
 
@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from analyses._capabilities import require
 from analyses._inputs import TextOrTokens
 from analyses._matrices import numpy_of
 from analyses._panels import Finding, Lines, Matrix, Panel, Result
@@ -29,6 +30,7 @@ from interp.model import HookedGPT
 
 IN_REPORT = None
 PLACE = 25
+NEEDS = ("learned positions",)
 SIDE = 128
 """Rows and columns of the pictures of similarity."""
 
@@ -138,8 +140,10 @@ def position_encodings(
 ) -> PositionEncodingsResult:
     """Sinusoids of the model's own size beside its learned encodings. `tokens` are not used.
 
-    Raises InputError for fewer than two positions drawn, a base of 1 or below, or a seed out of range.
+    Raises NotApplicable for a model without learned positions, InputError for fewer than two positions drawn, a base of
+    1 or below, or a seed out of range.
     """
+    require(model, NEEDS)
     check_seed(seed)
     if positions < 2 or base <= 1:
         raise InputError(f"positions = {positions}, base = {base}", "expected positions >= 2 and base > 1")

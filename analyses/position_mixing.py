@@ -2,13 +2,15 @@
 
 Question: through which operations can one token of a text influence what is computed at another, before or after it?
 
-Method: the model reads the text once. Then, for each operation of each block by itself (layer norm, the products that
-make q, k and v, scores, softmax, weighted sum, output projection, the two sums of the residual stream, the MLP's three
-steps) and for the embedding, the final layer norm and the unembedding, a random vector as long as the average input is
-added to the operation's input at one position, and the operation's outputs are compared with the clean ones at every
-position. All positions are taken in turn. An output has moved when it differs by more than the square root of the
-dtype's precision, relative to the average length of the outputs. Heads are treated alike: the queries, keys and values
-of one head are changed at all positions, and the other heads' scores, weights and outputs are compared.
+Method: the model reads the text once. Then, for each operation of each block by itself (norms, the products that make
+q, k and v, their norm and rotation, scores, softmax, weighted sum, output projection, the sums of the residual stream,
+the MLP's steps: those that the model has) and for the embedding, the final norm and the unembedding, a random vector as
+long as the average input is added to the operation's input at one position, and the operation's outputs are compared
+with the clean ones at every position. All positions are taken in turn. An output has moved when it differs by more than
+the square root of the dtype's precision, relative to the average length of the outputs. Heads are treated alike: the
+queries, keys and values of one head (where queries share keys and values: of all heads that share them) are changed at
+all positions, and the other heads' scores, weights and outputs are compared. (One norm over all heads' queries, as in
+OLMo 2, lets heads meet.)
 
 - `own`: median relative change at the changed position itself.
 - `later`, `earlier`: largest relative change at positions after it and before it; zero means that they do not meet.
@@ -18,9 +20,8 @@ What the numbers do not show: how much is moved on a given text in practice (`at
 show that). The perturbation is random and large; zero is exact, other sizes are only orders of magnitude.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -31,36 +32,16 @@ from analyses._inputs import TextOrTokens, sequences, token_labels
 from analyses._panels import Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError, check_seed
 from interp.hooks import HookPair, HookPoint
-from interp.model import Block, HookedGPT
+from interp.model import HookedGPT
+from interp.positions import Frame
 from interp.progress import track
 
 IN_REPORT = None
 PLACE = 23
 
-INSIDE: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("layer norm before attention", ("hook_resid_pre",), "ln1.hook_normalized"),
-    ("queries", ("ln1.hook_normalized",), "attn.hook_q"),
-    ("keys", ("ln1.hook_normalized",), "attn.hook_k"),
-    ("values", ("ln1.hook_normalized",), "attn.hook_v"),
-    ("scores q·k", ("attn.hook_q", "attn.hook_k"), "attn.hook_attn_scores"),
-    ("softmax", ("attn.hook_attn_scores",), "attn.hook_pattern"),
-    ("weighted sum of values", ("attn.hook_v",), "attn.hook_z"),
-    ("output projection", ("attn.hook_z",), "hook_attn_out"),
-    ("sum after attention", ("hook_attn_out",), "hook_resid_mid"),
-    ("layer norm before MLP", ("hook_resid_mid",), "ln2.hook_normalized"),
-    ("MLP in", ("ln2.hook_normalized",), "mlp.hook_pre"),
-    ("MLP activation", ("mlp.hook_pre",), "mlp.hook_post"),
-    ("MLP out", ("mlp.hook_post",), "hook_mlp_out"),
-    ("sum after MLP", ("hook_mlp_out",), "hook_resid_post"),
-)
-"""Operations of a block: name, the hook points of their inputs, the hook point of their output."""
-HEADS: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("scores q·k", ("attn.hook_q", "attn.hook_k"), "attn.hook_attn_scores"),
-    ("softmax", ("attn.hook_q", "attn.hook_k"), "attn.hook_pattern"),
-    ("weighted sum of values", ("attn.hook_q", "attn.hook_k", "attn.hook_v"), "attn.hook_z"),
-)
-"""Up to the output projection, where the heads' outputs lie side by side."""
-EMBEDDING, FINAL_NORM, UNEMBEDDING = "embedding", "final layer norm", "unembedding"
+Operation: TypeAlias = tuple[str, tuple[str, ...], str]
+"""Name, the hook points of its inputs, the hook point of its output; within a block."""
+EMBEDDING, FINAL_NORM, UNEMBEDDING = "embedding", "final norm", "unembedding"
 MEETING = ("scores q·k", "weighted sum of values")
 """Where a Transformer lets positions meet."""
 
@@ -74,11 +55,11 @@ class PositionMixingResult(Result):
     changed: np.ndarray
     """[change] the positions whose input was changed."""
     operations: tuple[str, ...]
-    """In the order of computation; those outside the blocks are "embedding", "final layer norm", "unembedding"."""
+    """In the order of computation; those outside the blocks are "embedding", "final norm", "unembedding"."""
     moved: dict[str, np.ndarray]
     """Operation -> [layer change pos] relative change of the output at pos; one layer for those outside the blocks."""
     heads: dict[str, np.ndarray]
-    """Operation -> [layer changed-head head] relative change of a head when another's q, k and v are changed."""
+    """Operation -> [layer kv_head head] relative change of a head when a kv head's k, v and queries are changed."""
     threshold: float
     """Relative change from which an output has moved."""
     seed: int
@@ -112,11 +93,16 @@ class PositionMixingResult(Result):
     @property
     def head_leak(self) -> float:
         """Largest relative change of a head when another one's queries, keys and values are changed."""
-        n_heads = next(iter(self.heads.values())).shape[1]
-        others = ~np.eye(n_heads, dtype=bool)
+        others = ~self.own_heads
         return max(
             (float(np.nan_to_num(x[:, others], nan=np.inf).max(initial=0)) for x in self.heads.values()), default=0.0
         )
+
+    @property
+    def own_heads(self) -> np.ndarray:
+        """[changed head] whether it is the head that was changed, or shares its keys and values."""
+        changed, heads = next(iter(self.heads.values())).shape[1:]
+        return np.repeat(np.eye(changed, dtype=bool), heads // changed, axis=1)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per operation and layer (-1: in no block): operation layer own later earlier pairs positions_meet."""
@@ -180,8 +166,7 @@ class PositionMixingResult(Result):
     def _head_table(self) -> Table:
         rows = []
         for name, change in self.heads.items():
-            own = np.diagonal(change, axis1=1, axis2=2)
-            others = change[:, ~np.eye(change.shape[1], dtype=bool)]
+            own, others = change[:, self.own_heads], change[:, ~self.own_heads]
             rows.append({
                 "operation": name, "change in that head": float(np.median(own)),
                 "largest change in another": float(others.max(initial=0)),
@@ -189,8 +174,9 @@ class PositionMixingResult(Result):
         return Table(
             key="heads",
             title="Every head, changed alone",
-            caption="Queries, keys and values of one head are changed at all positions. Relative change of its own "
-            "scores, weights and output (median over heads), and the largest in any other head.",
+            caption="Queries, keys and values of one head (or of those that share keys and values) are changed at all "
+            "positions. Relative change of its own scores, weights and output (median over heads), and the largest in "
+            "any other head.",
             frame=pd.DataFrame(rows),
         )
 
@@ -226,18 +212,18 @@ def position_mixing(
     length = row.shape[1]
     changed = np.unique(np.linspace(0, length - 1, min(most, length)).round().astype(int))
     change = Change(changed, torch.Generator().manual_seed(seed), by_head=False)
-    head_change = Change(np.arange(model.config.n_heads), change.generator, by_head=True)
+    head_change = Change(np.arange(model.config.n_kv_heads), change.generator, by_head=True)
     moved: dict[str, list[Tensor]] = {EMBEDDING: [_embedding(model, row, changed)]}
     heads: dict[str, list[Tensor]] = {}
-    residual, mask = model.embed(row)
-    for layer, block in enumerate(track(list(model.blocks))):
-        place = f"blocks.{layer}."
-        for name, inputs, output in INSIDE:
-            moved.setdefault(name, []).append(_moved(model, block, residual, mask, place, inputs, output, change))
-        for name, inputs, output in HEADS:
-            heads.setdefault(name, []).append(_moved(model, block, residual, mask, place, inputs, output, head_change))
-        residual = block(residual, mask)
-    moved[FINAL_NORM], moved[UNEMBEDDING] = ([x] for x in _ending(model, residual, change))
+    inside = operations(model)
+    residual, frame = model.embed(row)
+    for layer in track(range(model.config.n_layers)):
+        for operation in inside:
+            moved.setdefault(operation[0], []).append(_moved(model, layer, residual, frame, operation, change))
+        for operation in BY_HEAD:
+            heads.setdefault(operation[0], []).append(_moved(model, layer, residual, frame, operation, head_change))
+        residual = model.run_blocks(residual, frame, first=layer, last=layer)
+    moved |= _ending(model, residual, change)
     return PositionMixingResult(
         tokens=token_labels(model, row),
         changed=changed,
@@ -249,9 +235,52 @@ def position_mixing(
     )
 
 
+def operations(model: HookedGPT) -> tuple[Operation, ...]:
+    """The operations of a block of this model, in the order of computation."""
+    there = {name.removeprefix("blocks.0.") for name in model.hook_points}
+
+    def first(*names: str) -> str:
+        return next(name for name in names if name in there)
+
+    stream = first("hook_resid_mid", "hook_resid_pre")  # what the MLP's half of the block reads
+    normed = first("ln1.hook_normalized", "hook_resid_pre")
+    mlp_reads = first("ln2.hook_normalized", normed if model.config.shared_norm else stream)
+    q, k = first("attn.hook_rot_q", "attn.hook_q"), first("attn.hook_rot_k", "attn.hook_k")
+    hidden = tuple(name for name in ("mlp.hook_pre", "mlp.hook_pre_linear") if name in there)
+    written = ("hook_attn_out", "hook_mlp_out") if model.config.parallel else ("hook_mlp_out",)
+    known: tuple[Operation, ...] = (
+        ("norm before attention", ("hook_resid_pre",), "ln1.hook_normalized"),
+        ("queries", (normed,), "attn.hook_q"),
+        ("keys", (normed,), "attn.hook_k"),
+        ("values", (normed,), "attn.hook_v"),
+        ("queries normed or turned", ("attn.hook_q",), "attn.hook_rot_q"),
+        ("keys normed or turned", ("attn.hook_k",), "attn.hook_rot_k"),
+        ("scores q·k", (q, k), "attn.hook_attn_scores"),
+        ("softmax", ("attn.hook_attn_scores",), "attn.hook_pattern"),
+        ("weighted sum of values", ("attn.hook_v",), "attn.hook_z"),
+        ("output projection", ("attn.hook_z",), "hook_attn_out"),
+        ("sum after attention", ("hook_attn_out",), "hook_resid_post" if model.config.attn_only else "hook_resid_mid"),
+        ("norm before MLP", (stream,), "ln2.hook_normalized"),
+        ("MLP in", (mlp_reads,), "mlp.hook_pre"),
+        ("MLP in, ungated half", (mlp_reads,), "mlp.hook_pre_linear"),
+        ("MLP activation", hidden, "mlp.hook_post"),
+        ("MLP out", ("mlp.hook_post",), "hook_mlp_out"),
+        ("sum after MLP", written, "hook_resid_post"),
+    )
+    return tuple(one for one in known if {*one[1], one[2]} <= there)
+
+
+BY_HEAD: tuple[Operation, ...] = (
+    ("scores q·k", ("attn.hook_q", "attn.hook_k"), "attn.hook_attn_scores"),
+    ("softmax", ("attn.hook_q", "attn.hook_k"), "attn.hook_pattern"),
+    ("weighted sum of values", ("attn.hook_q", "attn.hook_k", "attn.hook_v"), "attn.hook_z"),
+)
+"""Up to the output projection, where the heads' outputs lie side by side."""
+
+
 @dataclass(frozen=True)
 class Change:
-    """Row 0 of the batch stays as it is; row i + 1 gets noise at the i-th position, or in the i-th head."""
+    """Row 0 of the batch stays as it is; row i + 1 gets noise at the i-th position, or in the i-th group of heads."""
 
     places: np.ndarray
     generator: torch.Generator
@@ -264,32 +293,27 @@ class Change:
         axis = 2 if on_scores or self.by_head else 1  # of positions (queries for scores), or of heads
         finite = torch.where(x.isfinite(), x, 0)
         size = finite[0].double().pow(2).mean().sqrt().clamp(min=1e-6)
+        width = x.shape[2] // len(self.places) if self.by_head else 1
         for number, place in enumerate(self.places.tolist(), start=1):
-            part = x[number].select(axis - 1, place)
+            part = x[number].narrow(axis - 1, place * width, width)
             noise = torch.randn(part.shape, generator=self.generator, dtype=torch.float64).to(x.device)
             part += (size * noise).to(x.dtype)
         return x
 
 
 def _moved(
-    model: HookedGPT,
-    block: Block,
-    residual: Tensor,
-    mask: Tensor | None,
-    place: str,
-    inputs: Sequence[str],
-    output: str,
-    change: Change,
+    model: HookedGPT, layer: int, residual: Tensor, frame: Frame, operation: Operation, change: Change
 ) -> Tensor:
-    """[change pos] or [changed-head head] relative change of one operation's output in one block."""
+    """[change pos] or [changed head] relative change of one operation's output in one block."""
     seen: list[Tensor] = []
+    _, inputs, output = operation
 
     def keep(x: Tensor, hook: HookPoint) -> None:
         seen.append(by_place(x, hook.name, change.by_head))
 
-    hooks: list[HookPair] = [(place + name, change) for name in inputs]
-    with model.hooks([*hooks, (place + output, keep)]):
-        block(residual.expand(len(change.places) + 1, -1, -1), mask)
+    hooks: list[HookPair] = [(f"blocks.{layer}.{name}", change) for name in inputs]
+    with model.hooks([*hooks, (f"blocks.{layer}.{output}", keep)]):
+        model.run_blocks(residual.expand(len(change.places) + 1, -1, -1), frame, first=layer, last=layer)
     return compare(seen[0])
 
 
@@ -301,16 +325,18 @@ def _embedding(model: HookedGPT, row: Tensor, changed: np.ndarray) -> Tensor:
     return compare(model.embed(many)[0])
 
 
-def _ending(model: HookedGPT, residual: Tensor, change: Change) -> tuple[Tensor, Tensor]:
-    """Final layer norm and unembedding, each [change pos]."""
-    seen: list[Tensor] = []
+def _ending(model: HookedGPT, residual: Tensor, change: Change) -> dict[str, list[Tensor]]:
+    """Final norm, if there is one, and unembedding, each [1 change pos]."""
     many = residual.expand(len(change.places) + 1, -1, -1)
     noisy = change(many, model.blocks[-1].hook_resid_post)
+    if not model.ln_final.hooked:
+        return {UNEMBEDDING: [compare(model.unembedded(noisy))]}
+    seen: list[Tensor] = []
     with model.hooks([("ln_final.hook_normalized", lambda x, hook: seen.append(x))]):
         model.ln_final(noisy)
     with model.hooks([("ln_final.hook_normalized", change)]):
         logits = model.unembedded(model.ln_final(many))
-    return compare(seen[0]), compare(logits)
+    return {FINAL_NORM: [compare(seen[0])], UNEMBEDDING: [compare(logits)]}
 
 
 def by_place(x: Tensor, name: str, by_head: bool) -> Tensor:

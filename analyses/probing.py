@@ -225,8 +225,8 @@ def _nothing(label: str, remark: str) -> ProbingResult:
 
 def _names(model: HookedGPT) -> list[str]:
     """The embedding and the residual stream after each block, in small models also after its attention."""
-    few = model.config.n_layers <= 6
-    return model.match(["hook_embed", *(["resid_mid"] if few else []), "resid_post"])
+    endings = ("hook_resid_mid", "hook_resid_post") if model.config.n_layers <= 6 else "hook_resid_post"
+    return [name for name in model.hook_points if name == "hook_embed" or name.endswith(endings)]
 
 
 def _windows(

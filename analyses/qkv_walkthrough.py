@@ -5,12 +5,14 @@ Question: how does one head arrive at its output for one token of a text?
 Method: the head's own query, keys and values are read from a run, and the computation is done again, one step at a time
 (Vaswani et al. 2017, equation 1):
 
-- 1: the token's query, and a key and a value for every token;
+- 1: the token's query, and a key and a value for every token (several heads may share keys and values; queries and
+  keys are shown as they enter the scores, so where the model norms or turns them, after that);
 - 2: the score of each key is its dot product with the query;
-- 3: scores are divided by the square root of the head's width;
-- 4: softmax turns the scores of this token and the earlier ones into weights that sum to one;
+- 3: scores are divided by the square root of the head's width, or scaled as the model does, and capped if it caps them;
+- 4: softmax turns the scores of the tokens that the query may see, itself and earlier ones, into weights that sum to
+  one (a layer with a window sees the nearest only, a model that is not causal all);
 - 5: each value is multiplied by its weight;
-- 6: the sum of these is the head's output for the token, before the output projection.
+- 6: the sum of these is the head's output for the token, before the output projection and any norm after it.
 
 `difference` compares the sum with what the model itself computed. `length` is Euclidean. `share` is the part of the
 output that a token gives: the projection of its weighted value on the output, over the output's length; shares sum to
@@ -38,7 +40,7 @@ PLACE = 21
 
 @dataclass(frozen=True, kw_only=True)
 class QKVWalkthroughResult(Result):
-    """One query of one head. Keys are all tokens of the text; those after the query have weight zero."""
+    """One query of one head. Keys are all tokens of the text; those that the mask hides have weight zero."""
 
     tokens: Tokens
     """[pos] the text."""
@@ -53,11 +55,16 @@ class QKVWalkthroughResult(Result):
     v: np.ndarray
     """[key d_head]"""
     products: np.ndarray
-    """[key] q . k, also for later tokens, which the mask then hides."""
+    """[key] q . k, also for tokens that the mask then hides."""
     scores: np.ndarray
-    """[key] products over the square root of d_head."""
+    """[key] products times `scale`, and capped at `softcap` where the model caps them."""
+    visible: np.ndarray
+    """[key] whether the query may see it."""
+    scale: float
+    """One over the square root of d_head, unless the model says otherwise."""
+    softcap: float | None
     weights: np.ndarray
-    """[key] softmax of the scores of the tokens up to the query; 0 for later ones."""
+    """[key] softmax of the scores of the visible tokens; 0 for the others."""
     pattern: np.ndarray
     """[key] the weights that the model itself used."""
     z: np.ndarray
@@ -99,7 +106,7 @@ class QKVWalkthroughResult(Result):
             {
                 "pos": np.arange(len(self.tokens)),
                 "token": list(self.tokens),
-                "visible": np.arange(len(self.tokens)) <= self.query,
+                "visible": self.visible,
                 "product": self.products,
                 "score": self.scores,
                 "weight": self.weights,
@@ -114,18 +121,24 @@ class QKVWalkthroughResult(Result):
         return {"layer": self.layer, "head": self.head, "query": self.query, "difference": self.difference}
 
     def panels(self) -> list[Panel]:
-        seen = Tokens(self.tokens[: self.query + 1])
+        seen = Tokens(np.array(self.tokens, dtype=object)[self.visible].tolist())
         return [self._steps(), self._weights(seen), self._vectors(seen), self._mixture(seen)]
+
+    @property
+    def _scaled(self) -> str:
+        """What is done to a score before the softmax, in words."""
+        usual = np.isclose(self.scale, len(self.q) ** -0.5)
+        done = f"divided by {len(self.q) ** 0.5:.3g}" if usual else f"times {self.scale:.3g}"
+        return done if self.softcap is None else f"{done}, capped at {self.softcap:g}"
 
     def _steps(self) -> Table:
         frame = self.to_dataframe()
-        root = np.sqrt(len(self.q))
         hidden = ~frame["visible"]
-        later = f" Rows without a weight are later tokens: the mask hides them ({hidden.sum()})." if any(hidden) else ""
+        later = f" Rows without a weight are tokens that the mask hides ({hidden.sum()})." if any(hidden) else ""
         names = {
             "token": "token",
             "product": "score q·k",
-            "score": f"divided by {root:.3g}",
+            "score": self._scaled,
             "weight": "softmax weight",
             "value_length": "length of value",
             "given_length": "weight x length",
@@ -136,8 +149,8 @@ class QKVWalkthroughResult(Result):
         return Table(
             key="steps",
             title=f"The steps of head {self.name} for one token",
-            caption=f"The query is token {self.query}. From left to right: the score of each key, the score divided by "
-            f"the root of the head's width ({len(self.q)}), the softmax weight, and what the token gives.{later}",
+            caption=f"The query is token {self.query}. From left to right: the score of each key, the score "
+            f"{self._scaled}, the softmax weight, and what the token gives.{later}",
             frame=shown,
             tokens=frozenset({"token"}),
             diverging=frozenset({"share of the output"}),
@@ -149,7 +162,7 @@ class QKVWalkthroughResult(Result):
             title="One weight for each token",
             caption=f"Softmax weights of the query at position {self.query}; they sum to {self.weights.sum():.6f}.",
             labels=seen,
-            values=self.weights[: self.query + 1],
+            values=self.weights[self.visible],
             unit="weight",
         )
 
@@ -160,7 +173,7 @@ class QKVWalkthroughResult(Result):
             title="The query, and the keys it is compared with",
             caption="One row a vector, one column a coordinate. The score of a token is the sum over columns of the "
             "top row times that token's row: it is high where the colours agree.",
-            values=np.concatenate([self.q[None], gap, self.k[: self.query + 1]]),
+            values=np.concatenate([self.q[None], gap, self.k[self.visible]]),
             rows=("query", "", *plain(seen)),
             columns=tuple(str(i) for i in range(len(self.q))),
             row_axis="query, then keys",
@@ -177,7 +190,7 @@ class QKVWalkthroughResult(Result):
             title="Weighted values, and their sum",
             caption="Each row is a token's value times its weight; the last row is their sum, the head's output. "
             f"It differs from the model's own by {self.difference:.1e} of its length.",
-            values=np.concatenate([self.given[: self.query + 1], gap, self.mixed[None]]),
+            values=np.concatenate([self.given[self.visible], gap, self.mixed[None]]),
             rows=(*plain(seen), "", "sum"),
             columns=tuple(str(i) for i in range(len(self.mixed))),
             row_axis="weighted values, then their sum",
@@ -216,15 +229,22 @@ def qkv_walkthrough(
             raise InputError(f"{name} {value}", f"expected 0 to {size - 1}, this model's {name}s")
     if not 0 <= at < length:
         raise InputError(f"query {query}", f"expected a position from 0 to {length - 1}, or -1 to -{length}")
-    names = [f"blocks.{layer}.attn.hook_{part}" for part in ("q", "k", "v", "z", "pattern")]
+    attn = model.blocks[layer].attn
+    met = "rot_" if attn.prepares else ""
+    parts = (f"{met}q", f"{met}k", "v", "z", "pattern", "attn_scores")
+    names = [f"blocks.{layer}.attn.hook_{part}" for part in parts]
     with torch.no_grad():
         _, cache = model.run_with_cache(row, names=names, dtype=torch.float64, device="cpu")
-    q, k, v, z = (cache[name][0, :, head].numpy() for name in names[:4])  # each [pos d_head]
+    of = (head, attn.kv_head(head), attn.kv_head(head), head)
+    q, k, v, z = (cache[name][0, :, one].numpy() for name, one in zip(names[:4], of, strict=True))  # [pos d_head]
     products = k @ q[at]
-    scores = products / np.sqrt(q.shape[1])
+    scores = products * attn.scale
+    if attn.softcap is not None:
+        scores = attn.softcap * np.tanh(scores / attn.softcap)
+    visible = cache[names[5]][0, head, at].isfinite().numpy()
     weights = np.zeros(length)
-    weights[: at + 1] = softmax(scores[: at + 1])
-    out = model.blocks[layer].attn.W_O[head].detach().double().cpu().numpy()
+    weights[visible] = softmax(scores[visible])
+    out = attn.W_O[head].detach().double().cpu().numpy()
     return QKVWalkthroughResult(
         tokens=token_labels(model, row),
         layer=layer,
@@ -235,6 +255,9 @@ def qkv_walkthrough(
         v=v,
         products=products,
         scores=scores,
+        visible=visible,
+        scale=attn.scale,
+        softcap=attn.softcap,
         weights=weights,
         pattern=cache[names[4]][0, head, at].numpy(),
         z=z[at],

@@ -178,7 +178,8 @@ def residual_stream(
     """Norm, direction, rank and largest activations of the residual stream at every stage, and sizes of all writes."""
     rows = sequences(model, tokens)
     stages = ("embed", *(f"after {layer}" for layer in range(model.config.n_layers)))
-    components = tuple(f"{part} {layer}" for layer in range(model.config.n_layers) for part in ("attn", "mlp"))
+    parts = ("attn",) if model.config.attn_only else ("attn", "mlp")
+    components = tuple(f"{part} {layer}" for layer in range(model.config.n_layers) for part in parts)
     measures: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES}
     cosine, write, write_cosine, largest = [], [], [], []
     for number, row in enumerate(rows):
@@ -207,12 +208,18 @@ def residual_stream(
 
 def _run(model: HookedGPT, row: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The stream [stage pos d_model]; what each component writes, and the stream before it, [component pos d_model]."""
-    names = ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+    outs = ["attn_out"] if model.config.attn_only else ["attn_out", "mlp_out"]
+    reads = (
+        ["resid_pre"]
+        if model.config.attn_only
+        else ["resid_pre", "resid_pre" if model.config.parallel else "resid_mid"]
+    )
+    names = [*dict.fromkeys(reads), "resid_post", *outs]
     _, cache = model.run_with_cache(row, names=names, device="cpu", dtype=torch.float64)
     layers = range(model.config.n_layers)
     stream = torch.stack([cache["resid_pre", 0][0], *(cache["resid_post", layer][0] for layer in layers)])
-    written = torch.stack([cache[name, layer][0] for layer in layers for name in ("attn_out", "mlp_out")])
-    before = torch.stack([cache[name, layer][0] for layer in layers for name in ("resid_pre", "resid_mid")])
+    written = torch.stack([cache[name, layer][0] for layer in layers for name in outs])
+    before = torch.stack([cache[name, layer][0] for layer in layers for name in reads])
     return stream, (written, before)
 
 

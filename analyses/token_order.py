@@ -1,4 +1,4 @@
-"""Does the order of the earlier tokens matter? Shuffle them, with and without position embeddings.
+"""Does the order of the earlier tokens matter? Shuffle them, with and without positions.
 
 Question: what would attention make of a text whose earlier tokens came in another order?
 
@@ -6,19 +6,21 @@ Method: the last token stays, all earlier ones are shuffled, and each block's at
 compared with the one in the right order, as a relative change (length of the difference over length of the output),
 averaged over shuffles. Three ways:
 
-- `operation alone`: the vectors that a block reads are shuffled just before it. Attention sums over its keys, so its
-  output for the last token cannot change, in any block.
-- `model without positions`: the tokens are shuffled and the position embeddings set to zero. The first block's output
-  cannot change. Later blocks can tell the order all the same: an earlier token has seen only what stood before it,
-  because of the causal mask (Haviv et al., "Transformer Language Models without Positional Encodings Still Learn
-  Positional Information", 2022).
-- `model as it is`: the tokens are shuffled, position embeddings in place.
+- `operation alone`: the vectors that a block reads are shuffled just before it, queries and keys are not turned by
+  their positions, and a window is opened. Attention sums over its keys, so its output for the last token cannot change,
+  in any block.
+- `model without positions`: the tokens are shuffled, position embeddings set to zero and no query or key turned. The
+  first block's output cannot change (unless its window is shorter than the text). Later blocks can tell the order all
+  the same: an earlier token has seen only what stood before it, because of the causal mask (Haviv et al., "Transformer
+  Language Models without Positional Encodings Still Learn Positional Information", 2022).
+- `model as it is`: the tokens are shuffled, positions in place, whether they are embeddings, rotations or (in a model
+  that has neither) nothing.
 
 What the numbers do not show: how well the model would do had it been trained without positions; here they are taken
 from a model that was trained with them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -31,6 +33,7 @@ from analyses._panels import Finding, Lines, Note, Panel, Result, Tokens
 from interp.errors import InputError, check_seed
 from interp.hooks import HookPoint
 from interp.model import HookedGPT
+from interp.positions import Frame
 
 IN_REPORT = None
 PLACE = 24
@@ -83,7 +86,7 @@ class TokenOrderResult(Result):
         without = float(self.change[WITHOUT][0].mean())
         text = (
             f"Shuffling the earlier tokens changes the first block's attention output by {value:.0%}, without "
-            f"position embeddings by {without:.0%}."
+            f"positions by {without:.0%}."
         )
         return [Finding(text=text, key="change", weight=0.2, value=value, unit="relative change")]
 
@@ -126,12 +129,20 @@ def token_order(
 
 def _alone(model: HookedGPT, row: Tensor, index: Tensor) -> np.ndarray:
     """[layer shuffle] with the rows that each block reads shuffled."""
-    residual, mask = model.embed(row)
+    residual, frame = model.embed(row)
+    alone = unturned(replace(frame, masks=dict.fromkeys(frame.masks, frame.masks[None])))
     changes = []
-    for block in model.blocks:
-        changes.append(_change(block.attn(block.ln1(residual[0][index]), mask)[:, -1]))
-        residual = block(residual, mask)
+    for layer in range(model.config.n_layers):
+        block = model.blocks[layer]
+        changes.append(_change(block.attn(block.ln1(residual[0][index]), alone)[:, -1]))
+        residual = model.run_blocks(residual, frame, first=layer, last=layer)
     return np.stack(changes)
+
+
+def unturned(frame: Frame) -> Frame:
+    """The same pass with no query and no key turned by its position."""
+    still = {turn: (torch.ones_like(cos), torch.zeros_like(sin)) for turn, (cos, sin) in frame.rotations.items()}
+    return replace(frame, rotations=still)
 
 
 def _whole(model: HookedGPT, many: Tensor, *, positions: bool) -> np.ndarray:
@@ -144,11 +155,11 @@ def _whole(model: HookedGPT, many: Tensor, *, positions: bool) -> np.ndarray:
     def keep(x: Tensor, hook: HookPoint) -> None:
         found.append(_change(x[:, -1]))
 
-    place = [] if positions else [("hook_pos_embed", no_positions)]
+    learned = model.config.positions == "learned" and not positions
+    place = [("hook_pos_embed", no_positions)] if learned else []
     with model.hooks([*place, ("attn_out", keep)]):
-        residual, mask = model.embed(many)
-        for block in model.blocks:
-            residual = block(residual, mask)
+        residual, frame = model.embed(many)
+        model.run_blocks(residual, frame if positions else unturned(frame))
     return np.stack(found)
 
 

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._inputs import sequences, token_labels
 from analyses._panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens
 from analyses._statistics import Interval, bootstrap
@@ -33,6 +34,7 @@ from interp.model import HookedGPT
 from interp.translators import Translators, divergence, fingerprint, fit, read, streams
 
 PLACE = 31
+NEEDS = ("next token",)
 SHOWN = 48
 """Most positions in the grid of words."""
 FEWEST = 8
@@ -188,6 +190,7 @@ def tuned_lens(
 
     Raises InputError for a share outside 0 to 1, or translators of another shape than the model.
     """
+    require(model, NEEDS)
     if not 0 < held_out < 1:
         raise InputError(f"held_out = {held_out}", "expected a share between 0 and 1")
     rows = sequences(model, tokens)

@@ -34,7 +34,7 @@ from interp.errors import InputError
 from interp.interventions import Replace, patch
 from interp.model import HookedGPT
 from interp.processing import process_weights
-from interp.residual import DECOMPOSE_NAMES, decompose, normalise
+from interp.residual import decompose, decompose_names
 from interp.sweep import sweep
 
 PLACE = 95
@@ -257,7 +257,7 @@ def identify(model: HookedGPT) -> pd.DataFrame:
     Columns what, expected, found, agrees.
     """
     rows: list[tuple[str, str, str, bool]] = []
-    for field in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab"):
+    for field in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab", "positions"):
         expected, found = (getattr(config, field) for config in (PRESETS["gpt2"], model.config))
         rows.append((field, str(expected), str(found), expected == found))
     if all(agrees for *_, agrees in rows):
@@ -318,9 +318,9 @@ class Figures:
     def _parts(self) -> tuple[Tensor, list[str]]:
         """[component] share of the logit difference written by each part, mean over prompts, and the parts' names."""
         model, (tokens, answers) = self._processed, self._prompts
-        _, kept = model.run_with_cache(tokens, names=[*DECOMPOSE_NAMES, "ln_final.hook_scale"], pos=-1)
+        _, kept = model.run_with_cache(tokens, names=[*decompose_names(model), "ln_final.hook_scale"], pos=-1)
         parts, names = decompose(model, kept)
-        shares = normalise(parts, kept["ln_final.hook_scale"], model.ln_final.w)[:, :, -1]
+        shares = model.ln_final.share(parts, kept["ln_final.hook_scale"])[:, :, -1]
         direction = (model.W_U[:, answers[:, 0]] - model.W_U[:, answers[:, 1]]).T
         return torch.einsum("cbd,bd->c", shares, direction) / len(tokens), names
 

@@ -3,7 +3,8 @@
 Question: how are the entries and the singular values of every matrix distributed, how far from normal and from random
 are they, and how does that change from block to block? The text plays no part.
 
-Method, for every weight matrix of every layer, every head's part of Q, K, V and O, and the embeddings:
+Method, for every weight matrix of every layer, every head's part of Q, K, V and O, and the embeddings (where several
+query heads share keys and values, the parts of K and V are kv heads, `KV0`):
 
 - entries: moments, quantiles, shares beyond 3 and 6 standard deviations; normal, Laplace and Student t laws fitted by
   maximum likelihood and compared by AIC (t on a sketch of the sorted entries, exact within about 0.01 nats in all).
@@ -17,12 +18,12 @@ Method, for every weight matrix of every layer, every head's part of Q, K, V and
   ratio of variances is 1 when neighbours have nothing in common. Columns and rows of most matrices have no natural
   order; heads lie side by side, positions in order.
 - trend: Kendall's tau of a number with the block, exact p-values, Benjamini-Hochberg corrected.
-- outlier coordinates: of the embeddings' root mean squares, and of `W_pos[0] + mlp_0(W_pos[0])`, the residual stream
-  that the first position starts from whatever its token is; more than 6 robust deviations (1.4826 MAD) from the
-  median.
+- outlier coordinates: of the embeddings' root mean squares, and, where positions are learned, of `W_pos[0] +
+  mlp_0(W_pos[0])`, the residual stream that the first position starts from whatever its token is; more than 6 robust
+  deviations (1.4826 MAD) from the median.
 
-What the numbers do not show: what a matrix does. Entries depend on the basis, and layer-norm gains and biases can be
-folded into the matrices without changing the function; singular values and ranks change with that folding too. AIC
+What the numbers do not show: what a matrix does. Entries depend on the basis, and norms' gains and biases can be folded
+into the matrices without changing the function; singular values and ranks change with that folding too. AIC
 takes entries as independent, which they are not: read it as a ranking of shapes.
 """
 
@@ -33,6 +34,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 from scipy import stats
+from torch import Tensor
 
 from analyses._distributions import (
     HISTOGRAM_EDGES,
@@ -40,14 +42,23 @@ from analyses._distributions import (
     describe,
     expected_counts,
     moving_average,
-    one_thread,
+    side_by_side,
     singular_values,
     spectrum_numbers,
     window_side,
     window_test,
 )
 from analyses._inputs import TextOrTokens
-from analyses._matrices import FIRST_POSITION, KINDS, Model, find_outliers, head_parts, layer_norms, whole_matrices
+from analyses._matrices import (
+    FIRST_POSITION,
+    KINDS,
+    Model,
+    find_outliers,
+    head_parts,
+    norm_gains,
+    numpy_of,
+    whole_matrices,
+)
 from analyses._panels import Finding, Histogram, Lines, Matrix, Note, Panel, Result, Table
 from analyses._statistics import q_values
 from interp.encoder_decoder import HookedEncoderDecoder
@@ -57,29 +68,11 @@ from interp.model import HookedGPT
 PLACE = 80
 TRENDS = ("std", "kurtosis", "effective_share", "edge_ratio")
 ENTRIES = (
-    "std",
-    "min",
-    "max",
-    "skewness",
-    "kurtosis",
-    "beyond_3",
-    "beyond_6",
-    "best",
-    "nu",
-    "t_gain",
-    "ks",
-    "ks_5_percent",
-)
+    "std", "min", "max", "skewness", "kurtosis", "beyond_3", "beyond_6", "best", "nu", "t_gain", "ks", "ks_5_percent",
+)  # fmt: skip
 SPECTRUM = (
-    "stable_rank",
-    "effective_rank",
-    "rank",
-    "norm",
-    "edge_ratio",
-    "above_random",
-    "energy_above",
-    "mp_distance",
-)
+    "stable_rank", "effective_rank", "rank", "norm", "edge_ratio", "above_random", "energy_above", "mp_distance",
+)  # fmt: skip
 HEADS = ("std", "kurtosis", "beyond_3", "best", "nu", "ks", "stable_rank", "effective_rank", "norm", "edge_ratio")
 POINTS = np.linspace(0, 1, 65)
 """Places in the spectrum at which matrices of different sizes are compared."""
@@ -87,7 +80,8 @@ POINTS = np.linspace(0, 1, 65)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightStatisticsResult(Result):
-    """Numbers of every matrix. Names: `L3 W_Q`, a head's part `L3H2 W_Q`, `W_E`, `W_pos`, and `W_U` if not tied."""
+    """Numbers of every matrix. Names: `L3 W_Q`, a head's part `L3H2 W_Q` (a kv head's, where queries share them, `L3KV0
+    W_K`), `W_E`, `W_pos` if positions are learned, and `W_U` if not tied."""
 
     matrices: pd.DataFrame
     """One row per matrix, heads included: matrix layer (-1 outside the blocks) kind head (-1 for whole matrices) rows
@@ -99,13 +93,13 @@ class WeightStatisticsResult(Result):
     singular: Mapping[str, np.ndarray]
     """Matrix -> [rank] singular values, largest first."""
     gains: pd.DataFrame
-    """One row per layer norm: norm layer (-1: the last) mean std min max of the gain, mean and rms of the bias."""
+    """One row per norm: norm layer (-1: the last) mean std min max of the gain, mean and rms of the bias if any."""
     trends: pd.DataFrame
     """One row per kind and number: kind number tau p q, value in the first and last block. Empty below 4 layers."""
     outliers: pd.DataFrame
     """One row per outlier coordinate: of coordinate value deviation (in robust deviations), the furthest first."""
     first_position: np.ndarray
-    """[d_model] W_pos[0] + mlp_0(ln2_0(W_pos[0]))."""
+    """[d_model] W_pos[0] + mlp_0(ln2_0(W_pos[0])); empty where positions are not learned."""
     picture_of: str
     """The matrix whose moving average is drawn."""
     picture: np.ndarray
@@ -175,6 +169,8 @@ class WeightStatisticsResult(Result):
         ]
 
     def _other_panels(self) -> list[Panel]:
+        had = bool(len(self.first_position))
+        of_first = " `W_pos[0] + mlp_0(...)` is with the norm before the MLP, as the model has it, and without it."
         windows = self.whole[["matrix", "window", "window_ratio", "window_p", "window_q"]]
         return [
             self._picture(),
@@ -185,18 +181,11 @@ class WeightStatisticsResult(Result):
                 "nothing in common. q is corrected for the number of matrices.",
                 frame=windows.sort_values("window_ratio", ascending=False, ignore_index=True),
             ),
-            self._gain_lines(),
-            Table(
-                key="gains",
-                title="Layer norms",
-                caption="Numbers of the gains, and mean and root mean square of the biases, of every layer norm.",
-                frame=self.gains,
-            ),
+            *([] if self.gains.empty else self._gain_panels()),
             Table(
                 key="outliers",
                 title="Outlier coordinates",
-                caption="Coordinates more than 6 robust deviations from the median. `W_pos[0] + mlp_0(...)` is "
-                "computed with the layer norm before the MLP, as the model does, and without it.",
+                caption="Coordinates more than 6 robust deviations from the median." + of_first * had,
                 frame=self.outliers,
                 diverging=frozenset({"deviation"}),
             ),
@@ -309,21 +298,29 @@ class WeightStatisticsResult(Result):
             image=True,
         )
 
-    def _gain_lines(self) -> Lines:
-        names = tuple(dict.fromkeys(self.gains[self.gains["layer"] >= 0]["norm"]))
-        tables = {name: self.gains[self.gains["norm"] == name].sort_values("layer") for name in names}
-        return Lines(
-            key="gain",
-            title="Layer-norm gains by block",
-            caption="Mean gain; the band runs from the 5 % to the 95 % quantile of the coordinates (it is no "
-            "interval of confidence).",
-            x=tables[names[0]]["layer"].to_numpy(),
-            series={name: table["mean"].to_numpy() for name, table in tables.items()},
-            x_axis="block",
-            y_axis="gain",
-            low={name: table["q0.05"].to_numpy() for name, table in tables.items()},
-            high={name: table["q0.95"].to_numpy() for name, table in tables.items()},
-        )
+    def _gain_panels(self) -> list[Panel]:
+        inside = self.gains[self.gains["layer"] >= 0]
+        tables = {str(name): table.sort_values("layer") for name, table in inside.groupby("norm", sort=False)}
+        return [
+            Lines(
+                key="gain",
+                title="Gains of the norms by block",
+                caption="Mean gain; the band runs from the 5 % to the 95 % quantile of the coordinates (it is no "
+                "interval of confidence).",
+                x=next(iter(tables.values()))["layer"].to_numpy(),
+                series={name: table["mean"].to_numpy() for name, table in tables.items()},
+                x_axis="block",
+                y_axis="gain",
+                low={name: table["q0.05"].to_numpy() for name, table in tables.items()},
+                high={name: table["q0.95"].to_numpy() for name, table in tables.items()},
+            ),
+            Table(
+                key="gains",
+                title="Norms",
+                caption="Numbers of the gains of every norm, and mean and root mean square of its bias if any.",
+                frame=self.gains,
+            ),
+        ]
 
     def findings(self) -> list[Finding]:
         shaped = self.shaped
@@ -410,28 +407,26 @@ def weight_statistics(
     """
     if window < 1:
         raise InputError(f"window = {window}", "expected a whole number of at least 1")
-    with one_thread():
-        rows, entries, singular = measure_all(model, window)
+    rows, entries, singular = measure_all(model, window)
     frame = pd.DataFrame(rows).astype({"window": "Int64"})
     frame["window_q"] = q_values(frame["window_p"].to_numpy(dtype=float))
     whole = frame[frame["head"] == -1]
     chosen = _chosen(whole, matrix)
-    values = next(values for name, _, _, values in whole_matrices(model) if name == chosen)
+    values = next(numpy_of(values) for name, _, _, values in whole_matrices(model) if name == chosen)
     side = window_side(values.shape, window)
     picture, step = moving_average(values, side)
-    mixed = np.random.default_rng(seed).permutation(values.ravel()).reshape(values.shape)
     first, outliers = find_outliers(model)
     return WeightStatisticsResult(
         matrices=frame,
         entries=entries,
         singular=singular,
-        gains=layer_norms(model),
+        gains=norm_gains(model),
         trends=block_trends(whole),
         outliers=outliers,
         first_position=first,
         picture_of=chosen,
         picture=picture,
-        shuffled=moving_average(mixed, side)[0],
+        shuffled=moving_average(values, side, shuffle=np.random.default_rng(seed))[0],
         step=step,
         seed=seed,
     )
@@ -439,23 +434,27 @@ def weight_statistics(
 
 def measure_all(model: Model, window: int) -> tuple[list[dict[str, object]], dict[str, Entries], dict[str, np.ndarray]]:
     """Rows of the table of matrices, entries of whole matrices, singular values of all."""
-    rows: list[dict[str, object]] = []
-    entries, singular = {}, {}
-    for name, layer, kind, values in whole_matrices(model):
+
+    def measure(matrix: tuple[str, int, str, Tensor]) -> list[tuple[dict[str, object], Entries, np.ndarray]]:
+        """The matrix, then each head's part of it."""
+        name, layer, kind, weight = matrix
+        values = numpy_of(weight)
         described, row, spectrum = _measure(values)
         side = window_side(values.shape, window)
         ratio, p = window_test(values, side, row["mean"], row["std"])
         place = {"matrix": name, "layer": layer, "kind": kind, "head": -1}
-        rows.append(place | row | {"best": described.best, "window": side, "window_ratio": ratio, "window_p": p})
-        entries[name], singular[name] = described, spectrum
-        for head, part in head_parts(model, kind, values):
+        windows = {"window": side, "window_ratio": ratio, "window_p": p}
+        found = [(place | row | {"best": described.best} | windows, described, spectrum)]
+        for head, label, part in head_parts(model, kind, values):
             described, row, spectrum = _measure(part)
-            head_name = f"L{layer}H{head} {kind}"
-            rows.append(
-                {"matrix": head_name, "layer": layer, "kind": kind, "head": head} | row | {"best": described.best}
-            )
-            singular[head_name] = spectrum
-    return rows, entries, singular
+            place = {"matrix": f"L{layer}{label} {kind}", "layer": layer, "kind": kind, "head": head}
+            found.append((place | row | {"best": described.best}, described, spectrum))
+        return found
+
+    measured = side_by_side(measure, list(whole_matrices(model)), lambda matrix: matrix[3].numel())
+    every = [(str(row["matrix"]), row, described, spectrum) for found in measured for row, described, spectrum in found]
+    entries = {name: described for name, row, described, _ in every if row["head"] == -1}
+    return [row for _, row, *_ in every], entries, {name: spectrum for name, *_, spectrum in every}
 
 
 def _measure(values: np.ndarray) -> tuple[Entries, dict[str, float], np.ndarray]:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from interp.extraction import extract_activations as extract_activations
     from interp.hooks import HookPoint as HookPoint
     from interp.interventions import Add as Add
+    from interp.interventions import Affine as Affine
     from interp.interventions import Replace as Replace
+    from interp.loading import load as load
     from interp.model import HookedGPT as HookedGPT
     from interp.processing import process_weights as process_weights
 
@@ -23,6 +25,7 @@ _HOME = {
     "ActivationCache": "cache",
     "ActivationStore": "activations",
     "Add": "interventions",
+    "Affine": "interventions",
     "GPTConfig": "config",
     "HookPoint": "hooks",
     "HookedEncoder": "encoder",
@@ -31,6 +34,7 @@ _HOME = {
     "InterpError": "errors",
     "Replace": "interventions",
     "extract_activations": "extraction",
+    "load": "loading",
     "process_weights": "processing",
 }
 __all__ = sorted(_HOME)

@@ -6,8 +6,9 @@ Shapes: tokens [batch pos], images [batch channel height width], residual stream
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ from interp.encoder_config import EncoderConfig
 from interp.errors import InputError
 from interp.hooks import HookedModule, HookPoint
 from interp.linear import ACTIVATIONS, affine, linear
-from interp.model import MLP, Attention, Block, LayerNorm, check_tokens, hook_shape
+from interp.parts import MLP, Attention, Block, Norm, draw_qkv, hook_shape
+from interp.positions import Frame, check_tokens
 from interp.weights import Weights
 
 if TYPE_CHECKING:
@@ -39,18 +41,16 @@ class PostNormBlock(nn.Module):
         self.attn = Attention(config, layer, causal=False)
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint()
-        self.ln1 = LayerNorm(config)
+        self.ln1 = Norm(config)
         self.mlp = MLP(config)
         self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
-        self.ln2 = LayerNorm(config)
+        self.ln2 = Norm(config)
         self.hook_normalized_resid_post = HookPoint()
 
-    def forward(
-        self, x: Float[Tensor, "batch pos d_model"], mask: Tensor | None = None
-    ) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Float[Tensor, "batch pos d_model"], frame: Frame) -> Float[Tensor, "batch pos d_model"]:
         x = self.hook_resid_pre(x)
-        x = self.ln1(self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, mask))))
+        x = self.ln1(self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, frame))))
         x = self.ln2(self.hook_resid_post(x + self.hook_mlp_out(self.mlp(x))))
         return self.hook_normalized_resid_post(x)
 
@@ -76,7 +76,7 @@ class TokenEmbedding(nn.Module):
         self.W_pos = nn.Parameter(torch.empty(config.n_ctx, config.d_model))
         self.W_type = nn.Parameter(torch.empty(config.n_types, config.d_model))
         self.hook_embed, self.hook_pos_embed, self.hook_token_type_embed = HookPoint(), HookPoint(), HookPoint()
-        self.ln = LayerNorm(config)
+        self.ln = Norm(config)
 
     def forward(self, tokens: Int[Tensor, "batch pos"], types: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
         check_tokens(tokens, self.config.n_ctx, self.config.d_vocab)
@@ -128,7 +128,7 @@ class MaskedLanguageHead(nn.Module):
         self.b = nn.Parameter(torch.empty(config.d_model))
         self.act = ACTIVATIONS[config.act_fn]
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()
-        self.ln = LayerNorm(config)
+        self.ln = Norm(config)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return self.ln(self.hook_post(self.act(self.hook_pre(affine(x, self.W, self.b)))))  # type: ignore[no-any-return]
@@ -150,7 +150,7 @@ class HookedEncoder(HookedModule, Weights):
             PostNormBlock(config, layer) if config.post_norm else Block(config, layer, causal=False)
             for layer in range(config.n_layers)
         )
-        self.ln_final = None if config.post_norm else LayerNorm(config)
+        self.ln_final = None if config.post_norm else Norm(config)
         self.head = MaskedLanguageHead(config) if config.head == "masked-language" else None
         outputs = {"masked-language": config.d_vocab, "classifier": config.n_classes, None: 0}[config.head]
         self.unembed = nn.Parameter(torch.empty(outputs, config.d_model)) if config.head == "classifier" else None
@@ -170,6 +170,10 @@ class HookedEncoder(HookedModule, Weights):
         for name, parameter in self.named_parameters():
             if name.endswith(".w"):
                 nn.init.ones_(parameter)
+            elif name.endswith("W_Q_flat"):
+                draw_qkv(self, name, partial(nn.init.normal_, std=self.config.init_std))
+            elif name.endswith(("W_K_flat", "W_V_flat")):
+                continue
             elif parameter.ndim > 1 or name.endswith("class_token"):
                 nn.init.normal_(parameter, std=self.config.init_std)
             else:
@@ -194,9 +198,9 @@ class HookedEncoder(HookedModule, Weights):
         """
         inputs = self.to_tokens(inputs) if isinstance(inputs, str) else inputs
         x: Tensor = self.embed(inputs) if self.config.over_patches else self.embed(inputs, token_types)
-        mask = padding_mask(attention_mask, x.shape[:2])
+        frame = Frame({None: padding_mask(attention_mask, x.shape[:2])})
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, frame)
         x = x if self.ln_final is None else self.ln_final(x)
         if self.config.head is not None:
             x = self.unembedded(x[:, 0] if self.head is None else self.head(x))
@@ -225,13 +229,11 @@ class HookedEncoder(HookedModule, Weights):
         return hook_shape(self.config, name, batch, pos, pos)
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | Path, *, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32
-    ) -> "HookedEncoder":
-        """A BERT or ViT from a directory in Hugging Face layout, or a hub id. See `interp.encoder_loading`."""
-        from interp.encoder_loading import load_encoder
+    def from_pretrained(cls, source: str | Path, **options: Any) -> "HookedEncoder":
+        """A trained BERT or ViT from a directory or a hub id. Options: see `interp.loading.load`."""
+        from interp.loading import load_as
 
-        return load_encoder(source, device=device, dtype=dtype)
+        return load_as(cls, source, **options)
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config, weights and tokenizer in the layout that `transformers` loads."""

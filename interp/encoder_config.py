@@ -4,48 +4,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from interp.config import complete
+from interp.config import ACTIVATION_NAMES, Activation, BlockShape
 from interp.errors import InputError, LoadError
+from interp.layouts import expect, incomplete
 
-AnyActivation = Literal["gelu_new", "gelu", "relu", "swish"]
 Head = Literal["masked-language", "classifier"]
-
-_ACTIVATIONS: dict[str, AnyActivation] = {
-    "gelu_new": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_fast": "gelu_new",
-    "gelu": "gelu",
-    "relu": "relu",
-    "swish": "swish",
-    "silu": "swish",
-}
-
-
-def _check_activation(act_fn: str) -> None:
-    if act_fn not in _ACTIVATIONS.values():
-        raise InputError(f"config: act_fn = {act_fn!r}", "expected 'gelu_new', 'gelu', 'relu' or 'swish'")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderDecoderConfig:
+class EncoderDecoderConfig(BlockShape):
     """The original Transformer (Vaswani et al. 2017) as Marian builds it: sinusoidal positions, a layer norm after each
     sum, one embedding for source, target and logits."""
 
     n_encoder_layers: int
     n_decoder_layers: int
-    n_heads: int
-    d_model: int
     n_ctx: int
     """Longest source and longest target, in tokens."""
     d_vocab: int
-    d_head: int = 0
-    """Width of one head; 0 means d_model / n_heads."""
-    d_mlp: int = 0
-    """Width of the MLP's hidden layer; 0 means 4 d_model."""
-    act_fn: AnyActivation = "relu"
-    """`relu` as in the paper, `swish` in Marian, `gelu` (exact) or `gelu_new` (tanh approximation)."""
-    eps: float = 1e-5
-    """Added to the variance in layer norm."""
+    act_fn: Activation = "relu"
+    """`relu` as in the paper, `silu` in Marian."""
     scale_embedding: bool = True
     """Whether embeddings are multiplied by the square root of d_model before positions are added."""
     pad_token: int = 0
@@ -66,37 +43,24 @@ class EncoderDecoderConfig:
     """Whether beam search scores with log-probabilities normalised again after tokens have been forbidden."""
 
     def __post_init__(self) -> None:
-        complete(self, ("n_encoder_layers", "n_decoder_layers", "n_heads", "d_model", "n_ctx", "d_vocab", "num_beams"))
-        _check_activation(self.act_fn)
+        self.complete(("n_encoder_layers", "n_decoder_layers", "n_heads", "d_model", "n_ctx", "d_vocab", "num_beams"))
         for name in ("pad_token", "start_token", "end_token"):
             if not 0 <= getattr(self, name) < self.d_vocab:
                 raise InputError(f"config: {name} = {getattr(self, name)}", f"expected 0 to {self.d_vocab - 1}")
 
-    @property
-    def bias(self) -> bool:
-        """Linear layers always have biases."""
-        return True
-
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(BlockShape):
     """An encoder over tokens (BERT: learned positions, token types, a layer norm after each sum) or over the patches of
     an image (ViT: a class token in front, a layer norm before each part and after the last)."""
 
     n_layers: int
-    n_heads: int
-    d_model: int
     n_ctx: int = 0
     """Longest sequence, in tokens; for images the number of patches and one more, filled in."""
     d_vocab: int = 0
     """Tokens; 0 for an encoder over patches."""
-    d_head: int = 0
-    """Width of one head; 0 means d_model / n_heads."""
-    d_mlp: int = 0
-    """Width of the MLP's hidden layer; 0 means 4 d_model."""
-    act_fn: AnyActivation = "gelu"
+    act_fn: Activation = "gelu"
     eps: float = 1e-12
-    """Added to the variance in layer norm."""
     post_norm: bool = True
     """Whether layer norms follow each sum (BERT), rather than precede each part (ViT)."""
     n_types: int = 2
@@ -121,19 +85,13 @@ class EncoderConfig:
                     f"config: image {self.image_size}, patch {self.patch_size}", "expected smaller patches"
                 )
             object.__setattr__(self, "n_ctx", rows * columns + 1)
-        complete(self, ("n_layers", "n_heads", "d_model", "n_ctx", *([] if self.over_patches else ["d_vocab"])))
-        _check_activation(self.act_fn)
+        self.complete(("n_layers", "n_heads", "d_model", "n_ctx", *([] if self.over_patches else ["d_vocab"])))
         if self.head == "classifier" and self.n_classes < 1:
             raise InputError(f"config: n_classes = {self.n_classes}", "expected a whole number of at least 1")
         if self.head is not None and (self.head == "classifier") != self.over_patches:
             raise InputError(
                 f"config: head = {self.head!r}", "expected 'masked-language' over tokens or 'classifier' over patches"
             )
-
-    @property
-    def bias(self) -> bool:
-        """Linear layers always have biases."""
-        return True
 
     @property
     def over_patches(self) -> bool:
@@ -146,16 +104,10 @@ class EncoderConfig:
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
 
-def _activation(name: str, key: str, where: str) -> AnyActivation:
-    if name not in _ACTIVATIONS:
-        raise LoadError(f"{where}: {key} = {name!r}", f"expected one of {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
-
-
-def _expect(data: Mapping[str, Any], where: str, usual: Mapping[str, Any]) -> None:
-    for key, value in usual.items():
-        if data.get(key, value) != value:
-            raise LoadError(f"{where}: {key} = {data[key]!r}", f"expected {value!r}; other values are not supported")
+def _activation(name: str, key: str, where: str) -> Activation:
+    if name not in ACTIVATION_NAMES:
+        raise LoadError(f"{where}: {key} = {name!r}", f"expected one of {', '.join(ACTIVATION_NAMES)}")
+    return ACTIVATION_NAMES[name]
 
 
 def encoder_decoder_from_hf(data: Mapping[str, Any], generation: Mapping[str, Any], where: str) -> EncoderDecoderConfig:
@@ -163,7 +115,7 @@ def encoder_decoder_from_hf(data: Mapping[str, Any], generation: Mapping[str, An
 
     Raises LoadError for an option that would change the function and is not supported.
     """
-    _expect(
+    expect(
         data,
         where,
         {
@@ -176,7 +128,7 @@ def encoder_decoder_from_hf(data: Mapping[str, Any], generation: Mapping[str, An
         },
     )
     try:
-        _expect(
+        expect(
             data,
             where,
             {
@@ -211,7 +163,7 @@ def encoder_decoder_from_hf(data: Mapping[str, Any], generation: Mapping[str, An
             renormalize=bool(told.get("renormalize_logits")),
         )
     except (KeyError, TypeError) as error:
-        raise _wrong(error, where, "Marian") from None
+        raise incomplete(error, where, "Marian") from None
 
 
 def encoder_decoder_to_hf(config: EncoderDecoderConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -261,7 +213,7 @@ def encoder_decoder_to_hf(config: EncoderDecoderConfig) -> tuple[dict[str, Any],
 
 def bert_from_hf(data: Mapping[str, Any], where: str, *, head: Head | None) -> EncoderConfig:
     """The config in a BERT `config.json`; `head` is what the weights say. Raises LoadError as above."""
-    _expect(
+    expect(
         data,
         where,
         {
@@ -286,7 +238,7 @@ def bert_from_hf(data: Mapping[str, Any], where: str, *, head: Head | None) -> E
             init_std=data.get("initializer_range", 0.02),
         )
     except (KeyError, TypeError) as error:
-        raise _wrong(error, where, "BERT") from None
+        raise incomplete(error, where, "BERT") from None
 
 
 def vit_from_hf(data: Mapping[str, Any], where: str, *, n_classes: int) -> EncoderConfig:
@@ -309,7 +261,7 @@ def vit_from_hf(data: Mapping[str, Any], where: str, *, n_classes: int) -> Encod
             init_std=data.get("initializer_range", 0.02),
         )
     except (KeyError, TypeError) as error:
-        raise _wrong(error, where, "ViT") from None
+        raise incomplete(error, where, "ViT") from None
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -326,7 +278,7 @@ def encoder_to_hf(config: EncoderConfig) -> dict[str, Any]:
         "num_attention_heads": config.n_heads,
         "hidden_size": config.d_model,
         "intermediate_size": config.d_mlp,
-        "hidden_act": config.act_fn.replace("swish", "silu"),
+        "hidden_act": config.act_fn,
         "layer_norm_eps": config.eps,
         "initializer_range": config.init_std,
         "hidden_dropout_prob": 0.0,
@@ -351,8 +303,3 @@ def encoder_to_hf(config: EncoderConfig) -> dict[str, Any]:
         "tie_word_embeddings": True,
         **common,
     }
-
-
-def _wrong(error: Exception, where: str, kind: str) -> LoadError:
-    what = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-    return LoadError(f"{where}: {what}", f"expected a {kind} config.json")

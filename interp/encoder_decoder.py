@@ -10,6 +10,7 @@ cross-attention patterns [batch head query key] with target positions as queries
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ from interp.encoder import PostNormBlock, described, padding_mask, xavier_
 from interp.encoder_config import EncoderDecoderConfig
 from interp.errors import InputError
 from interp.hooks import HookedModule, HookPoint
-from interp.linear import affine, linear
-from interp.model import MLP, Attention, KVCache, LayerNorm, causal_mask, check_tokens, hook_shape
+from interp.linear import linear
+from interp.parts import MLP, Attention, Norm, draw_qkv, hook_shape
+from interp.positions import Frame, KVCache, attention_mask_of, check_tokens
 
 if TYPE_CHECKING:
     from interp.text_pairs import PairTokenizer
@@ -60,16 +62,11 @@ class CrossAttention(Attention):
         past: KVCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """`mask` [batch 1 1 source_pos] is True at tokens. Keys and values are computed once, then kept in `past`."""
-        width = self.n_heads * self.d_head
-        bias_q, bias_kv = (None, None) if self.b_QKV is None else (self.b_QKV[:width], self.b_QKV[width:])
-        q = affine(x, self.W_QKV[:, :width], bias_q).unflatten(-1, (self.n_heads, self.d_head))
-        q = self.hook_q(q)
+        q = self.hook_q(self.project_q(x))
         if past is not None and self.layer in past.layers:
             k, v = past.layers[self.layer]
         else:
-            kv = affine(memory, self.W_QKV[:, width:], bias_kv)
-            k, v = kv.unflatten(-1, (2, self.n_heads, self.d_head)).unbind(-3)
-            k, v = self.hook_k(k), self.hook_v(v)
+            k, v = self.hook_k(self.project_k(memory)), self.hook_v(self.project_v(memory))
             if past is not None:
                 past.append(self.layer, k, v)
         return self.written(q, k, v, mask)
@@ -87,28 +84,28 @@ class DecoderBlock(nn.Module):
         self.attn = Attention(config, layer)
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint()
-        self.ln1 = LayerNorm(config)
+        self.ln1 = Norm(config)
         self.cross_attn = CrossAttention(config, layer)
         self.hook_cross_attn_out = HookPoint()
         self.hook_resid_mid_cross = HookPoint()
-        self.ln2 = LayerNorm(config)
+        self.ln2 = Norm(config)
         self.mlp = MLP(config)
         self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
-        self.ln3 = LayerNorm(config)
+        self.ln3 = Norm(config)
         self.hook_normalized_resid_post = HookPoint()
 
     def forward(
         self,
         x: Float[Tensor, "batch pos d_model"],
         memory: Float[Tensor, "batch source_pos d_model"],
-        mask: Tensor | None = None,
+        frame: Frame,
         source_mask: Tensor | None = None,
         past: PairCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         own, other = (None, None) if past is None else (past.target, past.source)
         x = self.hook_resid_pre(x)
-        x = self.ln1(self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, mask, own))))
+        x = self.ln1(self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, frame, own))))
         read = self.hook_cross_attn_out(self.cross_attn(x, memory, source_mask, other))
         x = self.ln2(self.hook_resid_mid_cross(x + read))
         x = self.ln3(self.hook_resid_post(x + self.hook_mlp_out(self.mlp(x))))
@@ -158,8 +155,10 @@ class HookedEncoderDecoder(HookedModule):
                 nn.init.ones_(parameter)
             elif parameter.ndim == 1:
                 nn.init.zeros_(parameter)
-            else:
-                xavier_(parameter, parameter.shape[1] // (3 if name.endswith("W_QKV") else 1))
+            elif name.endswith("W_Q_flat"):
+                draw_qkv(self, name, partial(xavier_, fan_out=parameter.shape[1]))
+            elif not name.endswith(("W_K_flat", "W_V_flat")):
+                xavier_(parameter, parameter.shape[1])
 
     def forward(
         self,
@@ -190,9 +189,9 @@ class HookedEncoderDecoder(HookedModule):
         self.context.start = 0
         embedded = self.hook_source_embed(self._embedded(source))
         x = embedded + self.hook_source_pos_embed(self.W_pos[: source.shape[1]].expand_as(embedded))
-        mask = padding_mask(source_mask, source.shape)
+        frame = Frame({None: padding_mask(source_mask, source.shape)})
         for block in self.encoder:
-            x = block(x, mask)
+            x = block(x, frame)
         return self.hook_memory(x)
 
     def decode(
@@ -212,10 +211,10 @@ class HookedEncoderDecoder(HookedModule):
         self.context.start = start
         embedded = self.hook_embed(self._embedded(target))
         x = embedded + self.hook_pos_embed(self.W_pos[start : start + target.shape[1]].expand_as(embedded))
-        mask, _ = causal_mask(target, target_mask, None if past is None else past.target, start)
+        mask, _ = attention_mask_of(target, target_mask, None if past is None else past.target, start)
         across = padding_mask(source_mask, memory.shape[:2])
         for block in self.decoder:
-            x = block(x, memory, mask, across, past)
+            x = block(x, memory, Frame({None: mask}), across, past)
         return self.unembedded(x)
 
     def _embedded(self, tokens: Tensor) -> Tensor:
@@ -248,13 +247,11 @@ class HookedEncoderDecoder(HookedModule):
     # Text in and out, translation, loading and saving: the work is in the file of that subject.
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | Path, *, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32
-    ) -> "HookedEncoderDecoder":
-        """A Marian model from a directory in Hugging Face layout, or a hub id. See `interp.encoder_loading`."""
-        from interp.encoder_loading import load_encoder_decoder
+    def from_pretrained(cls, source: str | Path, **options: Any) -> "HookedEncoderDecoder":
+        """A trained Marian model from a directory or a hub id. Options: see `interp.loading.load`."""
+        from interp.loading import load_as
 
-        return load_encoder_decoder(source, device=device, dtype=dtype)
+        return load_as(cls, source, **options)
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config, weights and tokenizer in the layout that `transformers` loads."""

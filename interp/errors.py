@@ -18,6 +18,10 @@ class InputError(InterpError, ValueError):
     """A value that cannot be used: a wrong shape, an empty text, an unknown option."""
 
 
+class NotApplicable(InputError):
+    """An analysis asked of a model that lacks the part that it is about."""
+
+
 class HookNameError(InterpError, KeyError):
     """A hook name, pattern or cache key that matches nothing; the message lists the nearest names."""
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -421,11 +420,9 @@ def _write(temporary: Path, final: Path, data: bytes) -> str:
 
 def run_to(model: HookedGPT, ids: Tensor, names: Sequence[str]) -> None:
     """The forward pass as far as the last of these hook points; the logits are not computed."""
-    residual, mask = model.embed(ids)
     final = any(name.startswith("ln_final.") for name in names)
-    depth = model.config.n_layers if final else max((_layer(name) + 1 for name in names), default=0)
-    for block in islice(model.blocks, depth):
-        residual = block(residual, mask)
+    last = None if final else max((_layer(name) for name in names), default=-1)
+    residual = model.run_to(ids, last)
     if final:
         model.ln_final(residual)
 

@@ -8,7 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError, check_seed
-from interp.model import HookedGPT, KVCache
+from interp.linear import wide
+from interp.model import HookedGPT
+from interp.positions import KVCache
 
 
 def sampling_distribution(
@@ -37,7 +39,7 @@ def sampling_distribution(
             f"temperature = {temperature}, top_k = {top_k}, top_p = {top_p}",
             "expected a finite temperature >= 0, top_k >= 1, 0 < top_p <= 1",
         )
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = wide(logits)
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     logits = logits / temperature
@@ -111,7 +113,7 @@ def generate(
         seed: of the random draws; the same seed gives the same tokens.
         use_cache: keep keys and values of earlier positions; the tokens are the same either way.
         attention_mask: [batch pos], 0 for padding on the left.
-        stop_at_end: stop when every sequence has produced the end-of-text token; finished ones are filled with it.
+        stop_at_end: stop when every sequence has produced an end token of the tokenizer's; finished ones are filled up.
 
     Raises InputError when text and new tokens together exceed the model's context, or for a seed out of range.
     """
@@ -123,15 +125,18 @@ def generate(
             f"{tokens.shape[1]} tokens and {max_new_tokens} new ones",
             f"expected 0 to {max(room, 0)} new tokens: the model's context is {model.config.n_ctx}",
         )
-    end = model.tokenizer.bos if stop_at_end and model.tokenizer is not None else None
+    if not model.config.causal:
+        raise InputError("generation by a model whose positions see later ones", "expected causal attention")
+    ends = sorted(model.tokenizer.ends) if stop_at_end and model.tokenizer is not None else []
+    stops = torch.tensor(ends, device=tokens.device)
     ended = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
     new = []
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "use_cache": use_cache}
     for chosen, _ in steps(model, tokens, max_new_tokens=max_new_tokens, attention_mask=attention_mask, **options):  # type: ignore[arg-type]
-        if end is not None:
-            chosen = chosen.masked_fill(ended, end)
-            ended |= chosen == end
+        if ends:
+            chosen = chosen.masked_fill(ended, ends[0])
+            ended |= torch.isin(chosen, stops)
         new.append(chosen)
-        if end is not None and bool(ended.all()):
+        if ends and bool(ended.all()):
             break
     return torch.cat([tokens, *(column[:, None] for column in new)], dim=1)

@@ -29,8 +29,6 @@ class SupportsHooks(Protocol):
     def hooks(self) -> list[HookPair]: ...
 
 
-SHARED = ("hook_q", "hook_k", "hook_v")
-"""Parts of one product: keeping one of them as a view would keep the other two alive."""
 HookSpec: TypeAlias = HookPair | SupportsHooks
 
 
@@ -217,11 +215,10 @@ class HookedModule(nn.Module):
         kept: dict[str, Tensor] = {}
 
         def keep(x: Tensor, hook: HookPoint) -> None:
-            x = select_positions(x.detach() if detach else x, hook.name, pos).to(device=device, dtype=dtype)
-            kept[hook.name] = x.clone() if alone and hook.name.endswith(SHARED) else x
+            x = select_positions(x.detach() if detach else x, hook.name, pos)
+            kept[hook.name] = x.to(device=device, dtype=dtype)
 
         chosen = self.match(self.cached_by_default if names is None else names)
-        alone = not all(any(name.endswith(part) for name in chosen) for part in SHARED)
         with self.hooks([(chosen, keep)], reads_only=True):
             logits = self(*inputs, **options)
         return logits, ActivationCache(kept, self.stack_sizes)

@@ -45,7 +45,14 @@ def nanogpt_weights(config: GPTConfig) -> HookedGPT:
         if model.unembed is not None:
             model.unembed.copy_(head.weight)
         for block, layer in zip(model.blocks, layers, strict=True):
-            ours = (block.attn.W_QKV, block.attn.W_O_flat, block.mlp.W_in, block.mlp.W_out)
-            for parameter, linear in zip(ours, layer, strict=True):
+            parts = torch.split(layer[0].weight.T, width, dim=1)
+            assert block.mlp is not None  # nanoGPT's shape
+            for parameter, part in zip(
+                (block.attn.W_Q_flat, block.attn.W_K_flat, block.attn.W_V_flat), parts, strict=True
+            ):
+                parameter.copy_(part)
+            for parameter, linear in zip(
+                (block.attn.W_O_flat, block.mlp.W_in, block.mlp.W_out), layer[1:], strict=True
+            ):
                 parameter.copy_(linear.weight.T)
     return model

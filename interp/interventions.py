@@ -6,20 +6,22 @@ They are hooks (`with model.hooks([ablate_head(3, 1)]):`), they work in generati
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
 from interp.hooks import HookPair, HookPoint
+from interp.linear import wide_dtype
 
 Index: TypeAlias = int | Sequence[int] | None
 """One place on an axis, several, or (None) all of them; negative counts from the end."""
 
 PATTERN = ("hook_pattern", "hook_attn_scores")
-PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
+PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_z", "hook_result")
 
 
 def axes(name: str) -> tuple[int, int | None]:
@@ -30,8 +32,11 @@ def axes(name: str) -> tuple[int, int | None]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Place:
-    """Where: a hook point, and on it some heads, positions and last-axis units. None means all."""
+class Intervention:
+    """Where and what: a hook point, on it some heads, positions and last-axis units (None means all), and a value.
+
+    A kind of intervention says what it does once, in `change`; hooks, generation and sweeps find the place and call it.
+    """
 
     name: str
     """Full name of the hook point."""
@@ -39,6 +44,19 @@ class _Place:
     pos: Index = None
     unit: Index = None
     """Coordinates of the last axis: neurons at mlp hooks, residual dimensions, keys of a pattern."""
+    value: float | Tensor = 0.0
+    """A number, or a tensor that broadcasts to the activation (or is longer on the position axis)."""
+
+    reads_old: ClassVar[bool] = True
+    """Whether the new activation depends on the old one; if not, nothing upstream of a whole replacement matters."""
+
+    def change(self, x: Tensor, value: Tensor) -> Tensor:
+        """The new activation, from the old one and this intervention's value there."""
+        raise TypeError(f"{type(self).__name__} does not say what to change")
+
+    def parameters(self) -> tuple[object, ...]:
+        """What, beside place and value, decides the change: numbers and tensors."""
+        return ()
 
     def hooks(self) -> list[HookPair]:
         return [(self.name, self._apply)]
@@ -57,7 +75,33 @@ class _Place:
 
         Raises InputError for a place that is not there.
         """
-        raise TypeError(f"{type(self).__name__} does not say what to change")
+        mask = self.mask(x, start, growing=growing)
+        value, rows = self._aligned(x, start, growing=growing)
+        if rows == 0:
+            return x
+        axis = axes(self.name)[0]
+        changed = self.change(x.narrow(axis, 0, rows), value)
+        if rows < x.shape[axis]:
+            changed = torch.cat([changed, x.narrow(axis, rows, x.shape[axis] - rows)], axis)
+        return torch.where(mask, changed, x)
+
+    def _aligned(self, x: Tensor, start: int, *, growing: bool) -> tuple[Tensor, int]:
+        """The value for the rows of x, and to how many of them it applies: it may be shorter than a text that grows."""
+        axis = axes(self.name)[0]
+        rows = x.shape[axis]
+        if not isinstance(self.value, Tensor):
+            return x.new_full((), self.value), rows
+        value = self.value.to(x)
+        value = value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
+        if self.name.endswith(PATTERN) and growing and value.shape[-1] < x.shape[-1]:
+            value = F.pad(value, (0, x.shape[-1] - value.shape[-1]))  # keys that came later get no attention
+        if value.shape[axis] > 1:
+            if start == 0 and value.shape[axis] < rows:  # generation without a cache: the text has grown
+                return value, value.shape[axis]
+            if start >= value.shape[axis]:
+                return value, 0
+            value = value.narrow(axis, start, rows)
+        return value, rows
 
     def mask(self, x: Tensor, start: int = 0, *, growing: bool = False) -> Tensor:
         """Booleans that broadcast to x, True where the change applies."""
@@ -91,41 +135,47 @@ def _flags(index: int | Sequence[int], before: int, size: int, ahead: bool, name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Replace(_Place):
+class Replace(Intervention):
     """Put a value there: 0.0 ablates; an activation of another run patches."""
 
-    value: float | Tensor = 0.0
-    """A number, or a tensor that broadcasts to the activation (or is longer on the position axis)."""
+    reads_old: ClassVar[bool] = False
 
-    def edit(self, x: Tensor, start: int = 0, *, growing: bool = False) -> Tensor:
-        mask = self.mask(x, start, growing=growing)
-        if not isinstance(self.value, Tensor):
-            return x.masked_fill(mask, self.value)
-        value = self.value.to(x)
-        value = value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
-        axis = axes(self.name)[0]
-        if self.name.endswith(PATTERN) and growing and value.shape[-1] < x.shape[-1]:
-            value = F.pad(value, (0, x.shape[-1] - value.shape[-1]))  # keys that came later get no attention
-        if value.shape[axis] > 1:
-            if start == 0 and value.shape[axis] < x.shape[axis]:  # generation without a cache: the text has grown
-                value = value.expand([-1 if a == axis else size for a, size in enumerate(x.shape)])
-                value = torch.cat([value, x.narrow(axis, value.shape[axis], x.shape[axis] - value.shape[axis])], axis)
-            elif start >= value.shape[axis]:
-                return x
-            value = value.narrow(axis, start, x.shape[axis])
-        return torch.where(mask, value, x)
+    def change(self, x: Tensor, value: Tensor) -> Tensor:
+        return value.expand_as(x)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Add(_Place):
+class Add(Intervention):
     """Add a vector there: steering."""
 
-    value: Tensor
-    """A tensor that broadcasts to the activation, such as [d_model]."""
+    value: float | Tensor
     scale: float = 1.0
 
-    def edit(self, x: Tensor, start: int = 0, *, growing: bool = False) -> Tensor:
-        return torch.where(self.mask(x, start, growing=growing), x + self.scale * self.value.to(x), x)
+    def change(self, x: Tensor, value: Tensor) -> Tensor:
+        return x + self.scale * value
+
+    def parameters(self) -> tuple[object, ...]:
+        return (self.scale,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Affine(Intervention):
+    """x becomes factor x + (x left) right + value: scaling, projecting, erasing a subspace."""
+
+    factor: float = 1.0
+    left: Tensor | None = None
+    """[width rank] of the activation's last axis; None for no such term."""
+    right: Tensor | None = None
+    """[rank width]"""
+
+    def change(self, x: Tensor, value: Tensor) -> Tensor:
+        changed = x if self.factor == 1.0 else self.factor * x
+        if self.left is not None and self.right is not None:
+            changed = changed + (x @ self.left.to(x)) @ self.right.to(x)
+        return changed + value
+
+    def parameters(self) -> tuple[object, ...]:
+        return (self.factor, self.left, self.right)
 
 
 # A translation model has two stacks, "encoder" and "decoder", and in the decoder a second attention, "cross_attn".
@@ -171,6 +221,29 @@ def patch(name: str, source: Mapping[str, Tensor], *, head: Index = None, pos: I
 def steer(layer: int, vector: Tensor, scale: float = 1.0, *, pos: Index = None, stack: str = "blocks") -> Add:
     """Add a vector [d_model] to the residual stream that enters a block."""
     return Add(name=f"{stack}.{layer}.hook_resid_pre", value=vector, scale=scale, pos=pos)
+
+
+def scale(name: str, factor: float, *, head: Index = None, pos: Index = None, unit: Index = None) -> Affine:
+    """Multiply an activation by a number."""
+    return Affine(name=name, factor=factor, head=head, pos=pos, unit=unit)
+
+
+def project_out(name: str, directions: Float[Tensor, "rank width"], *, head: Index = None, pos: Index = None) -> Affine:
+    """Take the span of some directions out of an activation, so that what is left is orthogonal to all of them."""
+    basis = torch.linalg.qr(directions.to(wide_dtype(directions.dtype)).T).Q
+    return Affine(name=name, left=-basis, right=basis.T, head=head, pos=pos)
+
+
+def erase(
+    name: str,
+    left: Float[Tensor, "width rank"],
+    right: Float[Tensor, "rank width"],
+    mean: Float[Tensor, " width"],
+    *,
+    pos: Index = None,
+) -> Affine:
+    """x - (x - mean) left right: LEACE (Belrose et al. 2023, theorem 4.3), or another projection, from its factors."""
+    return Affine(name=name, left=-left, right=right, value=(mean @ left) @ right, pos=pos)
 
 
 def freeze(names: Iterable[str], source: Mapping[str, Tensor]) -> list[Replace]:

@@ -1,205 +1,34 @@
-"""GPT-2 with a name on every intermediate result. The whole model, top to bottom.
+"""A decoder with a name on every intermediate result, wired by its config. The whole model, top to bottom.
 
-Shapes: tokens [batch pos], residual stream [batch pos d_model], q k v z [batch pos head d_head],
-scores and pattern [batch head query key], MLP hidden [batch pos d_mlp], logits [batch pos d_vocab].
+Shapes: tokens [batch pos], residual stream [batch pos d_model], logits [batch pos d_vocab_out]; inside the parts see
+`interp.parts`.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.config import BlockShape, GPTConfig
+from interp.config import GPTConfig
 from interp.errors import InputError
 from interp.hooks import HookedModule, HookPoint, NameSpec
-from interp.linear import ACTIVATIONS, affine, linear
+from interp.linear import linear
+from interp.parts import AttentionBlock, Block, ParallelBlock, draw_qkv, hook_shape, norm_of
+from interp.positions import Frame, KVCache, Rotary, attention_mask_of, banded, check_tokens
 from interp.weights import Weights
 
 if TYPE_CHECKING:
     from interp.tokenizer import Tokenizer
 
 
-class KVCache:
-    """Keys and values of earlier positions, per layer [batch pos head d_head], and which of them are padding."""
-
-    def __init__(self) -> None:
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.mask: Tensor | None = None  # [batch pos], True where a real token is
-
-    @property
-    def length(self) -> int:
-        return self.layers[0][0].shape[1] if self.layers else 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if layer in self.layers:
-            old_k, old_v = self.layers[layer]
-            k, v = torch.cat([old_k, k], dim=1), torch.cat([old_v, v], dim=1)
-        self.layers[layer] = (k, v)
-        return k, v
-
-
-class LayerNorm(nn.Module):
-    """Layer norm with gain and bias. `hook_normalized` is the value before gain and bias.
-
-    Scale and normalised value are computed apart only when somebody listens to them.
-    """
-
-    def __init__(self, config: BlockShape) -> None:
-        super().__init__()
-        self.eps = config.eps
-        self.w = nn.Parameter(torch.ones(config.d_model))
-        self.b = nn.Parameter(torch.zeros(config.d_model))
-        self.hook_scale = HookPoint()
-        self.hook_normalized = HookPoint()
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        if not (self.hook_scale.active or self.hook_normalized.active):
-            return F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        centred = wide - wide.mean(-1, keepdim=True)
-        scale = self.hook_scale((centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt().to(x.dtype))
-        return self.hook_normalized((centred / scale).to(x.dtype)) * self.w + self.b
-
-
-class Attention(nn.Module):
-    """Self-attention. Q, K and V are one matrix, as in GPT-2; `W_Q` and the others are views of it.
-
-    Who may be seen: causal, itself and all before; with a `window` w, itself and the w - 1 positions before (locally
-    banded); not causal, everybody.
-    """
-
-    def __init__(self, config: BlockShape, layer: int, *, causal: bool = True, window: int | None = None) -> None:
-        super().__init__()
-        self.layer, self.n_heads, self.d_head = layer, config.n_heads, config.d_head
-        self.causal, self.window = causal, window
-        width = config.n_heads * config.d_head
-        self.W_QKV = nn.Parameter(torch.empty(config.d_model, 3 * width))
-        self.b_QKV = nn.Parameter(torch.empty(3 * width)) if config.bias else None
-        self.W_O_flat = nn.Parameter(torch.empty(width, config.d_model))
-        self.b_O = nn.Parameter(torch.empty(config.d_model)) if config.bias else None
-        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
-        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
-        self.hook_z, self.hook_result = HookPoint(), HookPoint()
-
-    def forward(
-        self, x: Float[Tensor, "batch pos d_model"], mask: Tensor | None = None, past: KVCache | None = None
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """`mask` [batch 1 query key] is True where attention is allowed; None means wherever its kind allows."""
-        qkv = affine(x, self.W_QKV, self.b_QKV)
-        q, k, v = torch.unflatten(qkv, -1, (3, self.n_heads, self.d_head)).unbind(-3)
-        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
-        if past is not None:
-            k, v = past.append(self.layer, k, v)
-        if self.window is not None and self.window < k.shape[1]:
-            mask = banded(mask, self.window, q.shape[1], k.shape[1], k.device)
-        return self.written(q, k, v, mask)
-
-    def written(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
-        """What the heads together write to the residual stream."""
-        z = self.hook_z(self.mix(q, k, v, mask))
-        if not self.hook_result.active:
-            return affine(z.flatten(-2), self.W_O_flat, self.b_O)
-        result = self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O))
-        return result.sum(-2) if self.b_O is None else result.sum(-2) + self.b_O
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Float[Tensor, "batch pos head d_head"]:
-        """The values, mixed by each query's pattern: fused, unless somebody wants to see scores or pattern."""
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if not (self.hook_attn_scores.active or self.hook_pattern.active):
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
-            return mixed.transpose(1, 2)
-        if mask is None and self.causal:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        scores = (q @ k.transpose(-1, -2)) / math.sqrt(self.d_head)
-        scores = self.hook_attn_scores(scores if mask is None else scores.masked_fill(~mask, -torch.inf))
-        return (self.hook_pattern(scores.softmax(-1)) @ v).transpose(1, 2)
-
-    @property
-    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
-        return self._head_weights(0)
-
-    @property
-    def W_K(self) -> Float[Tensor, "head d_model d_head"]:
-        return self._head_weights(1)
-
-    @property
-    def W_V(self) -> Float[Tensor, "head d_model d_head"]:
-        return self._head_weights(2)
-
-    def _head_weights(self, part: int) -> Tensor:
-        return torch.unflatten(self.W_QKV, -1, (3, self.n_heads, self.d_head))[:, part].transpose(0, 1)
-
-    @property
-    def b_Q(self) -> Float[Tensor, "head d_head"]:
-        return self._head_bias(0)
-
-    @property
-    def b_K(self) -> Float[Tensor, "head d_head"]:
-        return self._head_bias(1)
-
-    @property
-    def b_V(self) -> Float[Tensor, "head d_head"]:
-        return self._head_bias(2)
-
-    def _head_bias(self, part: int) -> Tensor:
-        bias = self.W_QKV.new_zeros(self.W_QKV.shape[1]) if self.b_QKV is None else self.b_QKV
-        return torch.unflatten(bias, -1, (3, self.n_heads, self.d_head))[part]
-
-    @property
-    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        return torch.unflatten(self.W_O_flat, 0, (self.n_heads, self.d_head))
-
-
-class MLP(nn.Module):
-    """Two linear layers with a non-linearity between; acts on each position alone."""
-
-    def __init__(self, config: BlockShape) -> None:
-        super().__init__()
-        self.W_in = nn.Parameter(torch.empty(config.d_model, config.d_mlp))
-        self.b_in = nn.Parameter(torch.empty(config.d_mlp)) if config.bias else None
-        self.W_out = nn.Parameter(torch.empty(config.d_mlp, config.d_model))
-        self.b_out = nn.Parameter(torch.empty(config.d_model)) if config.bias else None
-        self.act_fn, self.act = config.act_fn, ACTIVATIONS[config.act_fn]
-        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        if self.hook_pre.active:
-            post = self.act(self.hook_pre(affine(x, self.W_in, self.b_in)))
-        else:
-            post = affine(x, self.W_in, self.b_in, act=self.act_fn)
-        return affine(self.hook_post(post), self.W_out, self.b_out)
-
-
-class Block(nn.Module):
-    """Attention, then MLP; each reads a normalised copy of the residual stream and adds its output to it."""
-
-    def __init__(self, config: BlockShape, layer: int, *, causal: bool = True, window: int | None = None) -> None:
-        super().__init__()
-        self.hook_resid_pre = HookPoint()
-        self.ln1 = LayerNorm(config)
-        self.attn = Attention(config, layer, causal=causal, window=window)
-        self.hook_attn_out = HookPoint()
-        self.hook_resid_mid = HookPoint()
-        self.ln2 = LayerNorm(config)
-        self.mlp = MLP(config)
-        self.hook_mlp_out = HookPoint()
-        self.hook_resid_post = HookPoint()
-
-    def forward(
-        self, x: Float[Tensor, "batch pos d_model"], mask: Tensor | None = None, past: KVCache | None = None
-    ) -> Float[Tensor, "batch pos d_model"]:
-        x = self.hook_resid_pre(x)
-        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(self.ln1(x), mask, past)))
-        return self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(x))))
-
-
 class HookedGPT(HookedModule, Weights):
-    """A GPT-2-style language model: `HookedGPT(config)` with random weights, `from_pretrained` with trained ones."""
+    """A decoder: `HookedGPT(config)` with random weights, `from_pretrained` with trained ones."""
 
     blocks: Sequence[Block]
 
@@ -209,33 +38,47 @@ class HookedGPT(HookedModule, Weights):
         self.tokenizer = tokenizer
         self.source = "random weights"
         self.weight_files: tuple[Path, ...] = ()
+        self.origin: dict[str, Any] = {}
+        """The `config.json` it was loaded from."""
         self.W_E = nn.Parameter(torch.empty(config.d_vocab, config.d_model))
-        self.W_pos = nn.Parameter(torch.empty(config.n_ctx, config.d_model))
-        self.hook_embed, self.hook_pos_embed = HookPoint(), HookPoint()
+        self.hook_embed = HookPoint()
+        if config.positions == "learned":
+            self.W_pos = nn.Parameter(torch.empty(config.n_ctx, config.d_model))
+            self.hook_pos_embed = HookPoint()
+        kind = AttentionBlock if config.attn_only else ParallelBlock if config.parallel else Block
+        options = {"causal": config.causal, "place": config.norm_place}
         windows = config.windows or (None,) * config.n_layers
-        self.blocks = nn.ModuleList(Block(config, layer, window=w) for layer, w in enumerate(windows))  # type: ignore[assignment]
-        self.ln_final = LayerNorm(config)
-        self.unembed = None if config.tied else nn.Parameter(torch.empty(config.d_vocab, config.d_model))
-        self.b_U = nn.Parameter(torch.zeros(config.d_vocab)) if config.unembed_bias else None
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]
+            kind(config, layer, window=w, rotary=rotary_of(config, w), **options)  # type: ignore[arg-type]
+            for layer, w in enumerate(windows)
+        )
+        self.ln_final = norm_of(config)
+        self.unembed = None if config.tied else nn.Parameter(torch.empty(config.d_vocab_out, config.d_model))
+        self.b_U = nn.Parameter(torch.zeros(config.d_vocab_out)) if config.unembed_bias else None
         self._name_hook_points()
         self._initialise()
         self.eval()
 
     def __repr__(self) -> str:
         c, count = self.config, sum(parameter.numel() for parameter in self.parameters())
+        shared = "" if c.n_kv_heads == c.n_heads else f" over {c.n_kv_heads}"
         return (
-            f"HookedGPT({self.source!r}: {c.n_layers} layers, {c.n_heads} heads, d_model {c.d_model}, n_ctx {c.n_ctx}, "
-            f"d_vocab {c.d_vocab}; {count:,} parameters, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+            f"HookedGPT({self.source!r}: {c.n_layers} layers, {c.n_heads} heads{shared}, d_model {c.d_model}, n_ctx "
+            f"{c.n_ctx}, d_vocab {c.d_vocab}; {count:,} parameters, {str(self.dtype)[6:]} on {self.device})"
         )
 
+    @torch.no_grad()
     def _initialise(self) -> None:
         """GPT-2's initialisation: normal weights, zero biases, residual projections scaled by 1 / sqrt(2 layers)."""
         std = self.config.init_std
         for name, parameter in self.named_parameters():
-            if name.endswith((".b", "b_QKV", "b_O", "b_in", "b_out", "b_U")):
+            last = name.rsplit(".", 1)[-1]
+            if last == "W_Q_flat":
+                draw_qkv(self, name, partial(nn.init.normal_, std=std))
+            elif last.startswith("b"):
                 nn.init.zeros_(parameter)
-            elif not name.endswith(".w"):
-                shrink = math.sqrt(2 * self.config.n_layers) if name.endswith(("W_O_flat", "W_out")) else 1.0
+            elif last not in ("w", "W_K_flat", "W_V_flat"):
+                shrink = math.sqrt(2 * self.config.n_layers) if last in ("W_O_flat", "W_out") else 1.0
                 nn.init.normal_(parameter, std=std / shrink)
 
     def forward(
@@ -244,7 +87,7 @@ class HookedGPT(HookedModule, Weights):
         *,
         attention_mask: Tensor | None = None,
         past: KVCache | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+    ) -> Float[Tensor, "batch pos d_vocab_out"]:
         """Logits for every position.
 
         Args:
@@ -256,26 +99,81 @@ class HookedGPT(HookedModule, Weights):
         for the device) or a sequence longer than the context.
         """
         tokens = self.to_tokens(tokens) if isinstance(tokens, str) else tokens
-        residual, mask = self.embed(tokens, attention_mask, past)
-        for block in self.blocks:
-            residual = block(residual, mask, past)
-        return self.unembedded(self.ln_final(residual))
+        return self.unembedded(self.ln_final(self.run_to(tokens, attention_mask=attention_mask, past=past)))
+
+    def run_to(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        last: int | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        past: KVCache | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that leaves block `last` (None: the last; -1: the embeddings); no later block runs."""
+        residual, frame = self.embed(tokens, attention_mask, past)
+        return self.run_blocks(residual, frame, last=last, past=past)
+
+    def run_blocks(
+        self,
+        residual: Float[Tensor, "batch pos d_model"],
+        frame: Frame,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        past: KVCache | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The stream that enters block `first`, sent through the blocks up to `last`; `frame` is what `embed` gave."""
+        for block in self.blocks[first : None if last is None else last + 1]:
+            residual = block(residual, frame, past)
+        return residual
 
     def embed(
         self, tokens: Int[Tensor, "batch pos"], attention_mask: Tensor | None = None, past: KVCache | None = None
-    ) -> tuple[Float[Tensor, "batch pos d_model"], Tensor | None]:
-        """The residual stream before the first block, and the attention mask for all blocks (None: plain causal)."""
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Frame]:
+        """The residual stream before the first block, and what the blocks need to know of the pass."""
         start = past.length if past is not None else 0
         check_tokens(tokens, self.config.n_ctx, self.config.d_vocab, start=start)
         self.context.start = start
-        mask, positions = causal_mask(tokens, attention_mask, past, start)
-        embedded = self.hook_embed(F.embedding(tokens, self.W_E))
-        placed = self.hook_pos_embed(F.embedding(positions, self.W_pos).expand_as(embedded))
-        return embedded + placed, mask
+        mask, positions = attention_mask_of(tokens, attention_mask, past, start, causal=self.config.causal)
+        return self.embedded(tokens, positions), self.frame(mask, positions, start + tokens.shape[1])
 
-    def unembedded(self, normalized: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
-        """Logits from a residual stream that has passed the final layer norm."""
-        return linear(normalized, self.W_E if self.unembed is None else self.unembed, self.b_U)
+    def embedded(self, tokens: Tensor, positions: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        """The sum of the embeddings, nothing checked."""
+        embedded = F.embedding(tokens, self.W_E)
+        if self.config.embed_scale != 1.0:
+            embedded = embedded * torch.tensor(self.config.embed_scale, dtype=embedded.dtype, device=embedded.device)
+        embedded = self.hook_embed(embedded)
+        if self.config.positions != "learned":
+            return embedded
+        return embedded + self.hook_pos_embed(F.embedding(positions, self.W_pos).expand_as(embedded))
+
+    def frame(self, mask: Tensor | None, positions: Int[Tensor, "batch pos"], keys: int) -> Frame:
+        """Masks and rotations of a pass over these positions, whose queries see up to `keys` positions."""
+        queries, device = positions.shape[1], positions.device
+        masks: dict[int | None, Tensor | None] = {None: mask}
+        for window in {w for w in self.config.windows or () if w is not None}:
+            masks[window] = banded(mask, window, queries, keys, device) if window < keys else mask
+        turns = dict.fromkeys(block.attn.rotary for block in self.blocks if block.attn.rotary is not None)
+        return Frame(masks, {turn: turn.tables(positions, self.dtype) for turn in turns})
+
+    def unembedded(
+        self,
+        normalized: Float[Tensor, "*batch d_model"],
+        vocab: Int[Tensor, " chosen"] | None = None,
+        *,
+        capped: bool = True,
+    ) -> Float[Tensor, "*batch d_vocab_out"]:
+        """Logits (of the chosen tokens) from a residual stream that has passed the final norm.
+
+        Not `capped`, they are what a soft-cap is given: the sum of what the parts of the stream give.
+        """
+        matrix: Tensor = self.W_E if self.unembed is None else self.unembed
+        bias: Tensor | None = self.b_U
+        cap = self.config.logit_softcap
+        if vocab is not None:
+            matrix, bias = matrix[vocab], None if bias is None else bias[vocab]
+        logits = linear(normalized, matrix, bias)
+        return logits if cap is None or not capped else cap * torch.tanh(logits / cap)
 
     @property
     def device(self) -> torch.device:
@@ -300,13 +198,11 @@ class HookedGPT(HookedModule, Weights):
     # Text in and out, generation, loading and saving: one line each, the work is in the file of that subject.
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | Path, *, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32
-    ) -> "HookedGPT":
-        """A trained model: a bundled name, a directory in Hugging Face layout, or a hub id. See `interp.loading`."""
-        from interp.loading import load
+    def from_pretrained(cls, source: str | Path, **options: Any) -> "HookedGPT":
+        """A trained decoder: a bundled name, a directory or a hub id. Options: see `interp.loading.load`."""
+        from interp.loading import load_as
 
-        return load(source, device=device, dtype=dtype)
+        return load_as(cls, source, **options)
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config, weights and tokenizer in the layout that `transformers` loads. See `interp.loading.save`."""
@@ -347,76 +243,14 @@ class HookedGPT(HookedModule, Weights):
         return generate(self, text_or_tokens, **options)
 
 
-def check_tokens(tokens: Tensor, n_ctx: int, d_vocab: int, what: str = "", *, start: int = 0) -> None:
-    """Raises InputError for what is not token ids [batch pos] of this vocabulary, or longer than the context.
-
-    `start` tokens came before; `what` names the tokens where there are several kinds. Ids are checked on the CPU only.
-    """
-    named = f"{what}: " if what else ""
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
-        raise InputError(
-            f"{what or 'tokens'} of shape {tuple(tokens.shape)} and dtype {tokens.dtype}",
-            "expected whole numbers [batch pos], pos >= 1",
-        )
-    if start + tokens.shape[1] > n_ctx:
-        raise InputError(
-            f"{named}{start + tokens.shape[1]} tokens",
-            f"expected at most {n_ctx}, this model's context",
-            "shorten the text",
-        )
-    if tokens.device.type == "cpu" and tokens.numel():
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= d_vocab:
-            wrong = low if low < 0 else high
-            raise InputError(f"{named}token id {wrong}", f"expected 0 to {d_vocab - 1}, this model's vocabulary")
-
-
-def hook_shape(config: BlockShape, name: str, batch: int, queries: int, keys: int) -> tuple[int, ...]:
-    """The shape of an activation whose queries (and the residual stream they write to) and keys have these lengths."""
-    last = name.rsplit(".", 1)[-1]
-    pos = keys if last in ("hook_k", "hook_v") else queries
-    if last in ("hook_q", "hook_k", "hook_v", "hook_z"):
-        return (batch, pos, config.n_heads, config.d_head)
-    if last in ("hook_attn_scores", "hook_pattern"):
-        return (batch, config.n_heads, queries, keys)
-    if last == "hook_result":
-        return (batch, pos, config.n_heads, config.d_model)
-    if last in ("hook_pre", "hook_post") and ".mlp." in name:
-        return (batch, pos, config.d_mlp)
-    return (batch, pos, 1 if last == "hook_scale" else config.d_model)
-
-
-def banded(
-    mask: Tensor | None, window: int, queries: int, keys: int, device: torch.device
-) -> Bool[Tensor, "*batch query key"]:
-    """A causal mask narrowed to each query's last `window` keys; the queries are the last of the keys' positions."""
-    ahead = keys - queries
-    band = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(ahead).triu(ahead - window + 1)
-    return band if mask is None else mask & band
-
-
-def causal_mask(
-    tokens: Tensor, attention_mask: Tensor | None, past: KVCache | None, start: int
-) -> tuple[Tensor | None, Int[Tensor, "batch pos"]]:
-    """Where attention is allowed, [batch 1 query key] or None for plain causal, and each token's position."""
-    batch, length = tokens.shape
-    if attention_mask is None and (past is None or past.mask is None):
-        positions = torch.arange(start, start + length, device=tokens.device).expand(batch, -1)
-        if start == 0:
-            return None, positions
-        real = torch.ones(batch, start + length, dtype=torch.bool, device=tokens.device)
-    else:
-        if attention_mask is not None and attention_mask.shape != tokens.shape:
-            raise InputError(
-                f"attention_mask of shape {tuple(attention_mask.shape)}", f"expected {tuple(tokens.shape)}"
-            )
-        new = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        earlier = past.mask if past is not None and past.mask is not None else new.new_ones(batch, start)
-        real = torch.cat([earlier, new], dim=1)
-        positions = (real.cumsum(1) - 1).clamp(min=0)[:, start:]
-        if past is not None:
-            past.mask = real
-    row = torch.arange(start, start + length, device=tokens.device)[:, None]
-    column = torch.arange(start + length, device=tokens.device)
-    # A padding token attends to itself, so that no row is empty and no NaN arises; nobody attends to it.
-    return ((column <= row) & real[:, None, None, :]) | (column == row), positions
+def rotary_of(config: GPTConfig, window: int | None) -> Rotary | None:
+    """The rotation of a layer with this window."""
+    if config.positions != "rotary":
+        return None
+    local = window is not None and config.local_rotary_base is not None
+    return Rotary(
+        base=config.local_rotary_base if local else config.rotary_base,  # type: ignore[arg-type]
+        dim=config.rotary_dim,
+        interleaved=config.rotary_interleaved,
+        scaling=None if local else config.rotary_scaling,
+    )

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from interp.cache import ActivationCache
 from interp.encoder_decoder import HookedEncoderDecoder
-from interp.model import Attention, LayerNorm
-from interp.residual import normalise
+from interp.parts import Attention, Norm
 
 
 def needed(name: str) -> bool:
@@ -63,10 +62,10 @@ def _attention_parts(attention: Attention, z: Tensor) -> tuple[Float[Tensor, "pa
     return torch.cat([heads, attention.b_O.expand_as(heads[:1])]), [*names, "bias {}"]
 
 
-def _through(norm: LayerNorm, stack: Tensor, scale: Tensor) -> Tensor:
+def _through(norm: Norm, stack: Tensor, scale: Tensor) -> Tensor:
     """Each part's share of a layer norm; its bias goes to the last part."""
-    shares = normalise(stack, scale, norm.w)
-    return torch.cat([shares[:-1], shares[-1:] + norm.b])
+    shares = norm.share(stack, scale)
+    return torch.cat([shares[:-1], shares[-1:] + (0 if norm.b is None else norm.b)])
 
 
 def streams(model: HookedEncoderDecoder, run: Callable[[], object]) -> Float[Tensor, "place batch pos d_model"]:
@@ -80,7 +79,7 @@ def streams(model: HookedEncoderDecoder, run: Callable[[], object]) -> Float[Ten
     with model.hooks(
         [
             ("decoder.0.hook_resid_pre", lambda x, hook: kept.append(x)),
-            (list(norms), lambda x, hook: kept.append(x * norms[hook.name].w + norms[hook.name].b)),
+            (list(norms), lambda x, hook: kept.append(norms[hook.name].finish(x))),
         ],
         reads_only=True,
     ):

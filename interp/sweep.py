@@ -18,9 +18,10 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.hooks import NameSpec, select_positions
+from interp.interventions import Intervention
+from interp.linear import wide
 from interp.model import HookedGPT
 from interp.progress import track
-from interp.sweep_edits import Intervention
 from interp.sweep_plan import Metric, Plan
 from interp.sweep_results import Results, identity
 from interp.sweep_results import SweepInterrupted as SweepInterrupted
@@ -188,7 +189,7 @@ def slow_sweep(
         row = {name: select_positions(cache[name], name, positions) for name in names}
         if metric is not None:
             logits = logits[:, positions] if vocab is None else logits[:, positions][..., list(vocab)]
-            row.update(metric(logits.to(torch.promote_types(logits.dtype, torch.float32))))
+            row.update(metric(wide(logits)))
         found.append(row)
         if progress is not None:
             progress(len(found), len(variants))

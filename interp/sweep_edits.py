@@ -14,10 +14,9 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.hooks import unknown_name
-from interp.interventions import Add, Index, Replace, axes
+from interp.interventions import Index, Intervention, axes
 from interp.model import HookedGPT
 
-Intervention: TypeAlias = Replace | Add
 Positions: TypeAlias = tuple[int, ...]
 Where: TypeAlias = slice | Tensor
 
@@ -80,7 +79,7 @@ def _flags(have: Positions, chosen: Positions, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One intervention with its indices resolved; None means all heads, all units."""
+    """One intervention with its indices resolved; None means all heads, all units. What it does its source says."""
 
     source: Intervention
     positions: Positions
@@ -95,8 +94,7 @@ class Edit:
     def apply(self, x: Tensor, positions: Positions, heads: Positions | None = None) -> Tensor:
         """The changed activation. x holds just these positions and heads (None: all) of one variant."""
         pos_axis, head_axis = axes(self.source.name)
-        value = self._value(x, positions, heads)
-        changed = x + self.source.scale * value if isinstance(self.source, Add) else value
+        changed = self.source.change(x, self._value(x, positions, heads))
         for axis, have, chosen in (
             (pos_axis, positions, self.positions),
             (head_axis, heads, self.heads),
@@ -106,7 +104,7 @@ class Edit:
                 continue
             flags = _flags(have or tuple(range(x.shape[axis])), chosen, x.device)
             changed = torch.where(flags.view([-1 if a == axis else 1 for a in range(x.ndim)]), changed, x)
-        return changed.expand_as(x)
+        return changed
 
     def _value(self, x: Tensor, positions: Positions, heads: Positions | None) -> Tensor:
         """The value at these positions and heads, in x's dtype, with as many axes as x."""
@@ -138,7 +136,7 @@ def resolve(source: Intervention, model: HookedGPT, batch: int, length: int, kep
     positions = tuple(range(length)) if chosen is None else chosen
     if isinstance(source.value, Tensor):
         value = list(source.value.shape)
-        if isinstance(source, Replace) and len(value) == len(shape) and value[pos_axis] > 1:
+        if not source.reads_old and len(value) == len(shape) and value[pos_axis] > 1:
             positions = common(positions, tuple(range(value[pos_axis])))
             value[pos_axis] = shape[pos_axis]
         padded = [1] * (len(shape) - len(value)) + value
@@ -148,7 +146,7 @@ def resolve(source: Intervention, model: HookedGPT, batch: int, length: int, kep
             )
     heads = _resolve_index(source.head, shape[head_axis or 0], name)
     units = _resolve_index(source.unit, shape[-1], name)
-    whole = isinstance(source, Replace) and heads is None and units is None and len(positions) == length
+    whole = not source.reads_old and heads is None and units is None and len(positions) == length
     positions = tuple(p for p in positions if p < kept)
     return Edit(source, positions, positions, heads, units, whole)
 

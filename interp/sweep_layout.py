@@ -46,13 +46,12 @@ class Matrices:
 
     def __init__(self, *, many: bool) -> None:
         self.many = many
-        self.kept: dict[tuple[int, int | None, int | None], Tensor] = {}
+        self.kept: dict[int, Tensor] = {}
 
-    def __call__(self, weight: Tensor, columns: slice = slice(None)) -> Tensor:
-        """Some columns of W [in out], for `linear`."""
+    def __call__(self, weight: Tensor) -> Tensor:
+        """W [in out], for `linear`."""
         if not self.many:
-            return weight[:, columns].T
-        key = (id(weight), columns.start, columns.stop)
-        if key not in self.kept:
-            self.kept[key] = pack(weight[:, columns])
-        return self.kept[key]
+            return weight.T
+        if id(weight) not in self.kept:
+            self.kept[id(weight)] = pack(weight)
+        return self.kept[id(weight)]

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from interp.errors import InputError, MemoryLimitError
 from interp.hooks import NameSpec
-from interp.interventions import PATTERN, Replace, axes
-from interp.linear import linear
+from interp.interventions import PATTERN, Intervention, axes
+from interp.linear import wide
 from interp.model import HookedGPT
 from interp.sweep_clean import CleanRun, Edits, clean_names
-from interp.sweep_edits import Edit, Intervention, Positions, places, resolve, take
+from interp.sweep_edits import Edit, Positions, places, resolve, take
 from interp.sweep_engine import Chunk
 
 Metric: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
@@ -62,14 +62,15 @@ class Plan:
         self.model, self.metric = model, metric
         self.order = _resolved(range(length) if read is None else read, length, "read")
         self.read: Positions = tuple(sorted(set(self.order)))
-        self.vocab = None if vocab is None else _resolved(vocab, model.config.d_vocab, "vocab")
+        self.vocab = None if vocab is None else _resolved(vocab, model.config.d_vocab_out, "vocab")
         self.names = [] if collect is None else model.match(collect)
         self.final = metric is not None or any(name.startswith("ln_final") for name in self.names)
         layers = [int(name.split(".")[1]) for name in self.names if name.startswith("blocks.")]
         self.last = model.config.n_layers - 1 if self.final else max(layers, default=-1)
         edited = {edit.name for edits in sources for edit in edits}
         self.sees_patterns = any(name.endswith(PATTERN) for name in (*edited, *self.names))
-        kept = length if self.sees_patterns else self.read[-1] + 1  # an edited pattern may look ahead
+        ahead = self.sees_patterns or not model.config.causal  # an edited pattern may look ahead
+        kept = length if ahead else self.read[-1] + 1
         resolved = [[resolve(edit, model, batch, length, kept) for edit in edits] for edits in sources]
         mask = None if attention_mask is None else attention_mask[:, :kept]
         names = clean_names(model, edited, self.names, self.last)
@@ -92,7 +93,7 @@ class Plan:
     def _puts_back(self, edit: Edit) -> bool:
         name, value = edit.source.name, edit.source.value
         clean = self.clean.kept.get(name)
-        if clean is None or not isinstance(edit.source, Replace) or not isinstance(value, Tensor):
+        if clean is None or edit.source.reads_old or not isinstance(value, Tensor):
             return False
         if (id(value), name) not in self._is_clean:
             self._is_clean[id(value), name] = torch.equal(value.to(clean), clean)
@@ -135,9 +136,7 @@ class Plan:
     def _unembed(self, normalized: Tensor) -> Tensor:
         if self.vocab is None:
             return self.model.unembedded(normalized)
-        matrix = self.model.W_E if self.model.unembed is None else self.model.unembed
-        ids = torch.tensor(self.vocab, device=matrix.device)
-        return linear(normalized, matrix[ids], None if self.model.b_U is None else self.model.b_U[ids])
+        return self.model.unembedded(normalized, torch.tensor(self.vocab, device=self.model.device))
 
     def _clean_at_read(self, name: str) -> Tensor:
         return self.clean.at(name, self.read)
@@ -147,8 +146,7 @@ class Plan:
         where = places(self.order, self.read, self.model.device)
         row = {name: take(x, where, axes(name)[0]) for name, x in collected.items()}
         if self.metric is not None and logits is not None:
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            row.update(self.metric(take(logits, where, 1).to(wide)))
+            row.update(self.metric(wide(take(logits, where, 1))))
         return row
 
     # Memory.
@@ -166,7 +164,9 @@ class Plan:
         held = sum(_nbytes(x) for x in (*self.clean.kept.values(), self.clean_logits))
         held += max(sum(_nbytes(weight) for weight in block.parameters()) for block in self.model.blocks)  # packed
         results = sum(_nbytes(x) for x in self.clean_row.values())
-        width = 14 * config.d_model + 2 * config.d_mlp + (3 * config.n_heads * length if self.sees_patterns else 0)
+        seen = self.sees_patterns or config.attn_softcap is not None
+        width = 12 * config.d_model + 3 * config.n_heads * config.d_head + (3 if config.gated else 2) * config.d_mlp
+        width += 3 * config.n_heads * length if seen else 0
         row, state = width * item, batch * length * config.d_model * item * 2
         logit_row = 4 * max(item, 4) * (self.clean_logits.shape[-1] + config.d_model)
         one_variant = batch * length * row + state + batch * len(self.read) * logit_row

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from interp.errors import InputError, InterpError
 from interp.files import atomic_path, remove_leftovers
+from interp.interventions import Intervention
 from interp.model import HookedGPT
-from interp.sweep_edits import Intervention
 
 SAVE_EVERY = 2.0
 """Seconds between checkpoints; a kill loses no more than this and the chunk under way."""
@@ -161,13 +161,17 @@ def identity(
     known: dict[int, str] = {}
     for variant in variants:
         for edit in variant:
-            value: Any = edit.value
-            if isinstance(value, Tensor):
-                if id(value) not in known:
-                    numbers = value.detach().cpu().double().contiguous()
-                    known[id(value)] = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
-                value = (tuple(value.shape), known[id(value)])
-            place = (edit.name, edit.head, edit.pos, edit.unit, getattr(edit, "scale", None))
-            digest.update(repr((type(edit).__name__, place, value)).encode())
+            numbers = [_digested(value, known) for value in (edit.value, *edit.parameters())]
+            digest.update(repr((type(edit).__name__, edit.name, edit.head, edit.pos, edit.unit, numbers)).encode())
         digest.update(b"|")
     return digest.hexdigest()
+
+
+def _digested(value: object, known: dict[int, str]) -> object:
+    """A number as it is, a tensor as its shape and a hash."""
+    if not isinstance(value, Tensor):
+        return value
+    if id(value) not in known:
+        numbers = value.detach().cpu().double().contiguous()
+        known[id(value)] = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
+    return tuple(value.shape), known[id(value)]

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 
 from interp.errors import InputError, LoadError
 from interp.files import atomic_path
-from interp.loading import read_json
+from interp.layouts import read_json
 from interp.tokenizer import Tokenizer
 
 WORD = "▁"

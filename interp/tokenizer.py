@@ -1,8 +1,12 @@
-"""Byte-level byte-pair tokenizer of GPT-2-style models: text to tokens and back, with every token's exact bytes."""
+"""Text to tokens and back, with every token's exact bytes: byte-level pairs (GPT-2, Llama 3, Qwen, Pythia), pieces with
+the sentencepiece sign and byte fallback (Llama 1 and 2, Mistral, Gemma), or whole words."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -11,8 +15,14 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from interp.errors import InputError, LoadError
+from interp.files import atomic_path
+from interp.layouts import read_json, write_json
 
 END_OF_TEXT = "<|endoftext|>"
+_SPACE = "\u2581"
+"""Sentencepiece's sign for a space."""
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+"""How it writes a byte of a character that is no piece."""
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -30,28 +40,51 @@ def _byte_level(pairs: tokenizers.models.BPE) -> Backend:
 
 
 class Tokenizer:
-    """Tokens of a model. `bos` (and padding) is `<|endoftext|>`, as in GPT-2."""
+    """Tokens of a model. `bos`, the beginning token (also padding), and `ends` come from the model's files.
 
-    def __init__(self, backend: Backend) -> None:
+    Without files they are `<|endoftext|>`, as in GPT-2. Some models have no beginning token: nothing is put in front.
+    """
+
+    def __init__(
+        self, backend: Backend, *, bos: str | int | None = END_OF_TEXT, ends: Iterable[str | int] = ()
+    ) -> None:
+        """`bos` and `ends` as text or id; what is not in the vocabulary is no token."""
         self.backend = backend
         backend.no_truncation()  # files saved after fine-tuning may carry both, and would cut or fill texts silently
         backend.no_padding()
-        self.bos: int | None = backend.token_to_id(END_OF_TEXT)
-        self._byte_of = _byte_of_character()
+        self.bos = self._id(bos)
+        found = frozenset(token for token in map(self._id, ends) if token is not None)
+        self.ends = found or frozenset([self.bos] if self.bos is not None else [])
+        """Tokens that end a text."""
+        parts = json.loads(backend.to_str())
+        kinds = set(_kinds(parts["decoder"])) | set(_kinds(parts["pre_tokenizer"]))
+        self._byte_of = _byte_of_character() if "ByteLevel" in kinds else {}
+        self._spaced = "Metaspace" in kinds or _SPACE in json.dumps(
+            [parts["decoder"], parts["normalizer"]], ensure_ascii=False
+        )
+        self._stripped = bool({"Strip", "Metaspace"} & set(_kinds(parts["decoder"])))
+        """Whether decoding takes away the space that encoding put in front of the text."""
+
+    def _id(self, token: str | int | None) -> int | None:
+        if isinstance(token, int) and not isinstance(token, bool):
+            return token if 0 <= token < self.d_vocab else None
+        return self.backend.token_to_id(token) if isinstance(token, str) else None
 
     @classmethod
     def from_directory(cls, directory: Path) -> "Tokenizer | None":
-        """The tokenizer in a directory, None if there is none.
+        """The tokenizer in a directory, None if there is none that can be read without sentencepiece.
 
         Either `tokenizer.json`, or vocabulary and merges under the names that transformers (`vocab.json`, `merges.txt`)
-        or OpenAI (`encoder.json`, `vocab.bpe`) gave them.
+        or OpenAI (`encoder.json`, `vocab.bpe`) gave them. The beginning and end tokens are those of
+        `tokenizer_config.json`, else `special_tokens_map.json`, else the ids in `config.json`, else `<|endoftext|>`.
 
         Raises LoadError for files that are there but cannot be read.
         """
+        special = _special_tokens(directory)
         whole = directory / "tokenizer.json"
         try:
             if whole.exists():
-                return cls(Backend.from_file(str(whole)))
+                return cls(Backend.from_file(str(whole)), **special)
             for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
                 if (directory / vocabulary).exists() and (directory / merges).exists():
                     backend = _byte_level(
@@ -59,13 +92,21 @@ class Tokenizer:
                     )
                     if backend.token_to_id(END_OF_TEXT) is not None:
                         backend.add_special_tokens([END_OF_TEXT])
-                    return cls(backend)
+                    return cls(backend, **special)
         except Exception as error:  # tokenizers raises bare Exception for damaged files
             raise LoadError(
                 f"{directory}: the tokenizer cannot be read ({str(error).splitlines()[0]})",
                 "expected tokenizer.json, or vocab.json and merges.txt, as transformers writes them",
             ) from error
         return None
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json, and tokenizer_config.json with the beginning and end tokens."""
+        with atomic_path(directory / "tokenizer.json") as path:
+            self.backend.save(str(path))
+        names = {"bos_token": self.bos, "eos_token": min(self.ends, default=None)}
+        data = {name: None if token is None else self.backend.id_to_token(token) for name, token in names.items()}
+        write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **data})
 
     @classmethod
     def of_characters(cls, alphabet: str) -> "Tokenizer":
@@ -118,7 +159,8 @@ class Tokenizer:
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is exactly one token. Raises InputError, with the pieces, otherwise."""
-        ids = self.encode(text)
+        whole = self.backend.token_to_id(text.replace(" ", _SPACE)) if self._spaced else None
+        ids = self.encode(text) if whole is None else [whole]  # encoding puts a space in front of some texts
         if len(ids) != 1:
             pieces = " + ".join(repr(piece) for piece in self.to_str_tokens(ids))
             raise InputError(
@@ -130,7 +172,12 @@ class Tokenizer:
 
     def to_string(self, tokens: Tensor | Sequence[int]) -> str:
         """The text of one sequence of token ids; bytes that are no valid UTF-8 become the replacement character."""
-        return b"".join(self.token_bytes(token) for token in _ids(tokens)).decode("utf-8", "replace")
+        ids = _ids(tokens)
+        first = next((place for place, token in enumerate(ids) if token not in self._added), 0)
+        parts = [self.token_bytes(token) for token in ids]
+        if self._stripped and parts:
+            parts[first] = parts[first].removeprefix(b" ")
+        return b"".join(parts).decode("utf-8", "replace")
 
     def to_str_tokens(self, text_or_tokens: str | Tensor | Sequence[int], *, prepend_bos: bool = True) -> list[str]:
         """One string a token; bytes that are not whole UTF-8 characters are shown as \\xNN."""
@@ -145,9 +192,12 @@ class Tokenizer:
         text = self.backend.id_to_token(token)
         if text is None:
             return f"<{token}>".encode()
-        if any(character not in self._byte_of for character in text):
-            return str(text).encode()  # not a byte-level token
-        return bytes(self._byte_of[character] for character in text)
+        if self._byte_of and all(character in self._byte_of for character in text):
+            return bytes(self._byte_of[character] for character in text)
+        if self._spaced:
+            byte = _BYTE.fullmatch(text)
+            return bytes([int(byte[1], 16)]) if byte else str(text).replace(_SPACE, " ").encode()
+        return str(text).encode()
 
     @cached_property
     def _added(self) -> dict[int, str]:
@@ -162,3 +212,35 @@ def _ids(tokens: Tensor | Sequence[int]) -> list[int]:
             raise InputError(f"tokens of shape {tuple(tokens.shape)}", "expected one sequence: [pos] or [1 pos]")
         return [int(token) for token in tokens.tolist()]
     return [int(token) for token in tokens]
+
+
+def _kinds(part: dict[str, Any] | None) -> Iterator[str]:
+    """The types of a tokenizer's part, and of the parts in it."""
+    if part is not None:
+        yield part["type"]
+        for inner in part.get("decoders", part.get("pretokenizers", ())):
+            yield from _kinds(inner)
+
+
+def _special_tokens(directory: Path) -> dict[str, Any]:
+    """Beginning and end tokens as a model's files have them, as text or ids."""
+
+    def read(name: str) -> dict[str, Any]:
+        return read_json(directory / name) if (directory / name).exists() else {}
+
+    def text(token: Any) -> Any:
+        return token.get("content") if isinstance(token, dict) else token
+
+    named, mapped, config = read("tokenizer_config.json"), read("special_tokens_map.json"), read("config.json")
+    generation = read("generation_config.json")
+    config = config.get("text_config") or config
+    found: dict[str, Any] = {}
+    for told, key in ((named, "bos_token"), (mapped, "bos_token"), (config, "bos_token_id")):
+        if key in told and (told[key] is not None or told is named):
+            found["bos"] = text(told[key])
+            break
+    ends = [text(named.get("eos_token") or mapped.get("eos_token"))]
+    for told in (generation, config):
+        ids = told.get("eos_token_id")
+        ends += ids if isinstance(ids, list) else [ids]
+    return found | {"ends": [end for end in ends if end is not None]}

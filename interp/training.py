@@ -159,15 +159,11 @@ class Progress:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is replaced by the nearest orthogonal matrix (Jordan et al. 2024, "Muon").
 
-    Every parameter is [in out] or several such side by side; `parts` says how many, so that Q, K and V, stored as one
-    matrix, are treated one by one. The update is scaled by sqrt(max(1, out / in)).
+    Every parameter is [in out]. The update is scaled by sqrt(max(1, out / in)).
     """
 
-    def __init__(
-        self, matrices: Iterable[tuple[Tensor, int]], *, lr: float, momentum: float, weight_decay: float
-    ) -> None:
-        groups = [{"params": [matrix], "parts": parts} for matrix, parts in matrices]
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
+    def __init__(self, matrices: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -178,11 +174,9 @@ class Muon(torch.optim.Optimizer):
                 average = self.state[weight].setdefault("average", torch.zeros_like(weight))
                 average.lerp_(weight.grad, 1 - group["momentum"])
                 ahead = weight.grad.lerp(average, group["momentum"])
-                rows, parts = weight.shape[0], group["parts"]
-                split = ahead.unflatten(1, (parts, -1)).transpose(0, 1)
-                update = orthogonalise(split) * max(1.0, split.shape[-1] / rows) ** 0.5
+                update = orthogonalise(ahead) * max(1.0, weight.shape[1] / weight.shape[0]) ** 0.5
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update.transpose(0, 1).flatten(1), alpha=-group["lr"])
+                weight.add_(update, alpha=-group["lr"])
 
 
 def orthogonalise(x: Float[Tensor, "*batch row column"], steps: int = 5) -> Float[Tensor, "*batch row column"]:
@@ -383,9 +377,9 @@ def sinusoids(positions: int, width: int) -> Float[Tensor, "pos d_model"]:
 def next_token_loss(model: HookedGPT, tokens: Tensor, targets: Tensor) -> Tensor:
     """Summed cross-entropy in nats over the targets that are not -1: the model's forward pass without its checks of the
     input, which a compiler cannot follow."""
-    x = F.embedding(tokens, model.W_E) + model.W_pos[: tokens.shape[1]]
-    for block in model.blocks:
-        x = block(x)
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    frame = model.frame(None, positions, tokens.shape[1])
+    x = model.run_blocks(model.embedded(tokens, positions), frame)
     logits = model.unembedded(model.ln_final(x))
     total: Tensor = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
     return total
@@ -505,8 +499,12 @@ def optimisers(settings: TrainSettings, model: HookedGPT) -> list[torch.optim.Op
     adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
     if not matrices:
         return [adamw]
-    parts = [(weight, 3 if name.endswith("W_QKV") else 1) for name, weight in matrices]
-    muon = Muon(parts, lr=settings.matrix_lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    muon = Muon(
+        [weight for _, weight in matrices],
+        lr=settings.matrix_lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
     return [adamw, muon]
 
 

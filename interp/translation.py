@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interp.encoder_decoder import HookedEncoderDecoder, PairCache
 from interp.errors import InputError
+from interp.linear import wide
 
 NEVER = -1.0e9
 """A score below every real one, and still finite: what cannot be chosen keeps an order."""
@@ -87,7 +88,7 @@ class _Decoder:
             logits = self.model.decode(unread, self.memory, source_mask=self.mask, past=self.past)[:, -1]
         finally:
             self.model.context.growing = False
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return wide(logits)
 
     def follow(self, rows: Int[Tensor, " batch"]) -> None:
         """From here on row i continues what row `rows[i]` was."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from interp.errors import InputError, LoadError, NotFoundError
 from interp.files import atomic_path
+from interp.linear import wide
 from interp.model import HookedGPT
 
 RIDGES = (10.0, 1.0, 0.1, 0.01, 0.001)
@@ -85,7 +86,8 @@ class Translators:
 
 def fingerprint(model: HookedGPT) -> str:
     """Which weights these are, told quickly: a hash of the shape, the final norm and the first embeddings."""
-    parts = (model.ln_final.w, model.ln_final.b, model.W_pos[:8], model.W_E[:8])
+    norm = [parameter for _, parameter in model.ln_final.named_parameters()]
+    parts = (*norm, *([model.W_pos[:8]] if model.config.positions == "learned" else []), model.W_E[:8])
     digest = hashlib.sha256(repr(model.config).encode())
     for part in parts:
         digest.update(part.detach().float().cpu().numpy().tobytes())
@@ -95,17 +97,16 @@ def fingerprint(model: HookedGPT) -> str:
 @torch.no_grad()
 def streams(model: HookedGPT, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "place batch pos d_model"]:
     """The residual stream that enters each block, and last the one that leaves the last block."""
-    residual, mask = model.embed(tokens)
+    residual, frame = model.embed(tokens)
     kept = [residual]
-    for block in model.blocks:
-        kept.append(block(kept[-1], mask))
+    for layer in range(model.config.n_layers):
+        kept.append(model.run_blocks(kept[-1], frame, first=layer, last=layer))
     return torch.stack(kept)
 
 
 def read(model: HookedGPT, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
     """Log-probabilities of the next token, read off a residual stream as if it were the last."""
-    logits = model.unembedded(model.ln_final(residual))
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return wide(model.unembedded(model.ln_final(residual))).log_softmax(-1)
 
 
 def divergence(

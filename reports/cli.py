@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from interp.errors import InputError, NotFoundError, check_seed
-from reports import cli_extract, cli_probe, cli_rerun, cli_study, commands, output
+from reports import cli_extract, cli_models, cli_probe, cli_rerun, cli_study, commands, output
 from reports.commands import (
     ByLine,
     Command,
@@ -55,7 +55,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Open up GPT-2-style language models: run analyses and write reports that open offline."""
+    """Open up GPT-style language models: run analyses and write reports that open offline."""
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
 
@@ -126,7 +126,9 @@ def report(
     output.write_text(target, page)
     if data is not None:
         run.write_data(made, data)
-    hint(quiet, f"{len(made.sections)} analyses, {len(page.encode()) / 1e6:.1f} MB")
+    left = [section.result.reasons for section in made.sections if isinstance(section.result, run.LeftOut)]
+    more = f", {len(left[0])} left out (the page says why)" if left else ""
+    hint(quiet, f"{len(made.sections) - len(left)} analyses{more}, {len(page.encode()) / 1e6:.1f} MB")
     print(output.shown(str(target)))
     if open:
         typer.launch(str(target))
@@ -156,86 +158,7 @@ def _default_name(model: str, text: str) -> str:
 app.command(cls=Command, epilog=cli_rerun.EXAMPLE)(cli_rerun.rerun)
 app.command(cls=Command, epilog=cli_extract.EXAMPLE)(cli_extract.extract)
 app.command(cls=Command, epilog=cli_probe.EXAMPLE)(cli_probe.probe)
-
-
-@app.command(cls=Command, epilog="Example: interp models --evaluate")
-def models(
-    evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Measure a model: bits per byte, induction and previous-token heads.")
-    ] = False,
-    model: Model = commands.DEFAULT_MODEL,
-    text: Annotated[
-        Optional[Path], typer.Option(metavar="<path>", help="With --evaluate: text to score; by default what ships.")  # noqa: UP045
-    ] = None,
-    format: Annotated[Literal["table", "json", "csv"], typer.Option(help="Of the list.")] = "table",
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """List the models known by name; --evaluate measures one."""
-    if evaluate:
-        from interp.evaluation import SAMPLE, describe, read_documents
-
-        with output.progress(quiet) as step:
-            loaded = commands.load_model(model, "auto", "float32")
-            hint(quiet, f"measuring {loaded.source}, about a minute")
-            step("measuring", 0, 1)
-            found = list(describe(loaded, read_documents(text or SAMPLE)))
-        print(*found, sep="\n")
-        return
-    import pandas as pd
-
-    frame = pd.DataFrame(_known_models())
-    if format != "table":
-        from reports.run import csv_text, records
-
-        print(records(frame) if format == "json" else output.shown(csv_text(frame).rstrip("\n")))
-    else:
-        from analyses._panels import Table
-        from reports.terminal import show
-
-        show(Table(key="models", title="", frame=frame))
-        hint(quiet, "Any directory in Hugging Face layout, or a hub id of a GPT-2-style model, works as --model too.")
-
-
-def _known_models() -> list[dict[str, Any]]:
-    """One row a model: the bundled ones, then the published sizes."""
-    import json
-
-    from interp.config import PRESETS, UNPUBLISHED, from_hf
-    from interp.encoder_config import encoder_decoder_from_hf
-    from interp.loading import BUNDLED, bundled_models
-
-    known: dict[str, tuple[str, Any]] = {}
-    for name in bundled_models():
-        path = BUNDLED / name / "config.json"
-        data = json.loads(path.read_text(encoding="utf-8"))
-        pairs = data.get("model_type") == "marian"
-        known[name] = ("bundled", encoder_decoder_from_hf(data, {}, str(path)) if pairs else from_hf(data, str(path)))
-    known |= {name: ("shape only" if name in UNPUBLISHED else "hub", config) for name, config in PRESETS.items()}
-    return [
-        {
-            "name": name, "from": where, "layers": _layers(c), "heads": c.n_heads, "width": c.d_model,
-            "context": c.n_ctx, "vocabulary": c.d_vocab, "parameters": _parameters(c),
-        }
-        for name, (where, c) in known.items()
-    ]  # fmt: skip
-
-
-def _layers(config: Any) -> int | str:
-    """Such as 12, or "6 + 6" for encoder and decoder."""
-    pairs = hasattr(config, "n_decoder_layers")
-    return f"{config.n_encoder_layers} + {config.n_decoder_layers}" if pairs else config.n_layers
-
-
-def _parameters(config: Any) -> int:
-    import torch
-
-    from interp.encoder_decoder import HookedEncoderDecoder
-    from interp.model import HookedGPT
-
-    with torch.device("meta"):
-        kind = HookedEncoderDecoder if hasattr(config, "n_decoder_layers") else HookedGPT
-        return sum(weight.numel() for weight in kind(config).parameters())
+app.command(cls=Command, epilog=cli_models.EXAMPLE)(cli_models.models)
 
 
 @app.command(cls=Command, epilog='Example: interp generate "The river" --max-new-tokens 40 --temperature 0.7 --seed 3')

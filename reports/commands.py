@@ -35,7 +35,7 @@ DEFAULT_TEXT = (
 COMMON = {"file", "lines", "model", "device", "dtype", "format", "out", "open", "force", "quiet", "debug", "help"}
 """Options that commands share."""
 Format = Literal["table", "json", "csv", "html"]
-Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+Dtype = Literal["float32", "float64", "bfloat16", "float16", "auto"]
 
 Texts = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this form in every version
@@ -46,9 +46,16 @@ File = Annotated[
     typer.Option("--file", metavar="<path>", help="Read the text from a file; - is stdin."),
 ]
 ByLine = Annotated[bool, typer.Option("--lines", help="With --file: each line is a text of its own.")]
-Model = Annotated[str, typer.Option("--model", metavar="<name>", help="A bundled name, a directory, or a hub id.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="<name>", help="A bundled name, a directory, or a hub id, of any family in: interp models."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", metavar="<name>", help="auto, cpu, cuda, cuda:N or mps.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="What the weights are converted to.")]
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", help="What the weights are converted to; auto keeps what the files have.")
+]
 Out = Annotated[Optional[Path], typer.Option("--out", metavar="<path>", help="Write to this file.")]  # noqa: UP045
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")]
@@ -303,20 +310,22 @@ def _read(file: Path) -> str:
 
 def load_any_model(name: str, device: str, dtype: Dtype) -> Any:
     """The model that the options mean, of whichever kind its directory holds."""
-    import torch
+    from interp.loading import load
 
-    from interp.encoder_loading import load_any
-
-    return load_any(name, device=device, dtype=getattr(torch, dtype))
+    return load(name, device=device, dtype=_dtype(dtype))
 
 
 def load_model(name: str, device: str, dtype: Dtype) -> "HookedGPT":
-    """The GPT that the options mean."""
-    import torch
-
+    """The decoder that the options mean."""
     from interp.model import HookedGPT
 
-    return HookedGPT.from_pretrained(name, device=device, dtype=getattr(torch, dtype))
+    return HookedGPT.from_pretrained(name, device=device, dtype=_dtype(dtype))
+
+
+def _dtype(name: Dtype) -> Any:
+    import torch
+
+    return name if name == "auto" else getattr(torch, name)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -134,6 +134,12 @@ class Analysis:
         first = next(iter(inspect.signature(self.function()).parameters.values()))
         return GPTConfig in get_args(first.annotation)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a decoder must have: the constant NEEDS of the analysis' file, names of `analyses._capabilities`."""
+        found: tuple[str, ...] = getattr(import_module(f"{package.__name__}.{self.name}"), "NEEDS", ())
+        return found
+
     def serves(self, model: object) -> bool:
         """Whether it takes a model of this kind: its first parameter's type says so."""
         first = next(iter(inspect.signature(self.function()).parameters.values()))

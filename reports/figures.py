@@ -423,10 +423,11 @@ def _(panel: Graph, slot: Figure | SubFigure) -> None:
     axes = slot.subplots()
     columns = sorted(set(panel.columns))
     where: dict[int, tuple[float, float]] = {}
-    for column in columns:
+    crowded = len(columns) > 10  # then neighbours stand at other heights
+    for place, column in enumerate(columns):
         members = [i for i, own in enumerate(panel.columns) if own == column]
         for rank, node in enumerate(members):
-            where[node] = (column, (len(members) - 1) / 2 - rank)
+            where[node] = (place, (len(members) - 1) / 2 - rank + crowded * (0.5 * (place % 2) - 0.25))
     reach = max((abs(weight) for *_, weight in panel.edges), default=1.0) or 1.0
     for source, target, weight in sorted(panel.edges, key=lambda edge: abs(edge[2])):
         share = abs(weight) / reach
@@ -437,10 +438,10 @@ def _(panel: Graph, slot: Figure | SubFigure) -> None:
         )  # fmt: skip
         axes.add_patch(arrow)
     for node, text in enumerate(names(panel.nodes)):
-        axes.text(*where[node], text, ha="center", va="center", fontsize=8,
+        axes.text(*where[node], text, ha="center", va="center", fontsize=min(8, 112 / max(len(columns), 1)),
                   bbox={"boxstyle": "round,pad=0.3", "fc": "#f3f3f3", "ec": SOFT, "lw": 0.6})  # fmt: skip
     spread = max((abs(y) for _, y in where.values()), default=0)
-    axes.set(xlim=(min(columns, default=0) - 0.5, max(columns, default=0) + 0.5), ylim=(-spread - 0.7, spread + 0.7))
+    axes.set(xlim=(-0.5, max(len(columns), 1) - 0.5), ylim=(-spread - 0.7, spread + 0.7))
     axes.set_axis_off()
     axes.set_title(f"{printable(panel.unit)}; widest line {reach:.3g}", fontsize=8, color=SOFT, loc="right")
 

@@ -36,6 +36,26 @@ def number(value: Any) -> str:
     return text.replace("-", MINUS)
 
 
+def decimals(*tables: np.ndarray | None) -> int | None:
+    """How many decimals numbers side by side are best written with; None where `number` suits each of them.
+
+    Where a few large ones stand among many that are nearly zero, codes such as 3.1e-5 would hide the large ones.
+    """
+    values = np.concatenate([np.ravel(np.asarray(table, float)) for table in tables if table is not None])
+    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+    if not len(sizes) or sizes.min() >= 1e-3 or not 1e-3 <= sizes.max() < 100:
+        return None
+    return max(3, 2 - math.floor(math.log10(sizes.max())))
+
+
+def decimal(value: Any, places: int | None) -> str:
+    """With so many decimals (zero is 0); None: as `number` writes it."""
+    if places is None or not math.isfinite(value) or value == 0:
+        return number(value)
+    text = f"{value:.{places}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
 def brief(value: float) -> str:
     """At most three significant digits, for running text."""
     return (

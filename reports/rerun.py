@@ -193,11 +193,10 @@ def load(kept: Kept, source: str, device: str) -> "HookedGPT":
     """The page's model, at its precision. Raises CheckFailed when the weights are others."""
     import torch
 
-    from interp.encoder_loading import load_any
-    from interp.loading import weights_sha256
+    from interp import loading
 
-    model = load_any(source, device=device, dtype=getattr(torch, kept.facts["dtype"]))
-    found, wanted = weights_sha256(model), kept.facts["weights_sha256"]
+    model = loading.load(source, device=device, dtype=getattr(torch, kept.facts["dtype"]))
+    found, wanted = loading.weights_sha256(model), kept.facts["weights_sha256"]
     if found != wanted:
         raise CheckFailed(
             f"the weights of {source} are not those of {kept.path}",

@@ -20,13 +20,14 @@ import pandas as pd
 import torch
 
 import interp
+from analyses._capabilities import lacking
 from analyses._inputs import TextOrTokens, check_finite, sequences, token_labels
-from analyses._panels import Note, Panel, Result, Tokens
+from analyses._panels import Note, Panel, Result, Table, Tokens
 from analyses._translations import pair_labels, translations
 from interp.config import GPTConfig
 from interp.encoder import HookedEncoder
 from interp.encoder_decoder import HookedEncoderDecoder
-from interp.errors import InputError, InterpError, check_seed
+from interp.errors import InputError, InterpError, NotApplicable, check_seed
 from interp.files import atomic_path
 from interp.loading import weights_sha256
 from interp.model import HookedGPT
@@ -42,21 +43,31 @@ NUMERICAL = (ValueError, ArithmeticError, RuntimeError, np.linalg.LinAlgError)
 
 NOT_SERVED = "does not read this kind of model"
 """What an analysis says of a model whose kind it does not know."""
-LEFT_OUT = "What a report on a GPT would show besides."
+LEFT_OUT = "What a report on another model would show besides."
 
 
 @dataclass(frozen=True)
-class NotServed(Result):
-    """Stands in a report for the analyses that do not know the model's kind."""
+class LeftOut(Result):
+    """Stands in a report for the analyses that do not know the model's kind, or ask for what it does not have."""
 
-    names: tuple[str, ...]
+    reasons: Mapping[str, str]
+    """Command -> why."""
 
     def to_dataframe(self) -> pd.DataFrame:
-        return pd.DataFrame({"analysis": self.names})
+        return pd.DataFrame({"analysis": list(self.reasons), "why": list(self.reasons.values())})
 
     def panels(self) -> list[Panel]:
-        text = f"Each of these {NOT_SERVED}: {', '.join(self.names)}."
-        return [Note(key="names", title="Left out", text=text)]
+        panels: list[Panel] = []
+        other_kind = [name for name, why in self.reasons.items() if why == NOT_SERVED]
+        if other_kind:
+            text = f"Each of these {NOT_SERVED}: {', '.join(other_kind)}."
+            panels.append(Note(key="names", title="Left out", text=text))
+        frame = self.to_dataframe()
+        lacking = frame[frame["why"] != NOT_SERVED]
+        if len(lacking):
+            caption = "The question makes no sense for this model, or is about a part that it does not have."
+            panels.append(Table(key="reasons", title="Left out, and why", caption=caption, frame=lacking))
+        return panels
 
 
 @dataclass(frozen=True)
@@ -131,10 +142,11 @@ def report(
         command: for the provenance.
         before, after: called around each analysis, to show progress.
 
-    An analysis that cannot use this input (InterpError), or breaks on its numbers (ValueError, ArithmeticError,
-    RuntimeError), gets a section that says so. Raises the first of these errors when no analysis is left, and
-    InterpError when the text does not fit the model, for an unknown name, for no name at all, or for a seed out of
-    range; anything else that an analysis raises, lack of memory included, is passed on.
+    An analysis that needs what the model does not have (NotApplicable) is left out, and a last section says why. One
+    that cannot use this input (InterpError), or breaks on its numbers (ValueError, ArithmeticError, RuntimeError), gets
+    a section that says so. Raises the first of these errors when no analysis is left, and InterpError when the text
+    does not fit the model, for an unknown name, for no name at all, or for a seed out of range; anything else that an
+    analysis raises, lack of memory included, is passed on.
     """
     check_seed(seed)
     tokens = labels_of(model, text, longer=False)
@@ -155,10 +167,11 @@ def report(
     sections: list[Section] = []
     errors: list[Exception] = []
     wanted = [analysis.name for analysis in chosen]
-    left_out = tuple(analysis.command for analysis in chosen if not analysis.serves(model))
-    chosen = [analysis for analysis in chosen if analysis.serves(model)]
+    left_out = {analysis.command: why for analysis in chosen if (why := unfit(analysis, model))}
+    chosen = [analysis for analysis in chosen if analysis.command not in left_out]
     if not chosen:
-        raise InputError(f"{', '.join(left_out)}: each {NOT_SERVED}", "expected another kind, such as gpt2")
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise NotApplicable(reasons, "expected another kind, such as gpt2")
     used = {analysis.name: _options(analysis, options or {}, seed) for analysis in chosen}
     for analysis in chosen:
         before(analysis)
@@ -169,6 +182,9 @@ def report(
             if out_of_memory(error):
                 raise
             errors.append(error)
+            if isinstance(error, NotApplicable):
+                left_out[analysis.command] = first_line(error)
+                continue
             failed = _failed(error)
             section = Section(analysis.name, analysis.title, analysis.doc, failed, time.perf_counter() - start)
         sections.append(section)
@@ -176,7 +192,7 @@ def report(
     if errors and len(errors) == len(chosen):
         raise errors[0]
     if left_out:
-        sections.append(Section("left_out", "Not for this model", LEFT_OUT, NotServed(left_out), 0.0))
+        sections.append(Section("left_out", "Not for this model", LEFT_OUT, LeftOut(left_out), 0.0))
     beginning = _beginning(text)
     return Report(
         title=title or (f"{model.source}: {beginning}" if beginning else model.source),
@@ -188,13 +204,21 @@ def report(
             record.request(
                 "report",
                 text,
-                {analysis.name: record.effective(analysis, used[analysis.name]) for analysis in chosen},
+                {one.name: record.effective(one, used[one.name]) for one in chosen if one.command not in left_out},
                 analyses=wanted,
                 seed=seed,
                 title=title,
             ),
         ),
     )
+
+
+def unfit(analysis: Analysis, model: Any) -> str:
+    """Why an analysis is not for this model, in words; "" when it is."""
+    if not analysis.serves(model):
+        return NOT_SERVED
+    missing = lacking(model, analysis.needs)
+    return f"this model has no {missing}" if missing else ""
 
 
 def _options(analysis: Analysis, given: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
@@ -235,7 +259,8 @@ def labels_of(model: Any, text: Any, *, longer: bool = True) -> tuple[Tokens, ..
 def _shape(model: Any) -> str:
     c, sizes = model.config, model.stack_sizes
     layers = " + ".join(f"{size} {stack}" for stack, size in sizes.items()).replace(" blocks", "")
-    return f"{layers} layers, {c.n_heads} heads, width {c.d_model}, context {c.n_ctx}, vocabulary {c.d_vocab}"
+    heads = f"{c.n_heads} heads" + ("" if c.n_kv_heads == c.n_heads else f" over {c.n_kv_heads} of keys and values")
+    return f"{layers} layers, {heads}, width {c.d_model}, context {c.n_ctx:,}, vocabulary {c.d_vocab:,}"
 
 
 def provenance(model: HookedGPT, tokens: Sequence[int], *, seed: int, command: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from analyses._panels import (
     TokenStrip,
 )
 from reports import figures, packing
-from reports.numbers import Scale, brief, exact, number
+from reports.numbers import Scale, brief, decimal, decimals, exact, number
 from reports.tokens import coded, label, markup, printable
 
 TABLE_ROWS = 300
@@ -144,15 +144,16 @@ def labels(sequence: Sequence[str]) -> list[Cell]:
     return [Cell(text=shown(text, is_token), value=printable(text), head=True) for text in sequence]
 
 
-def _interval(low: Any, high: Any) -> dict[str, str]:
+def _interval(low: Any, high: Any, places: int | None) -> dict[str, str]:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return {}
-    return {"low": exact(low), "high": exact(high), "interval": f"{number(float(low))} to {number(float(high))}"}
+    ends = f"{decimal(float(low), places)} to {decimal(float(high), places)}"
+    return {"low": exact(low), "high": exact(high), "interval": ends}
 
 
-def number_cell(value: Any, shade: str = "", low: Any = None, high: Any = None) -> Cell:
-    """A cell that holds a number."""
-    return Cell(text=number(value), value=exact(value), shade=shade, **_interval(low, high))
+def number_cell(value: Any, shade: str = "", low: Any = None, high: Any = None, places: int | None = None) -> Cell:
+    """A cell that holds a number, with so many decimals, or as many as suit it."""
+    return Cell(text=decimal(value, places), value=exact(value), shade=shade, **_interval(low, high, places))
 
 
 def number_grid(
@@ -204,13 +205,14 @@ def _(panel: Matrix) -> dict[str, Any]:
         )
         return _figure(panel, f"Heat map of {printable(axes)}", note=dropped)
     scale = Scale.of(panel.values, panel.diverging)
+    places = None if scale.log else decimals(panel.values, panel.low, panel.high)
     rows = []
     for i, head in enumerate(labels(panel.rows)):
         bounds: list[tuple[Any, Any]] = [(None, None)] * n_columns
         if panel.low is not None and panel.high is not None:
             bounds = list(zip(panel.low[i], panel.high[i], strict=True))
         values = panel.values[i]
-        rows.append([head, *(number_cell(v, scale.shade(v), *b) for v, b in zip(values, bounds, strict=True))])
+        rows.append([head, *(number_cell(v, scale.shade(v), *b, places) for v, b in zip(values, bounds, strict=True))])
     is_token = isinstance(panel.columns, Tokens)
     grid = Grid(
         columns=("", *(shown(name, is_token) for name in panel.columns)),

@@ -72,9 +72,8 @@ def put(
 
 def constant_query(model: HookedGPT, layer: int, head: int, strength: float, coordinate: int = 0) -> None:
     """Every query asks for one coordinate of the head's keys, whatever its token and position."""
-    config = model.config
     with torch.no_grad():
-        model.blocks[layer].attn.b_QKV.view(3, config.n_heads, config.d_head)[0, head, coordinate] = strength
+        model.blocks[layer].attn.b_Q[head, coordinate] = strength
 
 
 def read(space: Space, part: slice) -> Tensor:

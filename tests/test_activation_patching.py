@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import make_gpt
 from handmade import induction_model, repeated
+from shapes import toy
 
 from analyses._prompts import Prompt, PromptSet
 from analyses.activation_patching import HEADS, SITES, activation_patching
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 
 MODEL = make_gpt(dtype=torch.float64, n_layers=2, n_heads=3, d_model=24)
 GENERATOR = torch.Generator().manual_seed(3)
@@ -29,12 +30,12 @@ def metric_of(logits, text):
     return float(logits[-1, ANSWER[text]] - logits[-1, WRONG[text]])
 
 
-def by_hand(base, source, text, site, layer, head, pos):
+def by_hand(base, source, text, site, layer, head, pos, model=MODEL):
     """The logit difference of one patched run, with a plain hook on one text."""
     name = f"blocks.{layer}.{'attn.' if site in HEADS else ''}hook_{site}"
     at = slice(None) if pos is None else pos
     with torch.no_grad():
-        _, cache = MODEL.run_with_cache(source[text : text + 1], names=name)
+        _, cache = model.run_with_cache(source[text : text + 1], names=name)
 
         def edit(x, hook):
             if site == "pattern":
@@ -45,7 +46,7 @@ def by_hand(base, source, text, site, layer, head, pos):
                 x[:, at] = cache[name][:, at]
             return x
 
-        return metric_of(MODEL.run_with_hooks(base[text : text + 1], fwd_hooks=[(name, edit)])[0], text)
+        return metric_of(model.run_with_hooks(base[text : text + 1], fwd_hooks=[(name, edit)])[0], text)
 
 
 @pytest.mark.parametrize("by_position", [False, True])
@@ -60,6 +61,28 @@ def test_every_site_equals_a_loop_with_hooks(site, by_position):
         head, pos = (None if pd.isna(place) else int(place) for place in (row.head, row.pos))
         base, source = (CORRUPTED, CLEAN) if row.direction == "denoise" else (CLEAN, CORRUPTED)
         expected = by_hand(base, source, row.text, site, row.layer, head, pos)
+        np.testing.assert_allclose(row.value, expected, **TIGHT)
+
+
+@pytest.mark.parametrize("site", ["resid_mid", "mlp_out", "z", "q", "k", "v", "pattern"])
+@pytest.mark.parametrize("shape", ["llama", "gemma3", "neox"])
+def test_every_family_equals_a_loop_with_hooks(shape, site):
+    """Keys and values of a model that shares them have key-value heads; what a parallel block lacks is refused."""
+    model = toy(shape, dtype=torch.float64)
+    if site == "resid_mid" and shape == "neox":
+        with pytest.raises(NotApplicable, match="stream between"):
+            activation_patching(model, CLEAN, CORRUPTED, site=site)
+        return
+    options = {"answer": ANSWER, "wrong": WRONG, "by_position": True, "positions": (1, 3, 5)}
+    result = activation_patching(model, CLEAN, CORRUPTED, site=site, **options)
+    shared = site in ("k", "v") and model.config.n_kv_heads < 4
+    heads = (model.config.n_kv_heads if shared else 4) if site in HEADS else 1
+    assert result.patched[0].axes == ("layer", *(["kv_head" if shared else "head"] if site in HEADS else []), "pos")
+    frame = result.to_dataframe()
+    assert len(frame) == 2 * 2 * heads * 3
+    for row in frame.sample(8, random_state=0).itertuples():
+        head = None if pd.isna(row.head) else int(row.head)
+        expected = by_hand(CORRUPTED, CLEAN, row.text, site, row.layer, head, int(row.pos), model)
         np.testing.assert_allclose(row.value, expected, **TIGHT)
 
 

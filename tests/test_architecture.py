@@ -8,12 +8,15 @@ import torch
 from conftest import make_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import SHAPES, toy
 from torch.utils.flop_counter import FlopCounterMode
 
-from analyses.architecture import architecture, longest_path, operations_of
+from analyses.architecture import architecture, describe, longest_path, operations_of
 from interp.config import PRESETS, GPTConfig
 from interp.errors import InputError
-from interp.model import HookedGPT, KVCache
+from interp.model import HookedGPT
+from interp.parts import Norm
+from interp.positions import KVCache
 
 TRUE_COUNTS = {
     "gpt2": 124_439_808,
@@ -82,6 +85,69 @@ def test_operations_add_up_and_flops_equal_torchs_counter(config: GPTConfig, len
     with counter, torch.no_grad():
         model(torch.zeros(batch, length, dtype=torch.long, device="meta"))
     assert abs(result.flops - counter.get_total_flops()) <= 0.01 * counter.get_total_flops()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_kind_of_model_adds_up(shape: str) -> None:
+    """Parameters and the longest path against the model itself, FLOPs against torch's counter, shapes against a run."""
+    model = toy(shape, d_mlp=0 if shape == "attention only" else 40)
+    tokens = torch.zeros(3, 11, dtype=torch.long)
+    result = architecture(model, tokens)
+    assert result.total == sum(p.numel() for p in model.parameters())
+    for part, number in result.by_component.items():
+        assert sum(op.parameters * op.count for op in result.operations if op.part == part) == number, part
+    norms = sum(p.numel() for module in model.modules() if isinstance(module, Norm) for p in module.parameters())
+    assert sum(number for part, number in result.by_component.items() if "norm" in part) == norms
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():  # scores are looked at, so that no fused kernel hides its products from the counter
+        _, cache = model.run_with_cache(tokens)
+    assert result.flops == counter.get_total_flops()
+    depth: dict[object, int] = {}
+
+    def longest(node: torch.autograd.graph.Node) -> int:
+        if node not in depth:
+            below = [longest(child) for child, _ in node.next_functions if child is not None]
+            depth[node] = max(below, default=0) + node.name().startswith(("Addmm", "Mm", "Embedding"))
+        return depth[node]
+
+    assert longest(model(tokens[:, :4]).grad_fn) == result.longest_path
+    c = model.config
+    norm = {"layer": "layer norm", "rms": "RMS norm", None: "norm"}[c.norm]
+    act = {"gelu_new": "gelu"}.get(c.act_fn, c.act_fn)
+    hooks = {
+        "embed" if c.embed_scale == 1 else "scale embeddings": "hook_embed",
+        f"{norm} 1": "blocks.1.ln1.hook_normalized",
+        "keys": "blocks.1.attn.hook_k", "queries": "blocks.1.attn.hook_q", "softmax": "blocks.1.attn.hook_pattern",
+        "rotate keys" if c.positions == "rotary" else f"{norm} of keys": "blocks.1.attn.hook_rot_k",
+        f"{norm} after attention": "blocks.1.ln1_post.hook_normalized", "add attention": "blocks.1.hook_resid_mid",
+        f"{norm} 2": "blocks.1.ln2.hook_normalized", "mlp gate" if c.gated else "mlp in": "blocks.1.mlp.hook_pre",
+        "multiply by gate" if c.gated else act: "blocks.1.mlp.hook_post",
+        f"{norm} after mlp": "blocks.1.ln2_post.hook_normalized", f"final {norm}": "ln_final.hook_normalized",
+    }  # fmt: skip
+    hooks["add attention" if c.attn_only else "add mlp"] = "blocks.1.hook_resid_post"
+    if c.gated:
+        hooks["mlp in"] = "blocks.1.mlp.hook_pre_linear"
+    shapes = {op.name: op.output for op in result.operations}
+    for operation, hook in hooks.items():
+        if hook in cache:
+            assert shapes[operation] == tuple(cache[hook].shape), operation
+    assert result.memory["every activation (run_with_cache)"] == cache.nbytes
+    table = next(panel for panel in result.panels() if panel.key == "parts").frame.set_index("part")["kind"]
+    assert ("over" in table["heads"]) == (c.n_kv_heads < 4)
+    assert ("windows" in table) == (c.windows is not None)
+
+
+def test_what_a_model_is_made_of_is_said_in_words() -> None:
+    table = {shape: describe(toy(shape).config).set_index("part")["kind"] for shape in ("gpt2", "gemma2", "gptj")}
+    assert table["gpt2"].to_dict() == {
+        "block": "attention, then MLP", "norm": "layer norm before each part", "positions": "learned",
+        "heads": "4 of queries, width 8", "who is seen": "itself and all before", "MLP": "gelu, 128 wide",
+        "unembedding": "the embedding used again",
+    }  # fmt: skip
+    assert table["gemma2"]["caps"] == "scores within ±5, logits within ±4"
+    assert table["gemma2"]["windows"] == "1 of 2 layers see at most 3"
+    assert table["gemma2"]["heads"] == "4 of queries over 2 of keys and values, width 6"
+    assert table["gptj"]["block"] == "attention and MLP side by side"
 
 
 def test_half_the_attention_would_not_agree_with_the_counter() -> None:

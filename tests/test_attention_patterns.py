@@ -8,6 +8,7 @@ from handmade import induction_model, repeated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from shapes import toy
 
 from analyses._panels import AttentionGrid, Note
 from analyses.attention_patterns import attention_patterns, cluster_heads, key_masks, mass, overlap, rollout
@@ -37,8 +38,9 @@ def random_pattern(*shape: int, seed: int = 0) -> torch.Tensor:
     return scores.masked_fill(torch.ones(shape[-1], shape[-1]).triu(1).bool(), -torch.inf).softmax(-1)
 
 
-def test_patterns_are_the_models_own():
-    model = make_gpt()
+@pytest.mark.parametrize("shape", ["gpt2", "llama", "gemma3", "neox"])
+def test_patterns_are_the_models_own(shape):
+    model = toy(shape)
     ids = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(1))
     found = attention_patterns(model, ids)
     with torch.no_grad():
@@ -46,7 +48,8 @@ def test_patterns_are_the_models_own():
     for text in range(2):
         for layer in range(2):
             np.testing.assert_allclose(found.patterns[text][layer], cache["pattern", layer][text].numpy(), atol=1e-6)
-            moved = cache["v", layer][text].transpose(0, 1) @ model.W_O[layer]  # [head pos d_model]
+            shared = cache["v", layer][text].repeat_interleave(model.config.n_heads // model.config.n_kv_heads, 1)
+            moved = shared.transpose(0, 1) @ model.W_O[layer].detach()  # [head pos d_model]
             np.testing.assert_allclose(found.value_norms[text][layer], moved.norm(dim=-1).numpy(), rtol=1e-5)
 
 

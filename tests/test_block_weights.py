@@ -5,9 +5,10 @@ import pytest
 import torch
 from conftest import make_gpt
 from scipy import stats
+from shapes import toy
 
 from analyses.block_weights import block_weights, smoothness
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 
 
 def test_random_weights_have_no_structure_and_a_hill_has() -> None:
@@ -72,3 +73,13 @@ def test_shape_numbers_against_known_laws() -> None:
 def test_what_cannot_be_used_is_said(options: dict[str, object]) -> None:
     with pytest.raises(InputError):
         block_weights(make_gpt(), **options)  # type: ignore[arg-type]
+
+
+def test_kinds_are_those_of_the_model() -> None:
+    model = toy("llama")
+    result = block_weights(model, kind="W_gate")
+    np.testing.assert_array_equal(result.piece, model.blocks[0].mlp.W_gate.detach().numpy()[:32, :32])
+    assert block_weights(model, kind="W_K").piece.shape == (12, 12)  # two kv heads, six wide
+    for shape, kind in (("gpt2", "W_gate"), ("attention only", "W_in")):
+        with pytest.raises(NotApplicable, match=kind):
+            block_weights(toy(shape), kind=kind)

@@ -7,13 +7,16 @@ import pytest
 import torch
 from conftest import make_gpt
 from planted import model_that_uses_a_class, planted, previous_token_model
+from shapes import SHAPES, toy
 
-from analyses.probes import causal_check, probe_layers
+from analyses.probes import causal, causal_check, probe_layers
 from analyses.probes.causal import favours
+from analyses.probes.data import run_model, split_texts
 from analyses.probes.erasure import Erased, leace, leace_fitter, random_eraser
 from analyses.probes.moments import Statistics
 from interp import extract_activations
-from interp.errors import InputError, InterpError
+from interp.errors import InputError, InterpError, NotApplicable
+from interp.sweep import slow_sweep
 
 LINEAR = ["logistic", "ridge", "lda", "mass-mean", "nearest-centroid"]
 
@@ -83,7 +86,7 @@ def test_a_hook_erases_as_the_eraser_does() -> None:
     x, codes = rng.normal(size=(200, model.config.d_model)), rng.integers(0, 2, 200)
     eraser = leace(Statistics.of(x, codes))
     _, clean = model.run_with_cache(ids, names=name)
-    with model.hooks([eraser.at(name, skip=1)]):
+    with model.hooks([eraser.at(name, pos=range(1, 9))]):
         _, changed = model.run_with_cache(ids, names=name)
     torch.testing.assert_close(changed[name][:, 0], clean[name][:, 0], rtol=0, atol=0)
     expected = eraser(clean[name][:, 1:].double()).to(changed[name])
@@ -140,6 +143,40 @@ def test_steering_adds_the_difference_of_means(tmp_path: Path) -> None:
             steered = model(ids)[:, :-1].log_softmax(-1)
     kl = (clean.exp() * (clean - steered)).sum(-1).mean()
     assert float(result.mean(result.kl_steered[0]).value) == pytest.approx(float(kl), rel=1e-4, abs=1e-6)
+
+
+MEASURED = ("loss_erased", "loss_random", "share", "share_steered", "kl_steered", "kl_random", "loss_steered_random")
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_sweeps_are_the_loop_over_hooked_runs(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variant in a run of its own, placed by hooks; and, by hand, the erased loss, erased in double precision."""
+    model = toy(shape)
+    generator = torch.Generator().manual_seed(0)
+    windows = [torch.randint(0, 300, (length,), generator=generator) for length in (9, 5, 12, 9, 7, 11, 10, 8, 6, 13)]
+    name = "blocks.0.hook_resid_post"
+    data = run_model(model, windows, range(10), [name], bos=False)
+    data.manifest["split"] = split_texts(data.manifest["text"].to_numpy(), 0, (0.5, 0.2, 0.3))
+    labels = (data.manifest["token"] % 2).to_numpy()
+    options = {"draws": 1, "scales": (-1.0, 2.0)}
+    if not model.config.causal:
+        with pytest.raises(NotApplicable, match="next token"):
+            causal_check(model, data, labels, name, **options)
+        return
+    found = causal_check(model, data, labels, name, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(causal, "sweep", slow_sweep)
+        slow = causal_check(model, data, labels, name, **options)
+    for measure in MEASURED:
+        np.testing.assert_allclose(getattr(found, measure), getattr(slow, measure), rtol=0, atol=2e-5)
+    assert np.nanmax(np.abs(found.loss_steered[0] - slow.loss_steered[1])) > 1e-2  # another scale is another number
+    train = (data.manifest["split"] == "train").to_numpy()
+    eraser = leace(Statistics.of(data.values[name][train], labels[train]))
+    text = int(data.manifest["text"][data.manifest["split"] == "test"].iloc[0])
+    with torch.no_grad(), model.hooks([(name, lambda x, hook: eraser(x))]):
+        logits = model(windows[text][None])[0, :-1]
+    loss = float(torch.nn.functional.cross_entropy(logits, windows[text][1:]))
+    assert found.loss_erased[text] == pytest.approx(loss, abs=2e-5)
 
 
 def test_what_cannot_be_checked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

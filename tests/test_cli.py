@@ -17,10 +17,12 @@ import pandas as pd
 import pytest
 import torch
 from command_line import TEXT, add_analysis, interp, save
+from shapes import toy as toy_of
 
 import reports
 from analyses.logit_lens import logit_lens
 from interp import __version__
+from interp.identities import Identity
 from interp.model import HookedGPT
 from interp.translators import Translators
 from reports.commands import DEFAULT_TEXT, read_texts
@@ -263,6 +265,49 @@ def test_an_analysis_that_cannot_use_the_text_keeps_its_place(
     assert "rhymes" in alone.err
 
 
+def needy(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Two analyses: one that says what it needs, and one that finds out while it runs."""
+    add_analysis(monkeypatch, folder, "needy", "return MadeUp({})")
+    with open(folder / "needy.py", "a") as file:
+        file.write('\nNEEDS = ("learned positions",)\n')
+    late = 'from interp.errors import NotApplicable\n    raise NotApplicable("no <matrix> here", "expected one")'
+    add_analysis(monkeypatch, folder, "late", late)
+
+
+def test_a_report_leaves_out_what_the_model_lacks_and_says_why(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needy(monkeypatch, tmp_path / "more")
+    llama = save(toy_of("llama", tokenizer=HookedGPT.from_pretrained(toy).tokenizer), tmp_path / "llama")
+    args = ("report", TEXT, "--out", "r.html", "--force", "--analyses", "logit-lens,needy,late", "--model")
+    done = interp(capsys, *args, llama)
+    assert done.code == 0, done.err
+    assert "1 analyses, 2 left out (the page says why)" in done.err
+    page = Path("r.html").read_text(encoding="utf-8")
+    assert re.findall(r'<section id="(\w+)" class="analysis"', page) == ["logit_lens", "left_out"]
+    assert "this model has no learned position embeddings" in page
+    assert "no &lt;matrix&gt; here" in page
+    assert set(provenance(page)["seconds"]) == {"logit_lens", "left_out"}  # type: ignore[call-overload]
+    done = interp(capsys, *args, toy)  # the control: a model that has them
+    assert "2 analyses, 1 left out" in done.err
+    assert "learned position embeddings" not in Path("r.html").read_text(encoding="utf-8")
+    alone = interp(capsys, "report", TEXT, "--out", "r.html", "--force", "--analyses", "needy", "--model", llama)
+    assert alone.code == 2
+    assert "needy: this model has no learned position embeddings" in alone.err
+
+
+def test_an_analysis_alone_refuses_in_three_lines(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llama = save(toy_of("llama", tokenizer=HookedGPT.from_pretrained(toy).tokenizer), tmp_path / "llama")
+    done = interp(capsys, "position-encodings", "--model", llama, "--quiet")
+    assert (done.code, done.out) == (2, "")
+    first, second, third = done.err.splitlines()
+    assert first == "error: this model has no learned position embeddings"
+    assert second.strip().startswith("expected")
+    assert third.strip() == "see: interp position-encodings --help"
+
+
 def test_an_analysis_that_breaks_on_its_numbers_does_not_cost_the_page(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -377,9 +422,41 @@ def test_models_lists_the_published_shapes(capsys: pytest.CaptureFixture[str]) -
     assert rows["gpt2"]["parameters"] == 124_439_808
     assert rows["gpt2-xl"]["parameters"] == 1_557_611_200
     assert (rows["gpt2-medium"]["layers"], rows["gpt2-medium"]["heads"], rows["gpt2-medium"]["width"]) == (24, 16, 1024)
+    assert (rows["tiny"]["heads"], rows["tiny"]["kv"]) == (4, 4)
     table = interp(capsys, "models")
     assert "124,439,808" in table.out
     assert "directory" in table.err
+    assert "Llama 1 to 3.3" in table.err
+
+
+def test_a_model_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(toy_of("gemma3"), tmp_path / "gemma3")
+    done = interp(capsys, "models", "--check", folder, "--quiet")
+    assert done.code == 0, done.err
+    assert "resid_pre + attn_out = resid_mid" in done.out
+    assert len(re.findall("holds", done.out)) == 8
+    rows = json.loads(interp(capsys, "models", "--check", folder, "--format", "json", "--quiet").out)
+    assert all(row["largest error"] < row["limit"] for row in rows)
+    wrong = [Identity("one", 0.0, 1e-5), Identity("parts sum", 0.3, 1e-5)]
+    monkeypatch.setattr("interp.identities.identities", lambda model, tokens: wrong)
+    done = interp(capsys, "models", "--check", folder, "--quiet")
+    assert done.code == 5
+    assert "FAILS" in done.out
+    assert done.err.startswith(f"error: {folder}: parts sum\n")
+    assert interp(capsys, "models", "--check", folder, "--evaluate").code == 2
+
+
+def test_the_files_own_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "half"
+    toy_of("llama", tokenizer=HookedGPT.from_pretrained("tiny").tokenizer, d_vocab=4096).save_pretrained(
+        folder, dtype=torch.bfloat16
+    )
+    for dtype, expected in (("auto", "bfloat16"), ("float64", "float64")):
+        args = ("logit-lens", TEXT, "--model", folder, "--dtype", dtype, "--out", f"{dtype}.html")
+        assert interp(capsys, *args).code == 0
+        assert provenance(Path(f"{dtype}.html").read_text(encoding="utf-8"))["dtype"] == expected
 
 
 def test_generation_is_the_models_own(toy: Path, toy_gpt: HookedGPT, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXT, make_gpt
+from shapes import toy
 
 from analyses.compare import compare, pattern_changes, weight_changes
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 from interp.model import HookedGPT
 
 IDS = torch.randint(300, (3, 24), generator=torch.Generator().manual_seed(0))
@@ -29,7 +30,7 @@ def with_another_head(model: HookedGPT, layer: int, head: int) -> HookedGPT:
         turn = torch.tensor(2 * torch.pi / model.config.n_ctx)
         q[:2, :2] = 40 * torch.tensor([[turn.cos(), -turn.sin()], [turn.sin(), turn.cos()]]) * d**0.5
         k[:2, :2] = torch.eye(2) * 40
-        made.blocks[layer].attn.b_QKV.view(3, -1, d)[:2, head] = 0
+        made.blocks[layer].attn.b_Q[head] = made.blocks[layer].attn.b_K[head] = 0
     return made
 
 
@@ -66,7 +67,40 @@ def test_the_changed_head_is_the_one_named() -> None:
     assert set(result.changed["role"]) <= {"previous token", "positional", "first token"}
     assert abs(result.changed.iloc[0]["change"]) > 0.1
     assert "L1H2" in next(f for f in result.findings() if f.key == "changed").text
-    assert set(result.weights[result.weights["change"] > 0]["part"]) == {"attn.W_QKV", "attn.b_QKV"}
+    assert set(result.weights[result.weights["change"] > 0]["part"]) == {
+        f"attn.{kind}_{letter}_flat" for kind in "Wb" for letter in "QK"
+    }
+
+
+@pytest.mark.parametrize("shape", ["llama", "gemma3", "neox"])
+def test_a_kv_head_changes_the_heads_that_read_it_and_no_others(shape: str) -> None:
+    model = toy(shape)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.blocks[1].attn.W_V[model.config.n_kv_heads - 1] *= 2
+    result = compare(model, IDS, other=other, samples=4)
+    assert result.head_weights is not None
+    readers = [h for h in range(4) if h // (4 // model.config.n_kv_heads) == model.config.n_kv_heads - 1]  # not 1 and 3
+    assert np.flatnonzero(result.head_weights[1]).tolist() == readers
+    assert not result.head_weights[0].any()
+    attn = model.blocks[1].attn
+    own = [w.detach().double() for w in (attn.W_Q[3], attn.W_K[-1], attn.W_V[-1], attn.W_O[3])]
+    expected = own[2].norm() / torch.cat([w.flatten() for w in own]).norm()
+    assert result.head_weights[1, 3] == pytest.approx(float(expected), rel=1e-6)
+    assert set(result.weights[result.weights["change"] > 0]["part"]) == {"attn.W_V_flat"}
+
+
+def test_a_model_that_predicts_no_next_token_is_refused() -> None:
+    for model, other in ((make_gpt(), toy("bidirectional")), (toy("bidirectional"), make_gpt())):
+        with pytest.raises(NotApplicable):
+            compare(model, IDS, other=other)
+
+
+def test_models_of_different_families_are_compared_where_they_can_be() -> None:
+    result = compare(toy("llama"), IDS, other=toy("gpt2"), samples=4)
+    assert result.head_weights is None
+    assert result.patterns is not None
+    assert {"norm", "positions", "gated"} <= set(result.config["field"])
 
 
 def test_weight_changes_are_numpys() -> None:
@@ -127,7 +161,7 @@ def test_models_of_other_shapes() -> None:
     assert result.head_weights is None
     assert result.patterns is None
     assert result.losses == ()
-    assert set(result.config["field"]) == {"n_layers", "d_vocab"}
+    assert set(result.config["field"]) == {"n_layers", "d_vocab", "d_vocab_out"}
     keys = [panel.key for panel in result.panels()]
     assert {"roles-first", "roles-other", "lens-first", "lens-other", "config", "remarks"} <= set(keys)
     assert len(set(keys)) == len(keys)

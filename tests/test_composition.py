@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import make_gpt
 from handmade import induction_model
+from shapes import toy
 
+from analyses._circuits import circuits
 from analyses._panels import Graph, Matrix, Note
 from analyses.composition import composition
 from interp.errors import InputError
@@ -38,6 +40,25 @@ def test_scores_equal_numpy_on_whole_matrices():
                 expected = np.linalg.norm(first @ second) / np.linalg.norm(first) / np.linalg.norm(second)
                 assert score == pytest.approx(expected, abs=1e-10)
     assert np.nanmax(np.abs(result.scores["Q"] - result.scores["K"])) > 0.01  # the control: kinds differ
+
+
+@pytest.mark.parametrize("shape", ["llama", "gemma3", "neox"])
+def test_other_families_equal_numpy_on_whole_matrices(shape):
+    """Given the factors, which `test_head_circuits` compares with runs; query heads are paired with their kv heads."""
+    model = toy(shape, dtype=torch.float64)
+    at, there = composition(model, distance=2), circuits(model, 2)
+    qk, ov = (there.q @ there.k.mT).numpy(), (there.v @ there.o).numpy()
+    for kind, reads in (("Q", qk), ("K", qk.swapaxes(-1, -2)), ("V", ov)):
+        for early, late in np.ndindex(4, 4):
+            first, second = ov[0, early], reads[1, late]
+            expected = np.linalg.norm(first @ second) / np.linalg.norm(first) / np.linalg.norm(second)
+            assert at.scores[kind][early, 4 + late] == pytest.approx(expected, abs=1e-10)
+    assert np.isnan(at.scores["V"][:4, :4]).all()  # a layer does not read its own heads
+    here = composition(model)
+    assert np.nanmax(np.abs(here.scores["Q"] - at.scores["Q"])) > 1e-3
+    np.testing.assert_array_equal(here.scores["V"], at.scores["V"])  # values are not turned
+    mean_square = here.baseline["V"] ** 2 + here.spread["V"] ** 2
+    np.testing.assert_allclose(np.nanmean(mean_square), 1 / (32 - (model.config.norm == "layer")), rtol=0.1)
 
 
 def test_baseline_is_that_of_turned_matrices():

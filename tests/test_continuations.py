@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_gpt
+from shapes import toy
 
 from analyses.continuations import continuations
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 from interp.model import HookedGPT
 
 TEXT = "Mary and John"
@@ -45,6 +46,20 @@ def test_one_token_words_are_part_of_one_distribution(toy_gpt: HookedGPT) -> Non
     assert continuations(toy_gpt, TEXT, words=("sat",)).table["probability"][0] != pytest.approx(
         float(table["probability"][0]), rel=0.01
     )
+
+
+def test_a_model_that_sees_what_comes_has_no_next_token(toy_gpt: HookedGPT) -> None:
+    for options in ({"causal": False}, {"tied": False, "d_vocab_out": 7}):
+        with pytest.raises(NotApplicable, match="next token"):
+            continuations(make_gpt(tokenizer=toy_gpt.tokenizer, **options), TEXT)
+    probability = continuations(toy("gemma2", tokenizer=toy_gpt.tokenizer), TEXT, words=("sat",)).table["probability"][
+        0
+    ]
+    ids = toy_gpt.to_tokens(TEXT + " sat")
+    given = toy_gpt.to_tokens(TEXT).shape[1]
+    log = toy("gemma2")(ids).detach()[0].double().log_softmax(-1)  # soft-capped logits
+    spelt = sum(log[place - 1, ids[0, place]].item() for place in range(given, ids.shape[1]))
+    assert probability == pytest.approx(np.exp(spelt), rel=1e-4)
 
 
 def test_what_cannot_be_used_is_said(toy_gpt: HookedGPT) -> None:

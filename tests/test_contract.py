@@ -15,16 +15,29 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_gpt
+from shapes import SHAPES, toy
 
+from analyses._capabilities import CAPABILITIES, lacking
 from analyses._panels import Finding, Note, Panel, Result, Tokens
+from interp.errors import NotApplicable
 from interp.model import HookedGPT
 from interp.tokenizer import Tokenizer
 from reports import figures, html, terminal
 from reports.discovery import Analysis, discover
+from reports.run import unfit
 
 TEXT = "Mary and John sat. Mary and John ran"
 ANALYSES = [analysis for analysis in discover().values() if analysis.stands_alone]
-every_analysis = pytest.mark.parametrize("analysis", ANALYSES, ids=lambda analysis: analysis.name)
+RUN = ("gpt2", "llama", "gemma3", "neox")
+"""The shapes that every analysis runs on, or refuses."""
+REFUSED: dict[str, set[str]] = {
+    "position_encodings": {"llama", "gemma3", "neox"},
+}
+"""By analysis, the shapes among these that lack what it asks for."""
+CASES = [(one, shape) for one in ANALYSES for shape in RUN if shape not in REFUSED.get(one.name, ())]
+every_analysis = pytest.mark.parametrize(
+    ("analysis", "shape"), CASES, ids=lambda x: x if isinstance(x, str) else x.name
+)
 
 
 class Outcome(NamedTuple):
@@ -37,12 +50,12 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def outcome(toy_tokenizer: Tokenizer) -> Callable[[Analysis], Outcome]:
-    """Runs an analysis twice, once a module."""
+def outcome(toy_tokenizer: Tokenizer) -> Callable[[Analysis, str], Outcome]:
+    """Runs an analysis twice on a toy of a shape, once a module."""
 
     @cache
-    def run(analysis: Analysis) -> Outcome:
-        model = make_gpt(tokenizer=toy_tokenizer)
+    def run(analysis: Analysis, shape: str) -> Outcome:
+        model = toy(shape, tokenizer=toy_tokenizer)
         before = fingerprint(model)
         function = analysis.function()
         printed = io.StringIO()
@@ -92,8 +105,8 @@ def test_signature_and_words(analysis: Analysis) -> None:
 
 
 @every_analysis
-def test_result_is_frozen_and_repeats_itself(analysis: Analysis, outcome: Any) -> None:
-    result, again, *_ = outcome(analysis)
+def test_result_is_frozen_and_repeats_itself(analysis: Analysis, shape: str, outcome: Any) -> None:
+    result, again, *_ = outcome(analysis, shape)
     assert isinstance(result, Result)
     assert dataclasses.is_dataclass(result)
     field = dataclasses.fields(result)[0].name
@@ -108,8 +121,8 @@ def test_result_is_frozen_and_repeats_itself(analysis: Analysis, outcome: Any) -
 
 
 @every_analysis
-def test_the_model_is_left_as_it_was(analysis: Analysis, outcome: Any) -> None:
-    assert outcome(analysis).changed == []
+def test_the_model_is_left_as_it_was(analysis: Analysis, shape: str, outcome: Any) -> None:
+    assert outcome(analysis, shape).changed == []
 
 
 def test_a_changed_model_is_seen() -> None:
@@ -125,20 +138,56 @@ def test_a_changed_model_is_seen() -> None:
     assert fingerprint(model) == before
 
 
-@every_analysis
-def test_nothing_is_printed(analysis: Analysis, outcome: Any) -> None:
-    assert outcome(analysis).printed == ""
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_a_shape_lacks_is_said(name: str, toy_tokenizer: Tokenizer) -> None:
+    """By the analysis itself, and by what its file says it needs, of which a report knows before it runs."""
+    analysis = discover()[name]
+    for shape in sorted(REFUSED[name]):
+        model = toy(shape, tokenizer=toy_tokenizer)
+        assert lacking(model, analysis.needs)
+        with pytest.raises(NotApplicable, match=lacking(model, analysis.needs)):
+            analysis.function()(model, TEXT)
+
+
+def test_the_refusals_of_every_shape_are_these() -> None:
+    """What a report leaves out by what a model has; no shape's name is known to it."""
+    causal = {
+        "ablation", "activation_patching", "attention_patterns", "attribution_patching", "continuations",
+        "direct_logit_attribution", "head_roles", "logit_lens", "neurons", "next_token", "outer_loop", "path_patching",
+        "tuned_lens",
+    }  # fmt: skip
+    expected = {shape: {"position_encodings"} for shape in SHAPES if toy(shape).config.positions != "learned"}
+    expected |= {"gpt2": set(), "attention only": {"neurons"}, "bidirectional": causal}
+    found = {shape: {one.name for one in ANALYSES if unfit(one, toy(shape))} for shape in SHAPES}
+    assert found == expected
+    assert all(expected[shape] == {name for name in REFUSED if shape in REFUSED[name]} for shape in RUN)
+
+
+@pytest.mark.parametrize("analysis", ANALYSES, ids=lambda analysis: analysis.name)
+def test_needs_are_asked_for(analysis: Analysis, toy_tokenizer: Tokenizer) -> None:
+    """Every shape that lacks what the file says is refused by the function too."""
+    assert set(analysis.needs) <= set(CAPABILITIES)
+    for shape in sorted(SHAPES):
+        model = toy(shape, tokenizer=toy_tokenizer)
+        if lacking(model, analysis.needs):
+            with pytest.raises(NotApplicable, match="this model has no"):
+                analysis.function()(model, TEXT)
 
 
 @every_analysis
-def test_panels_are_well_formed(analysis: Analysis, outcome: Any) -> None:
-    panels = outcome(analysis).result.panels()
+def test_nothing_is_printed(analysis: Analysis, shape: str, outcome: Any) -> None:
+    assert outcome(analysis, shape).printed == ""
+
+
+@every_analysis
+def test_panels_are_well_formed(analysis: Analysis, shape: str, outcome: Any) -> None:
+    panels = outcome(analysis, shape).result.panels()
     assert panels
     keys = [panel.key for panel in panels]
     assert len(set(keys)) == len(keys)
     for panel in panels:
         check_panel(panel)
-    for finding in outcome(analysis).result.findings():
+    for finding in outcome(analysis, shape).result.findings():
         check_finding(finding, keys)
 
 
@@ -195,9 +244,9 @@ def check_finding(finding: Finding, keys: list[str]) -> None:
 
 
 @every_analysis
-def test_every_panel_is_drawn_everywhere(analysis: Analysis, outcome: Any) -> None:
+def test_every_panel_is_drawn_everywhere(analysis: Analysis, shape: str, outcome: Any) -> None:
     """As page, as picture and as text for a terminal; nothing of it is empty."""
-    result = outcome(analysis).result
+    result = outcome(analysis, shape).result
     section = html.Section(analysis.name, analysis.title, analysis.doc, result, 0.0)
     page = html.render(html.Report("title", (Tokens(("a",)),), (section,), {}))
     for panel in result.panels():

@@ -7,12 +7,13 @@ import pytest
 import torch
 from conftest import make_gpt
 from handmade import induction_model, repeated
+from shapes import SHAPES, toy
 
 from analyses._panels import Bars, Matrix, TokenStrip
 from analyses._prompts import Prompt, PromptSet
 from analyses.direct_logit_attribution import direct_logit_attribution
 from interp.errors import InputError
-from interp.interventions import Add, freeze
+from interp.interventions import Add, Replace, freeze
 from interp.processing import process_weights
 
 
@@ -24,17 +25,25 @@ def tokens():
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("neurons", [False, True])
 @pytest.mark.parametrize("wrong", [None, 17])
-def test_parts_sum_to_the_logit(tokens, folded, neurons, wrong):
-    model = process_weights(make_gpt()) if folded else make_gpt()
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "bidirectional"])
+def test_parts_sum_to_the_logit(tokens, shape, folded, neurons, wrong):
+    """To the logit that a soft-cap, if there is one, is given; capped it is the model's own."""
+    model = process_weights(toy(shape)) if folded else toy(shape)
     result = direct_logit_attribution(model, tokens, answer=3, wrong=wrong, pos=-2, neurons=neurons)
     with torch.no_grad():
-        logits = model(tokens)[:, -2]
+        stream = model.ln_final(model.run_to(tokens))
+        logits = model.unembedded(stream, capped=False)[:, -2]
+        cap = model.config.logit_softcap
+        capped = logits if cap is None else cap * torch.tanh(logits / cap)
+        torch.testing.assert_close(capped, model(tokens)[:, -2], atol=1e-5, rtol=0)
     expected = (logits[:, 3] - (0 if wrong is None else logits[:, wrong])).numpy()
+    limit = 1e-4 * max(1.0, float(np.abs(expected).max()))
     frame = result.to_dataframe()
     assert list(frame.columns) == ["text", "component", "layer", "head", "contribution"]
-    np.testing.assert_allclose(frame.groupby("text").contribution.sum(), expected, rtol=0, atol=1e-4)
-    assert result.error < 1e-4
-    assert result.weights == ("folded" if folded else "raw")
+    np.testing.assert_allclose(frame.groupby("text").contribution.sum(), expected, rtol=0, atol=limit)
+    assert result.error < limit
+    after = any("_post" in name for name, _ in model.named_parameters())  # gains that nothing can take over
+    assert after or model.config.qk_norm or result.weights == ("folded" if folded or not model.config.norm else "raw")
 
 
 def test_each_part_is_what_leaving_it_out_changes(tokens):
@@ -58,6 +67,25 @@ def test_each_part_is_what_leaving_it_out_changes(tokens):
             lost = (clean - changed)[0, -1]
             assert float(lost[3] - lost[9]) == pytest.approx(frame[name], abs=1e-10)
     assert float(lost[3] - lost[9]) != pytest.approx(frame["L1H1"], abs=1e-3)  # another part does not fit
+
+
+@pytest.mark.parametrize("shape", ["llama", "gemma3", "olmo2", "neox"])
+def test_parts_of_every_family_are_what_leaving_them_out_changes(tokens, shape):
+    """With the scales of the final norm and of the norm after attention held; a head by its query number."""
+    model = toy(shape, dtype=torch.float64)
+    frame = direct_logit_attribution(model, tokens[:1], answer=3, wrong=9).to_dataframe().set_index("component")
+    with torch.no_grad():
+        clean, cache = model.run_with_cache(tokens[:1], names=lambda name: True)
+        fixed = [name for name in cache if name.endswith("ln1_post.hook_scale") or name == "ln_final.hook_scale"]
+        last = model.config.n_layers - 1
+        after = [f"blocks.{last}.hook_mlp_out"]
+        for head in range(4):
+            edit = Replace(name=f"blocks.{last}.attn.hook_z", head=head, value=0.0)
+            with model.hooks([edit, *freeze([*fixed, *after], cache)]):
+                lost = (clean - model(tokens[:1]))[0, -1]
+            found = frame.contribution[f"L{last}H{head}"]
+            assert float(lost[3] - lost[9]) == pytest.approx(found, abs=1e-10)
+            assert frame.contribution[f"L{last}H{(head + 1) % 4}"] != pytest.approx(found, abs=1e-6)  # control
 
 
 def test_a_part_left_out_breaks_the_sum(tokens):

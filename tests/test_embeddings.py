@@ -6,6 +6,7 @@ import torch
 from conftest import TEXT, make_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import SHAPES, toy
 
 from analyses.embeddings import cosines, embeddings, position_spectrum, power_spectrum, principal_variance
 from interp.errors import InputError
@@ -44,6 +45,20 @@ def test_the_three_pictures_are_the_embeddings_of_the_text() -> None:
     assert images["token-embedding"].image
     assert images["token-embedding"].values.shape == (32, 8)  # one column a token
     np.testing.assert_array_equal(images["token-embedding"].values[:, 0], images["token-embedding"].values[:, 2])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_enters_the_stream_is_shown_and_positions_where_they_are_learned(shape: str) -> None:
+    model = toy(shape)
+    result = embeddings(model, IDS)
+    np.testing.assert_allclose(result.token_embedding, model.run_with_cache(IDS)[1]["embed"][0].numpy(), atol=1e-6)
+    keys = {panel.key for panel in result.panels()}
+    learned = model.config.positions == "learned"
+    assert (result.positions is not None) == learned
+    for key in ("position-embedding", "sum-similarity", "spectrum", "position-similarity-all"):
+        assert (key in keys) == learned
+    assert {"token-embedding", "token-similarity", "nearest", "norms"} <= keys
+    assert bool(result.findings()) == learned
 
 
 def test_similarities_are_cosines() -> None:
@@ -120,8 +135,8 @@ def test_variance_by_direction_is_numpys() -> None:
         values = np.linalg.svd(table - table.mean(0), compute_uv=False) ** 2
         np.testing.assert_allclose(principal_variance(table)[:8], (values / values.sum())[:8], rtol=0, atol=1e-12)
     curve = embeddings(with_positions(np.outer(np.linspace(-1, 1, 64), np.ones(16))), IDS)
-    assert curve.variance[0] == pytest.approx(1, abs=1e-6)  # a line uses one direction
-    assert curve.variance_null[0] < 0.5
+    assert curve.positions.variance[0] == pytest.approx(1, abs=1e-6)  # a line uses one direction
+    assert curve.positions.variance_null[0] < 0.5
 
 
 def test_nearest_tokens_are_those_planted_next_to_them() -> None:

@@ -55,7 +55,7 @@ def difference(model: HookedEncoderDecoder, twin, source, target, source_mask=No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("act_fn", "scale"), [("swish", True), ("relu", True), ("gelu", False), ("gelu_new", False)])
+@pytest.mark.parametrize(("act_fn", "scale"), [("silu", True), ("relu", True), ("gelu", False), ("gelu_new", False)])
 def test_logits_equal_transformers(tmp_path, dtype, act_fn, scale) -> None:
     model = make_pair(dtype=dtype, act_fn=act_fn, scale_embedding=scale)
     twin = as_transformers(model, tmp_path)
@@ -68,13 +68,13 @@ def test_a_changed_weight_breaks_parity(tmp_path) -> None:
     model = make_pair()
     twin = as_transformers(model, tmp_path)
     with torch.no_grad():
-        model.decoder[1].cross_attn.W_QKV[3, 5] += 1e-3
+        model.decoder[1].cross_attn.W_Q_flat[3, 5] += 1e-3
     assert difference(model, twin, *batch()[:2]) > 1e-7
 
 
 def test_the_real_size_equals_transformers(tmp_path) -> None:
     shape = {"n_encoder_layers": 6, "n_decoder_layers": 6, "n_heads": 8, "d_model": 512, "n_ctx": 512, "d_vocab": 8000}
-    model = make_pair(dtype=torch.float32, act_fn="swish", **shape)
+    model = make_pair(dtype=torch.float32, act_fn="silu", **shape)
     source, target, source_mask, target_mask = batch(8000)
     assert difference(model, as_transformers(model, tmp_path), source, target, source_mask, target_mask) < 5e-5
 
@@ -300,7 +300,7 @@ def test_another_kind_of_model_is_named(tmp_path) -> None:
     from interp import HookedEncoder
 
     make_pair(dtype=torch.float32).save_pretrained(tmp_path)
-    with pytest.raises(LoadError, match="use HookedEncoderDecoder"):
+    with pytest.raises(LoadError, match="holds a HookedEncoderDecoder"):
         HookedEncoder.from_pretrained(tmp_path)
 
 

@@ -73,8 +73,8 @@ def handmade(offset: int, half: int) -> HookedGPT:
         shift = torch.zeros(width, width)
         for query in range(length):
             shift[query, max(0, query - offset)] = 1
-        block.attn.W_QKV[:, :width] = 100 * shift
-        block.attn.W_QKV[:, width : 2 * width] = torch.eye(width)
+        block.attn.W_Q_flat.copy_(100 * shift)
+        block.attn.W_K_flat.copy_(torch.eye(width))
     return model
 
 
@@ -91,7 +91,7 @@ def test_scores_of_heads_that_are_known(half: int) -> None:
 def test_an_attention_without_preference_scores_what_chance_gives() -> None:
     model = handmade(1, 10)
     with torch.no_grad():
-        model.blocks[0].attn.W_QKV.zero_()
+        model.blocks[0].attn.W_Q_flat.zero_()
     scores = head_scores(model, half=10)
     assert scores.induction.item() == pytest.approx(np.mean([1 / (q + 1) for q in range(11, 21)]), rel=1e-5)
     assert scores.previous_token.item() == pytest.approx(np.mean([1 / (q + 1) for q in range(1, 21)]), rel=1e-5)

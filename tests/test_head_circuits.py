@@ -5,11 +5,14 @@ import pytest
 import torch
 from conftest import make_gpt
 from handmade import induction_model
+from shapes import SHAPES, tokens_for, toy
 
+from analyses._circuits import circuits
 from analyses._panels import Note
 from analyses.head_circuits import effective_rank, head_circuits
 from interp.errors import InputError
 from interp.processing import process_weights
+from interp.residual import head_results
 
 
 def materialised(model):
@@ -103,3 +106,95 @@ def test_model_is_left_as_it_was_and_text_is_not_read(toy_gpt):
 def test_what_cannot_be_used_is_refused(model, options):
     with pytest.raises(InputError):
         head_circuits(model, **options)
+
+
+def without_biases(shape):
+    """A model of this shape in float64, and what its attention did: circuits leave biases out."""
+    model = toy(shape, dtype=torch.float64)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[2].startswith("b"):
+                parameter.zero_()
+        return model, model.run_with_cache(tokens_for(model))[1]
+
+
+def scores_of(model, cache, layer, q, k):
+    """[batch head query key] by the factors [head d_model d_head], norms' scales frozen, capped as the model does."""
+    attn, x = model.blocks[layer].attn, cache["resid_pre", layer]
+    x = x / model.blocks[layer].ln1.scale_of(x)
+    rows = [torch.einsum("bpm,hmd->bphd", x, factor) for factor in (q, k)]
+    for i, (name, norm) in enumerate((("q", attn.q_norm), ("k", attn.k_norm))):
+        if norm is not None:
+            seen = cache[name, layer]
+            scale = norm.scale_of(seen.flatten(2))[..., None] if attn.flat_norm else norm.scale_of(seen)
+            rows[i] = rows[i] / (scale if attn.flat_norm or name == "q" else scale.repeat_interleave(attn.group, 2))
+    scores = torch.einsum("bqhd,bkhd->bhqk", *rows)
+    return scores if attn.softcap is None else attn.softcap * torch.tanh(scores / attn.softcap)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_qk_circuits_give_the_scores_of_a_run_at_their_distance(shape):
+    model, cache = without_biases(shape)
+    turning = model.config.positions == "rotary"
+    for distance in (0, 1, 2) if turning else (0,):
+        c = circuits(model, distance)
+        for layer in range(2):
+            found, seen = scores_of(model, cache, layer, c.q[layer], c.k[layer]), cache["attn_scores", layer]
+            offsets = (-distance,) if turning else (0, -1, -4)
+            for offset in offsets:
+                ours, theirs = (x.diagonal(offset, -2, -1).numpy() for x in (found, seen))
+                np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+            if turning:  # the control: at another distance they are other scores
+                assert (found.diagonal(-distance - 1, -2, -1) - seen.diagonal(-distance - 1, -2, -1)).abs().max() > 0.01
+        if 1 < model.config.n_kv_heads < 4:  # the control: tiled rather than repeated
+            wrong = scores_of(model, cache, 1, c.q[1], c.k[1][[0, 2, 1, 3]])
+            assert (wrong - cache["attn_scores", 1]).diagonal(-distance, -2, -1).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_ov_circuits_give_what_heads_add_in_a_run(shape):
+    model, cache = without_biases(shape)
+    c = circuits(model)
+    for layer, block in enumerate(model.blocks):
+        x = cache["resid_pre", layer]
+        x = x / block.ln1.scale_of(x)
+        added = block.ln1.centre(head_results(model, cache, layer))
+        for order in ([0, 1, 2, 3], [0, 2, 1, 3]):
+            value = torch.einsum("bkm,hmd,hdn->hbkn", x, c.v[layer][order], c.o[layer])
+            found = torch.einsum("bhqk,hbkn->hbqn", cache["pattern", layer], value)
+            if block.ln1_post.hooked:
+                found = found / cache["scale", layer, "ln1_post"]
+            if order[1] == 1:
+                np.testing.assert_allclose(found.numpy(), added.numpy(), rtol=0, atol=1e-6)
+            elif model.config.n_kv_heads > 1:  # the control: another head's values
+                assert (found - added).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("shape", ["llama", "gemma3", "neox"])
+def test_copying_and_top_tokens_of_other_families_equal_numpy_on_whole_matrices(shape):
+    model = toy(shape, dtype=torch.float64, d_vocab=60)
+    result, c = head_circuits(model, distance=3, top=1), circuits(model, 3)
+    with torch.no_grad():
+        out = model.ln_final.share(c.v @ c.o, torch.ones(1)) @ model.W_U
+        whole = model.W_E @ out
+        logits = (whole - whole.mean(-1, keepdim=True)).numpy()
+        values = np.linalg.eigvals(logits)
+        np.testing.assert_allclose(result.copying, values.sum(-1).real / np.abs(values).sum(-1), rtol=0, atol=1e-8)
+        u, s, _ = np.linalg.svd((c.q @ c.k.mT).numpy())
+    np.testing.assert_allclose(result.singular_values["QK"], s[..., : model.config.d_head], rtol=0, atol=1e-10)
+    first = np.abs(model.W_E.detach().numpy() @ u[1, 2, :, 0])
+    assert result.read["QK"][1 * 4 + 2][0] == f"<{first.argmax()}>"
+    assert np.abs(head_circuits(model).singular_values["QK"] - result.singular_values["QK"]).max() > 1e-3
+
+
+def test_a_distance_that_turns_nothing_is_refused():
+    for distance, model in ((1, make_gpt()), (64, toy("llama")), (-1, toy("llama"))):
+        with pytest.raises(InputError, match="distance"):
+            head_circuits(model, distance=distance)
+
+
+def test_logits_of_another_vocabulary_have_no_copying_score():
+    result = head_circuits(make_gpt(tied=False, d_vocab_out=10))
+    assert np.isnan(result.copying).all()
+    assert "copying" not in {panel.key for panel in result.panels()}

@@ -5,10 +5,11 @@ import pytest
 import torch
 from conftest import make_gpt
 from handmade import NAMES, induction_model, repeated
+from shapes import toy
 
 from analyses._panels import Matrix, Note, Table
 from analyses.head_roles import MARGIN, head_roles, random_repeated
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 
 PLANTED = ("previous_token", "duplicate_token", "induction", "first_token", "copying")
 
@@ -105,19 +106,32 @@ def test_scores_are_those_of_a_slow_loop():
         assert score_of(frame, role, 1, 2).score == pytest.approx(np.mean(values), abs=1e-6)
 
 
-def test_copying_is_that_of_a_slow_loop():
-    model = make_gpt(dtype=torch.float64, d_vocab=12)
+@pytest.mark.parametrize("shape", ["gpt2", "llama", "gemma2", "gemma3", "neox", "no norm"])
+def test_copying_is_that_of_a_slow_loop(shape):
+    model = toy(shape, dtype=torch.float64, d_vocab=12)
     tokens = torch.randint(0, 12, (1, 9), generator=torch.Generator().manual_seed(2))
     frame = head_roles(model, tokens).to_dataframe()
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens)
-        written = cache["v", 1][0, 1:, 3] @ model.W_O[1, 3]
-        written = (written - written.mean(-1, keepdim=True)) * model.ln_final.w
-        raised = written @ model.W_U
-    raised = raised - raised.mean(0)
-    ids = tokens[0, 1:].tolist()
-    expected = np.mean([max(set(ids), key=lambda t: float(raised[k, t])) == ids[k] for k in range(8)])
-    assert score_of(frame, "copying", 1, 3).score == pytest.approx(expected, abs=1e-12)
+    block, ids = model.blocks[1], tokens[0, 1:].tolist()
+
+    def copied(head, kv_head):
+        with torch.no_grad():
+            written = block.ln1_post.share(cache["v", 1][0, 1:, kv_head] @ model.W_O[1, head], torch.ones(1))
+            raised = model.ln_final.share(written, torch.ones(1)) @ model.W_U
+        raised = raised - raised.mean(0)
+        return np.mean([max(set(ids), key=lambda t: float(raised[k, t])) == ids[k] for k in range(8)])
+
+    found = [score_of(frame, "copying", 1, head).score for head in range(4)]
+    group = 4 // model.config.n_kv_heads
+    assert found == pytest.approx([copied(head, head // group) for head in range(4)], abs=1e-12)
+    if shape == "llama":  # the control: tiled rather than repeated
+        assert found != pytest.approx([copied(head, head % 2) for head in range(4)], abs=1e-12)
+
+
+def test_a_model_that_predicts_no_next_token_is_refused():
+    with pytest.raises(NotApplicable, match="next token"):
+        head_roles(toy("bidirectional"))
 
 
 def test_name_movers_and_copy_suppression_need_the_answer():

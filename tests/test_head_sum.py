@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_gpt
+from shapes import SHAPES, toy
 
 from analyses.head_sum import head_sum
 from interp.errors import InputError
@@ -47,3 +48,30 @@ def test_a_head_taken_out_leaves_the_others() -> None:
 def test_a_position_that_is_not_there_is_said(position: int) -> None:
     with pytest.raises(InputError, match="expected 0 to 4"):
         head_sum(make_gpt(), IDS, position=position)
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_every_shape(shape: str) -> None:
+    """Heads add up to what is added to the stream, behind a norm and with shared values too."""
+    model = toy(shape, norm_place="both") if shape == "gpt2" else toy(shape)  # a post-norm with a bias of its own
+    result = head_sum(model, IDS)
+    assert result.error.max() < 1e-13
+    assert result.model_error.max() < 2e-6
+    with torch.no_grad():
+        _, cache = model.run_with_cache(IDS, names=["z", "attn_out"])
+        for head in range(model.config.n_heads):  # a head alone: the others' z at zero, the norm's scale held
+            alone = torch.zeros_like(cache["z", 1])
+            alone[:, :, head] = cache["z", 1][:, :, head]
+            block = model.blocks[1]
+            written = alone.flatten(2) @ block.attn.W_O_flat
+            full = block.attn.write(cache["z", 1])
+            part = block.ln1_post.centre(written) / block.ln1_post.scale_of(full) * block.ln1_post.gain
+            np.testing.assert_allclose(result.contribution[1, head], part[0, -1], atol=2e-6)
+
+
+def test_shares_of_a_norm_are_not_what_its_input_holds() -> None:
+    """The control: with a norm after attention, plain z W_O is something else."""
+    model = toy("gemma3")
+    with torch.no_grad():
+        _, cache = model.run_with_cache(IDS, names=["result"])
+    assert np.abs(head_sum(model, IDS).contribution[0] - cache["result", 0][0, -1].numpy()).max() > 0.05

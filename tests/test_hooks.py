@@ -155,7 +155,7 @@ def test_gradients_and_backward_hooks() -> None:
         MODEL(TOKENS)[0, -1, 7].backward()
     _, cache = MODEL.run_with_cache(TOKENS, names=["resid_pre"], detach=False)
     residual = cache["resid_pre", 1].detach().requires_grad_()
-    MODEL.unembedded(MODEL.ln_final(MODEL.blocks[1](residual)))[0, -1, 7].backward()
+    MODEL.unembedded(MODEL.ln_final(MODEL.run_blocks(residual, MODEL.embed(TOKENS)[1], first=1)))[0, -1, 7].backward()
     torch.testing.assert_close(gradients["blocks.1.hook_resid_pre"], residual.grad, atol=1e-10, rtol=0)
     assert gradients["blocks.1.attn.hook_pattern"].abs().max() > 0
     MODEL.zero_grad()

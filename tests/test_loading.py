@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from conftest import make_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from shapes import SHAPES, tokens_for, toy
 
 from interp.errors import InputError, LoadError, NotFoundError
+from interp.families import family_of
+from interp.layouts import to_tensors
 from interp.loading import weights_sha256
 from interp.model import HookedGPT
 from interp.processing import process_weights
@@ -206,7 +210,7 @@ def bad_json(directory):
 
 
 def other_architecture(directory):
-    (directory / "config.json").write_text('{"model_type": "llama"}')
+    (directory / "config.json").write_text('{"model_type": "mixtral"}')
 
 
 def wrong_type_in_config(directory):
@@ -300,7 +304,70 @@ print("ok")
     assert done.stdout == "ok\n", done.stderr
 
 
-def test_a_model_that_gpt2_files_cannot_hold_is_refused(tmp_path) -> None:
-    with pytest.raises(InputError, match="does not fit"):
-        process_weights(make_gpt()).save_pretrained(tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_gpt2_files_cannot_hold_is_kept_in_our_own_layout(shape, tmp_path) -> None:
+    """Folded norms, and the parts of every family: the same weights, to the last bit, after a round trip."""
+    for number, model in enumerate((toy(shape), process_weights(toy(shape)))):
+        model.save_pretrained(tmp_path / str(number))
+        again = HookedGPT.from_pretrained(tmp_path / str(number))
+        assert again.config == model.config
+        assert all(torch.equal(x, dict(again.named_parameters())[name]) for name, x in model.named_parameters())
+        torch.testing.assert_close(again(tokens_for(model)), model(tokens_for(model)), atol=1e-5, rtol=0)
+
+
+MAPPED = """
+import sys
+import torch
+import interp
+from interp.layouts import read_json
+
+def anonymous():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+interp.load(sys.argv[2])  # imports and what a first load leaves behind
+before = anonymous()
+model = interp.load(sys.argv[1], dtype=sys.argv[3] if sys.argv[3] == "auto" else torch.float32)
+print(anonymous() - before, str(model.dtype), sum(p.numel() * p.element_size() for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_shards_are_mapped_and_keep_their_dtype(tmp_path) -> None:
+    """A sharded Llama in bfloat16 with dtype="auto": no tensor is copied; a control in float32 is."""
+    model = toy("llama", d_model=512, d_head=64, n_heads=8, n_layers=4, d_vocab=8000, dtype=torch.bfloat16)
+    save_sharded_llama(model, tmp_path / "large")
+    save_sharded_llama(toy("llama", dtype=torch.bfloat16), tmp_path / "small")
+
+    def load(dtype: str) -> list[str]:
+        command = [sys.executable, "-c", MAPPED, str(tmp_path / "large"), str(tmp_path / "small"), dtype]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        return done.stdout.split()
+
+    grown, dtype, size = load("auto")
+    assert dtype == "torch.bfloat16"
+    assert int(grown) < 0.05 * int(size) < 0.05 * 60e6
+    grown, dtype, size = load("float32")
+    assert dtype == "torch.float32"
+    assert int(grown) > 0.9 * int(size)
+
+
+def save_sharded_llama(model: HookedGPT, directory: Path) -> None:
+    """As transformers saves a Llama in two shards, from a model without its family's own config."""
+    c = model.config
+    data = {
+        "model_type": "llama", "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
+        "hidden_size": c.d_model, "num_key_value_heads": c.n_kv_heads, "head_dim": c.d_head,
+        "intermediate_size": c.d_mlp, "vocab_size": c.d_vocab, "tie_word_embeddings": c.tied,
+        "max_position_embeddings": c.n_ctx,
+    }  # fmt: skip
+    family = family_of(data, "")
+    tensors = to_tensors(model, family.layout(c, {}), None)
+    names = sorted(tensors)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(data))
+    for shard, chosen in shards.items():
+        save_file({family.written(name): tensors[name].contiguous() for name in chosen}, directory / shard)
+    index = {family.written(name): shard for shard, chosen in shards.items() for name in chosen}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))

@@ -24,7 +24,7 @@ from analyses._chains import (
 )
 from analyses._panels import Graph, Matrix
 from analyses.markov_chain import LIMIT, count_transitions, markov_chain, places, transition_matrix
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 from interp.model import HookedGPT
 from interp.tokenizer import Tokenizer
 from reports import figures
@@ -306,6 +306,11 @@ def test_too_many_states_and_foreign_text_are_refused(toy_gpt: HookedGPT) -> Non
     model.tokenizer = Tokenizer.of_characters("01")
     with pytest.raises(InputError, match="text '012'"):
         markov_chain(model, "012", context=2)
+
+
+def test_a_model_that_predicts_no_next_token_is_refused() -> None:
+    with pytest.raises(NotApplicable, match="next token"):
+        markov_chain(small(causal=False), context=2)
 
 
 def test_size_of_a_state() -> None:

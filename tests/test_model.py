@@ -4,9 +4,12 @@ import pytest
 import torch
 import transformers
 from conftest import make_gpt
+from shapes import SHAPES, tokens_for, toy
 
 from interp.config import PRESETS, GPTConfig
+from interp.interventions import ablate_head
 from interp.model import HookedGPT
+from interp.sweep import sweep
 
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-10}
 
@@ -129,13 +132,14 @@ def test_weights_stack_as_views_and_rebuild_q() -> None:
     q = torch.einsum("bpm,hmd->bphd", cache["normalized", 1, "ln1"] * norm.w + norm.b, model.W_Q[1]) + model.b_Q[1]
     torch.testing.assert_close(q, cache["q", 1], atol=1e-12, rtol=0)
     assert model.W_Q.shape == (2, 4, 32, 8)
-    assert model.W_K.untyped_storage().data_ptr() == model.blocks[1].attn.W_QKV.untyped_storage().data_ptr()
+    assert model.W_K.untyped_storage().data_ptr() == model.blocks[1].attn.W_K_flat.untyped_storage().data_ptr()
     for name in ("W_O", "W_in", "W_out", "b_V", "b_O", "b_in", "b_out"):
         stacked = getattr(model, name)
         assert stacked.data_ptr() == getattr(model, name).data_ptr(), name  # the same storage each time
         assert len(stacked) == 2
     before = model(torch.zeros(1, 4, dtype=torch.long))
-    model.W_in[0].zero_()
+    with torch.no_grad():
+        model.W_in[0].zero_()
     assert not torch.equal(before, model(torch.zeros(1, 4, dtype=torch.long)))
 
 
@@ -201,3 +205,86 @@ def test_presets_have_the_published_parameter_counts() -> None:
     for name, count in published.items():
         with torch.device("meta"):
             assert sum(p.numel() for p in HookedGPT(PRESETS[name]).parameters()) == count
+
+
+@pytest.mark.parametrize("name", ["W_Q", "W_K", "W_V", "W_O", "W_gate", "W_in", "W_out"])
+def test_stacked_weights_carry_gradients(name: str) -> None:
+    """A penalty on a stack reaches each block's own parameter, beside the loss; without gradients on it is a view."""
+    model = toy("llama")
+    tokens = tokens_for(model)
+    penalty = getattr(model, name).square().sum()
+    (model(tokens).logsumexp(-1).mean() + penalty).backward()
+    with_penalty = {key: x.grad.clone() for key, x in model.named_parameters()}
+    model.zero_grad()
+    model(tokens).logsumexp(-1).mean().backward()
+    for key, x in model.named_parameters():
+        extra = 2 * x.detach() if key.rsplit(".", 1)[-1].removesuffix("_flat") == name else torch.zeros_like(x)
+        torch.testing.assert_close(with_penalty[key], x.grad + extra, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert not getattr(model, name).requires_grad
+
+
+def test_a_replaced_non_linearity_acts_whoever_listens() -> None:
+    """`mlp.act` is the one place: the plain run, the run with a listener and the sweep agree; a control differs."""
+    model = toy("llama", dtype=torch.float64)
+    tokens, before = tokens_for(model), toy("llama", dtype=torch.float64)(tokens_for(model))
+    for block in model.blocks:
+        block.mlp.act = torch.tanh
+    plain = model(tokens)
+    listened, _ = model.run_with_cache(tokens)
+    swept = sweep(model, tokens, [ablate_head(0, 0, value=0.5)], lambda logits: {"x": logits})["x"][0]
+    torch.testing.assert_close(listened, plain, atol=1e-12, rtol=0)
+    slow = model.run_with_hooks(tokens, fwd_hooks=[ablate_head(0, 0, value=0.5)])
+    torch.testing.assert_close(swept, slow, atol=1e-12, rtol=0)
+    assert (plain - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_computes_its_equations(shape: str) -> None:
+    """The stream is the sum of what is added, patterns mix the values of each head's key-value head, caps cap."""
+    model = toy(shape, dtype=torch.float64)
+    tokens = tokens_for(model)
+    logits, cache = model.run_with_cache(tokens, names=lambda name: True)
+    exact = {"atol": 1e-12, "rtol": 0}
+    for layer, block in enumerate(model.blocks):
+        stream = cache["resid_pre", layer] + cache["attn_out", layer]
+        if block.mlp is not None and not model.config.parallel:
+            torch.testing.assert_close(cache["resid_mid", layer], stream, **exact)
+        if block.mlp is not None:
+            stream = stream + cache["mlp_out", layer]
+        torch.testing.assert_close(cache["resid_post", layer], stream, **exact)
+        group = model.config.n_heads // model.config.n_kv_heads
+        shared = cache["v", layer].repeat_interleave(group, 2)
+        mixed = torch.einsum("bhqk,bkhd->bqhd", cache["pattern", layer], shared)
+        torch.testing.assert_close(cache["z", layer], mixed, **exact)
+        if 1 < model.config.n_kv_heads < model.config.n_heads:  # control: tiled
+            tiled = torch.einsum("bhqk,bkhd->bqhd", cache["pattern", layer], cache["v", layer].repeat(1, 1, group, 1))
+            assert (tiled - mixed).abs().max() > 1e-3
+        written = block.attn.summed(cache["result", layer])
+        torch.testing.assert_close(cache["attn_out", layer], block.ln1_post(written), **exact)
+    torch.testing.assert_close(model.unembedded(model.ln_final(stream)), logits, **exact)
+    if model.config.logit_softcap is not None:
+        assert logits.abs().max() < model.config.logit_softcap
+    for name, x in cache.items():
+        assert tuple(x.shape) == model.hook_shape(name, *tokens.shape), name
+
+
+def test_rotation_depends_on_distance_alone() -> None:
+    """Shifting a text by padding on the left leaves every real token's stream as it is."""
+    model = toy("llama", dtype=torch.float64)
+    tokens = tokens_for(model, 1, 6)
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), tokens], 1)
+    mask = torch.tensor([[0] * 3 + [1] * 6])
+    torch.testing.assert_close(model(padded, attention_mask=mask)[:, 3:], model(tokens), atol=1e-10, rtol=0)
+    assert (model(padded)[:, 3:] - model(tokens)).abs().max() > 1e-3  # control: padding read as text
+
+
+def test_run_to_runs_no_later_block() -> None:
+    model = toy("neox")
+    tokens = tokens_for(model)
+    _, cache = model.run_with_cache(tokens, names=["resid_pre", "resid_post"])
+    seen = []
+    with model.hooks([("resid_pre", lambda x, hook: seen.append(hook.name))], reads_only=True):
+        assert torch.equal(model.run_to(tokens, 0), cache["resid_post", 0])
+        assert torch.equal(model.run_to(tokens, -1), cache["resid_pre", 0])
+    assert seen == ["blocks.0.hook_resid_pre"]

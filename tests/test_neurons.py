@@ -5,10 +5,11 @@ import pytest
 import torch
 from conftest import make_gpt
 from handmade import Space, empty
+from shapes import SHAPES, toy
 
 from analyses._panels import Bars, Matrix, Table
 from analyses.neurons import neurons, output_shares
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 from interp.processing import process_weights
 
 
@@ -35,9 +36,39 @@ def test_shares_and_the_bias_sum_to_one_and_match_a_slow_loop(tokens):
     shares, bias = output_shares(model, cache)
     np.testing.assert_allclose(shares.sum(1) + bias, 1, atol=1e-12)
     out, post = cache["mlp_out", 1][0, 1:], cache["post", 1][0, 1:]
-    own = post[:, 5, None] * model.W_out[1, 5]
+    own = post[:, 5, None] * model.W_out[1, 5].detach()
     assert shares[1, 5] == pytest.approx(float((own * out).sum() / out.square().sum()), abs=1e-12)
     assert np.abs(shares.sum(1) - 1).max() > 1e-4  # without the bias they do not
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name not in ("attention only", "bidirectional")])
+def test_shares_of_every_kind_of_mlp_sum_to_one_and_reads_are_what_moves_it(shape, tokens):
+    model = toy(shape, dtype=torch.float64, d_vocab=60)
+    cache = model.run_with_cache(tokens[:1])[1]
+    shares, bias = output_shares(model, cache)
+    np.testing.assert_allclose(shares.sum(1) + bias, 1, atol=1e-9)
+    if model.config.norm_place != "pre":  # the control: as if nothing came between the MLP and the stream
+        out, post = cache["mlp_out", 1][0, 1:], cache["post", 1][0, 1:]
+        plain = (post * (out @ model.W_out[1].detach().T)).sum(0) / out.square().sum()
+        assert abs(float(plain.sum()) - 1) > 0.01
+    result = neurons(model, tokens, chosen=("L1N4",), top=1)
+    assert bool(result.scaled_by) == model.config.gated
+    block = model.blocks[1]
+    with torch.no_grad():
+        x = block.ln2.share(model.W_E, torch.ones(1))
+        pairs = {"W_gate": result.reads, "W_in": result.scaled_by} if model.config.gated else {"W_in": result.reads}
+        for name, found in pairs.items():
+            assert found[0] == (f"<{int((x @ getattr(block.mlp, name)[:, 4]).argmax())}>",)
+        written = block.ln2_post.share(model.W_out[1, 4], torch.ones(1))
+        logits = model.ln_final.share(written, torch.ones(1)) @ model.W_U
+    assert result.raises[0] == (f"<{int(logits.argmax())}>",)
+    assert {"gate reads", "linear part reads"} <= set(result.panels()[0].frame) or not model.config.gated
+
+
+@pytest.mark.parametrize("shape", ["attention only", "bidirectional"])
+def test_models_without_mlps_or_next_tokens_are_refused(shape, tokens):
+    with pytest.raises(NotApplicable):
+        neurons(toy(shape, d_vocab=60), tokens)
 
 
 def test_planted_neuron_is_found():

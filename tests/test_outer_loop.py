@@ -1,12 +1,15 @@
 """The loop against `generate`, influences against a slow loop, and models with another structure."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import make_gpt
+from shapes import SHAPES, toy
 
 from analyses.outer_loop import influences, outer_loop
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 
 IDS = torch.tensor([[5, 9, 2, 7, 11]])
 
@@ -65,6 +68,33 @@ def test_only_the_last_row_is_decoded() -> None:
     decode = model.unembedded
     model.unembedded = lambda x: decode(x.cumsum(-2)) if x.ndim == 3 else decode(x)  # type: ignore[method-assign]
     assert outer_loop(model, IDS, steps=1).rows_used > 0.01
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_every_shape_has_no_loop_but_the_outer_one(shape: str) -> None:
+    """And a token taken out leaves the mean embedding, as it would be added: scaled, where embeddings are."""
+    model = toy(shape)
+    if not model.config.causal:
+        with pytest.raises(NotApplicable, match="next token"):
+            outer_loop(model, IDS, steps=2)
+        return
+    result = outer_loop(model, IDS, steps=2)
+    shared = model.config.shared_norm  # which attention and MLP each pass
+    assert result.most_often == 1 + shared
+    assert result.computed[0] == len(model.hook_points) + 2 * model.config.n_layers * shared
+    assert result.rows_used < 1e-5
+    mean = model.W_E.detach().mean(0)
+    with torch.no_grad():
+        usual = model(IDS)[0, -1].softmax(-1)
+        blank = torch.nn.Parameter(torch.cat([model.W_E, mean[None]]))  # the mean as one more token
+        taken, whole = IDS.clone(), model.W_E
+        taken[0, 1] = len(whole)
+        model.W_E, model.config = blank, replace(model.config, d_vocab=len(blank), tied=False)
+        model.unembed = whole if model.unembed is None else model.unembed
+        changed = model(taken)[0, -1].softmax(-1)
+    expected = (changed - usual).abs().sum().item() / 2
+    assert result.influence[0, 1] == pytest.approx(expected, abs=1e-5)
+    assert expected > 1e-3
 
 
 def test_what_cannot_be_used_is_said() -> None:

@@ -8,9 +8,10 @@ import torch
 from conftest import make_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import toy
 
 from analyses.position_encodings import cosines, position_encodings, shift_error, sinusoids
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 
 
 @given(st.integers(2, 20), st.integers(2, 17), st.floats(2, 1e5))
@@ -42,6 +43,13 @@ def test_distance_explains_sinusoids_and_nothing_of_noise() -> None:
     assert waves.distance_share["learned"] == pytest.approx(1, abs=1e-6)
     assert waves.distance_share["learned, shuffled"] < 0.1
     np.testing.assert_allclose(waves.by_distance["learned"], waves.by_distance["sinusoidal"], atol=1e-6)
+
+
+def test_models_without_learned_positions_are_refused() -> None:
+    for shape in ("llama", "no norm"):
+        with pytest.raises(NotApplicable, match="learned position embeddings"):
+            position_encodings(toy(shape))
+    assert len(position_encodings(toy("attention only")).learned) == 64
 
 
 def test_share_against_regression_on_the_distance() -> None:

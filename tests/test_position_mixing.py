@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_gpt
+from shapes import SHAPES, toy
 
-from analyses.position_mixing import EMBEDDING, INSIDE, MEETING, UNEMBEDDING, compare, position_mixing
+from analyses.position_mixing import EMBEDDING, MEETING, UNEMBEDDING, compare, operations, position_mixing
 from interp.errors import InputError
 from interp.model import HookedGPT
 
@@ -27,7 +28,7 @@ def test_positions_meet_in_scores_and_weighted_sums_only(dtype: torch.dtype) -> 
         pairs = n * (n - 1) // 2 if row["operation"] in MEETING else 0  # every earlier position, and no later one
         assert row["pairs"] == pairs
         assert row["own"] > 0.01, "the change at the position itself is seen"
-    assert len(frame) == 2 * len(INSIDE) + 3
+    assert len(frame) == 2 * 14 + 3
     for name in MEETING:
         moved = result.moved[name] > result.threshold
         np.testing.assert_array_equal(moved, np.broadcast_to(np.triu(np.ones((n, n), dtype=bool)), moved.shape))
@@ -36,14 +37,12 @@ def test_positions_meet_in_scores_and_weighted_sums_only(dtype: torch.dtype) -> 
 def planted(model: HookedGPT, where: str) -> None:
     """Lets the next position's input through, a little, in one operation of block 1."""
     block = model.blocks[1]
-    module: Any = {"MLP in": block.mlp, "layer norm before MLP": block.ln2, "layer norm before attention": block.ln1}[
-        where
-    ]
+    module: Any = {"MLP in": block.mlp, "norm before MLP": block.ln2, "norm before attention": block.ln1}[where]
     usual = module.forward
     module.forward = lambda x: usual(x + 0.01 * x.roll(-1, 1))
 
 
-@pytest.mark.parametrize("where", ["MLP in", "layer norm before MLP", "layer norm before attention"])
+@pytest.mark.parametrize("where", ["MLP in", "norm before MLP", "norm before attention"])
 def test_an_operation_that_mixes_positions_is_found(where: str) -> None:
     model = make_gpt()
     planted(model, where)
@@ -58,7 +57,7 @@ def test_an_operation_that_mixes_positions_is_found(where: str) -> None:
 def test_an_embedding_and_an_unembedding_that_mix_are_found() -> None:
     model = make_gpt()
     embed, decode = model.embed, model.unembedded
-    model.embed = lambda *a: (embed(*a)[0].cumsum(1), None)  # type: ignore[method-assign]
+    model.embed = lambda *a: (embed(*a)[0].cumsum(1), embed(*a)[1])  # type: ignore[method-assign]
     assert EMBEDDING in position_mixing(model, IDS).mixing
     model.embed = embed  # type: ignore[method-assign]
     model.unembedded = lambda x: decode(x.cumsum(-2))  # type: ignore[method-assign]
@@ -71,10 +70,33 @@ def test_values_of_one_head_in_another_are_found() -> None:
     model = make_gpt()
     attn = model.blocks[0].attn
     usual = attn.mix
-    attn.mix = lambda q, k, v, mask: usual(q, k, v + 0.05 * v.roll(1, 2), mask)  # type: ignore[method-assign]
+    attn.mix = lambda q, k, v, *rest: usual(q, k, v + 0.05 * v.roll(1, 1), *rest)  # type: ignore[method-assign]
     result = position_mixing(model, IDS)
     assert result.head_leak > 1e-3
     assert result.heads["softmax"][:, ~np.eye(4, dtype=bool)].max() < 1e-5, "scores and weights are each head's own"
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_every_shape(shape: str) -> None:
+    """Positions meet where they met, whatever else a block does; every step of the block is there; heads keep apart."""
+    model = toy(shape, n_layers=2)
+    result = position_mixing(model, IDS)
+    assert result.mixing == MEETING
+    assert (result.leak > 1e-3) == (not model.config.causal)
+    assert (result.head_leak > 1e-3) == (model.config.qk_norm == "flat")  # OLMo 2's one norm over all heads' queries
+    points = {name.removeprefix("blocks.0.") for name in model.hook_points if name.startswith("blocks.0.")}
+    aside = {name for name in points if name.endswith("hook_scale") or "_post." in name}
+    assert points - aside - {output for *_, output in operations(model)} == {"hook_resid_pre", "attn.hook_result"}
+    heads = next(iter(result.heads.values()))
+    assert heads.shape[1:] == (model.config.n_kv_heads, model.config.n_heads)
+
+
+def test_a_group_that_reads_another_groups_values_is_found() -> None:
+    model = toy("llama")
+    attn = model.blocks[0].attn
+    usual = attn.mix
+    attn.mix = lambda q, k, v, *rest: usual(q, k, v + 0.05 * v.roll(1, 1), *rest)  # type: ignore[method-assign]
+    assert position_mixing(model, IDS).head_leak > 1e-3
 
 
 def test_positions_of_a_long_text_are_spread() -> None:

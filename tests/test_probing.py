@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from shapes import toy
 
+from analyses.probes.data import run_model
 from analyses.probing import MOST_TOKENS, probing
 from interp.documents import Documents
 from interp.errors import InputError, NotFoundError
@@ -53,6 +55,29 @@ def test_several_texts_are_learned_from_when_there_are_no_documents(toy_gpt: Hoo
     assert len(result.tokens) == 0  # what was learned from is not read
     assert {"seen-before", "capital"} <= set(result.sweeps)
     assert result.to_dataframe()["label"].unique().tolist() == list(result.sweeps)
+
+
+@pytest.mark.parametrize("shape", ["llama", "neox", "attention only", "no norm"])
+def test_every_shape_is_probed_where_its_stream_is(shape: str, toy_gpt: HookedGPT) -> None:
+    model = toy(shape, tokenizer=toy_gpt.tokenizer)
+    words = ["river", "John", "Mary", "the", "cat"]
+    rng = np.random.default_rng(0)
+    result = probing(model, [" ".join(rng.choice(words, 12)) for _ in range(30)])
+    between = model.config.n_layers * (not (model.config.parallel or model.config.attn_only))
+    assert len(result.sweeps["seen-before"].names) == 1 + model.config.n_layers + between
+
+
+@pytest.mark.parametrize("shape", ["bidirectional", "mistral"])
+def test_padding_is_seen_by_no_token(shape: str) -> None:
+    """Windows of several lengths, run together, give what each gives alone."""
+    model = toy(shape)
+    windows = [torch.arange(length) + 3 * length for length in (9, 4, 6)]
+    names = model.match("resid_post")
+    held = run_model(model, windows, range(3), names, bos=False)
+    for name in names:
+        with torch.no_grad():
+            alone = [model.run_with_cache(window[None], names=name)[1][name][0] for window in windows]
+        np.testing.assert_allclose(held.values[name], torch.cat(alone).numpy(), rtol=0, atol=2e-5)
 
 
 def test_too_little_text_is_said_not_raised(toy_gpt: HookedGPT) -> None:

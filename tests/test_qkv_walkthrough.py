@@ -10,6 +10,7 @@ from conftest import make_gpt
 from handmade import induction_model, repeated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import SHAPES, tokens_for, toy
 
 from analyses.qkv_walkthrough import qkv_walkthrough, softmax
 from interp.errors import InputError
@@ -52,6 +53,24 @@ def test_against_torch_and_the_model(toy_gpt: Any) -> None:
     np.testing.assert_allclose(result.mixed, torch_z, atol=1e-12)
     np.testing.assert_allclose(result.weights, result.pattern, atol=1e-6)
     assert result.difference < 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_steps_end_where_every_kind_of_model_does(shape: str) -> None:
+    """Grouped heads, turned and normed queries, caps, windows, no causality: pattern and output are the model's own."""
+    model = toy(shape, dtype=torch.float64)
+    ids = tokens_for(model)
+    cache = model.run_with_cache(ids[:1])[1]
+    for layer, head, query in ((0, 1, 5), (1, 2, -1), (1, 0, 2)):
+        result = qkv_walkthrough(model, ids, layer=layer, head=head, query=query)
+        np.testing.assert_allclose(result.weights, result.pattern, atol=1e-12)
+        assert result.difference < 1e-12
+        seen = cache["pattern", layer][0, head, query] > 0
+        assert result.to_dataframe()["visible"].tolist() == seen.tolist()
+        assert len(result.panels()[1].labels) == int(seen.sum())
+        if model.config.n_kv_heads == 2 and head in (1, 2):  # the control: tiled rather than repeated
+            wrong = result.weights @ cache["v", layer][0, :, head % 2].detach().numpy()
+            assert np.abs(wrong - result.z).max() > 0.01
 
 
 def test_a_head_with_other_weights_is_noticed(toy_gpt: Any) -> None:

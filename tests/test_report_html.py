@@ -18,7 +18,7 @@ import reports
 from analyses._panels import Finding, Note, Table, Tokens
 from reports import tokens
 from reports.html import Report, Section, render
-from reports.numbers import Scale, number
+from reports.numbers import Scale, decimal, decimals, number
 from reports.views import json_block, view
 
 
@@ -257,3 +257,17 @@ def test_many_findings_fold_the_rest():
     page = render(Report("r", (), (Section("s", "S", "", Sample((note,), found), 0.0),), {}))
     assert "4 more" in page
     assert page.index("fact 13") < page.index("fact 4") < page.index("fact 3")
+
+
+def test_numbers_side_by_side_have_the_same_decimals():
+    """Where a few large ones stand among many near zero; else each as it is best read."""
+    values = np.array([[2.28, -4.63e-5], [0.0, 0.0123]])
+    places = decimals(values)
+    assert places == 3
+    assert [decimal(x, places) for x in values.ravel()] == ["2.280", "0.000", "0", "0.012"]
+    assert decimals(values / 100) == 4
+    assert decimal(-0.0228, 4) == "\N{MINUS SIGN}0.0228"
+    assert decimals(np.array([2.28, 0.5])) is None
+    assert decimals(np.array([2.28, 0.5]), np.array([2.0, 1e-4])) == 3  # the ends of intervals count too
+    assert decimals(np.array([1e5, 1e-5])) is None
+    assert decimal(0.5, None) == number(0.5)

@@ -257,12 +257,11 @@ def mixer(
 ) -> Callable[..., torch.Tensor]:
     """Attention as in the model, with its scores or its outputs changed, or without the mask."""
 
-    def mix(self: Any, q: Any, k: Any, v: Any, mask: Any) -> torch.Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    def mix(self: Any, q: Any, k: Any, v: Any, mask: Any, visit: Any = None) -> torch.Tensor:
         scores = change_scores(q @ k.transpose(-1, -2) / math.sqrt(self.d_head))
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool)
         scores = self.hook_attn_scores(scores.masked_fill(~(seen.tril() if causal else seen), -torch.inf))
-        return change_z((self.hook_pattern(scores.softmax(-1)) @ v).transpose(1, 2))
+        return change_z((self.hook_pattern(scores.softmax(-1)) @ v).transpose(1, 2)).transpose(1, 2)
 
     return mix
 

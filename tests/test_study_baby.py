@@ -156,7 +156,8 @@ def test_first_weights_are_drawn_in_the_order_of_the_plain_modules(
     torch.manual_seed(seed)
     theirs = PlainGPT(d_vocab, context, width=8, heads=2, layers=layers)
     for block, plain_block in zip(ours.blocks, theirs.h, strict=True):
-        assert torch.equal(block.attn.W_QKV, plain_block.c_attn.weight.T)
+        fused = torch.cat([block.attn.W_Q_flat, block.attn.W_K_flat, block.attn.W_V_flat], dim=1)
+        assert torch.equal(fused, plain_block.c_attn.weight.T)
         assert torch.equal(block.attn.W_O_flat, plain_block.c_proj.weight.T)
         assert torch.equal(block.mlp.W_in, plain_block.c_fc.weight.T)
         assert torch.equal(block.mlp.W_out, plain_block.mlp_c_proj.weight.T)
@@ -164,7 +165,7 @@ def test_first_weights_are_drawn_in_the_order_of_the_plain_modules(
     assert torch.equal(ours.W_E if ours.unembed is None else ours.unembed, theirs.lm_head.weight)
     torch.manual_seed(seed)
     direct = HookedGPT(config)
-    assert not torch.equal(direct.blocks[0].attn.W_QKV, ours.blocks[0].attn.W_QKV)  # control: the usual order
+    assert not torch.equal(direct.blocks[0].attn.W_Q_flat, ours.blocks[0].attn.W_Q_flat)  # control: the usual order
 
 
 def test_building_a_model_leaves_the_generator_where_the_plain_modules_leave_it() -> None:

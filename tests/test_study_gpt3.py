@@ -21,7 +21,8 @@ import reports
 from analyses.architecture import architecture
 from interp.config import PRESETS, GPTConfig
 from interp.errors import InputError, NotFoundError
-from interp.model import ACTIVATIONS, HookedGPT
+from interp.linear import ACTIVATIONS
+from interp.model import HookedGPT
 from interp.tokenizer import Tokenizer
 from reports.run_study import Runs, carry_out
 from reports.studies._gpt3 import (

@@ -11,17 +11,32 @@ import torch
 from conftest import make_gpt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shapes import SHAPES, toy
 from torch import Tensor
 
 from interp.errors import HookNameError, InputError, InterpError, MemoryLimitError
-from interp.interventions import Add, Replace, ablate_head, ablate_mlp, ablate_neurons, axes, freeze, patch, steer
+from interp.interventions import (
+    PATTERN,
+    Add,
+    Affine,
+    Intervention,
+    Replace,
+    ablate_head,
+    ablate_mlp,
+    ablate_neurons,
+    axes,
+    freeze,
+    patch,
+    project_out,
+    steer,
+)
 from interp.model import HookedGPT
 from interp.sweep import CHECKED, SweepInterrupted, lowered, resumable, slow_sweep, sweep
 from interp.sweep_engine import Chunk
 from interp.sweep_plan import Limits, Plan
 
 VOCAB = 23
-MODELS = {
+MODELS: dict[tuple, HookedGPT] = {
     (layers, heads, dtype): make_gpt(
         dtype=dtype,
         n_layers=layers,
@@ -33,6 +48,10 @@ MODELS = {
         windows=(None, 2, 3) if layers == 3 else None,
     )
     for layers, heads, act in ((1, 2, "gelu"), (2, 4, "gelu_new"), (3, 1, "gelu_new"))
+    for dtype in (torch.float32, torch.float64)
+} | {
+    (shape, dtype): toy(shape, dtype=dtype, d_model=16, d_vocab=VOCAB)
+    for shape in SHAPES
     for dtype in (torch.float32, torch.float64)
 }
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -56,8 +75,8 @@ def assert_same(model: HookedGPT, tokens: Tensor, variants: list, metric=everyth
 
 
 @st.composite
-def interventions(draw, model: HookedGPT, batch: int, length: int) -> Replace | Add:
-    """Anything that Replace and Add can say of a hook point."""
+def interventions(draw, model: HookedGPT, batch: int, length: int) -> Intervention:
+    """Anything that Replace, Add and Affine can say of a hook point."""
     name = draw(st.sampled_from(list(model.hook_points)))
     shape = model.hook_shape(name, batch, length)
     pos_axis, head_axis = axes(name)
@@ -76,6 +95,13 @@ def interventions(draw, model: HookedGPT, batch: int, length: int) -> Replace | 
     value: float | Tensor = torch.randn(kept, generator=seed, dtype=torch.float64).to(model.dtype)
     if name.endswith("hook_scale"):
         value = value.abs() + 0.5
+    if not name.endswith(PATTERN) and draw(st.integers(0, 3)) == 0:  # no sums with scores that are minus infinity
+        factors = [
+            torch.randn(size, generator=seed, dtype=torch.float64).to(model.dtype)
+            for size in ((shape[-1], 2), (2, shape[-1]))
+        ]
+        left, right = factors if draw(st.booleans()) else (None, None)
+        return Affine(name=name, factor=0.5, left=left, right=right, value=draw(st.sampled_from([value, 0.1])), **place)
     if draw(st.integers(0, 2)) == 0:
         return Add(name=name, value=value, scale=0.5, **place)
     return Replace(name=name, value=draw(st.sampled_from([value, 0.7])), **place)
@@ -124,23 +150,46 @@ def test_equals_the_slow_loop_a_thousand_times(case: tuple, measure: bool) -> No
     check_against_the_slow_loop(case, measure)
 
 
-SITES = [name for name in MODELS[2, 4, torch.float64].hook_points if not name.startswith("blocks.1")]
+SITES = [
+    (shape, name) for shape in SHAPES for name in MODELS[shape, torch.float64].hook_points if "blocks.1" not in name
+]
 
 
-@pytest.mark.parametrize("name", SITES)
-def test_every_hook_point(name: str) -> None:
+@pytest.mark.parametrize(("shape", "name"), SITES)
+def test_every_hook_point(shape: str, name: str) -> None:
     """Each place once, with a value of its own for each batch entry, alone and after an earlier edit, small chunks."""
-    model = MODELS[2, 4, torch.float64]
+    model = MODELS[shape, torch.float64]
     tokens = torch.randint(0, VOCAB, (2, 5))
-    value = torch.rand(model.hook_shape(name, 2, 5), dtype=torch.float64) + 0.5
-    head = 1 if axes(name)[1] is not None else None
+    at = model.hook_shape(name, 2, 5)
+    value = torch.rand(at, dtype=torch.float64) + 0.5
+    head_axis = axes(name)[1]
+    head = None if head_axis is None else at[head_axis] - 1
     edits = [Replace(name=name, value=value, pos=pos, head=head) for pos in (None, 2, [0, 3])]
     edits += [Add(name=name, value=value, unit=0), Replace(name=name, value=0.5)]
+    edits += (
+        []
+        if name.endswith((*PATTERN, "hook_scale"))
+        else [project_out(name, value.flatten(0, -2)[:1], pos=[1, 3], head=head)]
+    )
     earlier = Add(name="hook_embed", value=torch.ones(16, dtype=torch.float64), pos=1)
-    later = ablate_mlp(1, pos=-1)
+    later = Replace(name="blocks.1.hook_attn_out", value=0.0, pos=-1)
     variants = [*edits, *([earlier, edit, later] for edit in edits)]
     for read in (None, [-2, 1]):
         assert_same(model, tokens, variants, read=read)
+
+
+def test_a_query_head_is_one_head_and_a_key_value_head_its_group() -> None:
+    """Zeroing a query head's z changes that head alone; zeroing a value head silences its whole group; a control."""
+    model = toy("llama", dtype=torch.float64)
+    tokens = torch.randint(0, 300, (1, 6))
+    clean = model.run_with_cache(tokens, names="z")[1]["z", 0]
+    value = Replace(name="blocks.0.attn.hook_v", head=1, value=0.0)
+    found = sweep(model, tokens, [ablate_head(0, 1), value], collect="blocks.0.attn.hook_z")["blocks.0.attn.hook_z"]
+    silent = [[h for h in range(4) if not variant[:, :, h].any()] for variant in found]
+    assert silent == [[1], [2, 3]]  # groups are neighbours: tiling would give [1, 3]
+    for variant, heads in zip(found, silent, strict=True):
+        others = [h for h in range(4) if h not in heads]
+        torch.testing.assert_close(variant[:, :, others], clean[:, :, others], atol=1e-12, rtol=0)
 
 
 def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,14 +229,18 @@ FAULTS = {
     "changes do not spread to later positions": ("_from_first", lambda self, positions: positions),
     "the edits of running variants are skipped": ("_visit", lambda self, name, parts: None),
     "variants are taken for clean": ("_route", lambda self, *_: "skip"),
+    "rows are turned by the first position": (
+        "_places",
+        lambda self, positions: torch.zeros(self.batch * len(positions), dtype=torch.long),
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = MODELS[3, 1, torch.float64]
+    model = MODELS["llama", torch.float64]
     tokens = torch.randint(0, VOCAB, (2, 6))
-    variants = [ablate_head(1, 0), steer(1, torch.arange(16.0) / 8, pos=2), [ablate_head(0, 0), ablate_mlp(2)]]
+    variants = [ablate_head(1, 0), steer(1, torch.arange(16.0) / 8, pos=2), [ablate_head(0, 0), ablate_mlp(1)]]
     assert_same(model, tokens, variants)
     monkeypatch.setattr(Chunk, *FAULTS[fault])
     with pytest.raises(AssertionError):
@@ -238,9 +291,9 @@ def test_nothing_is_computed_that_did_not_change(monkeypatch: pytest.MonkeyPatch
         rows["_attend"].append(sum(len(ask.before) for ask in block))
         attend(self, layer, base, block, matrices)
 
-    def count_transform(self, layer, base, layout, matrices) -> None:
+    def count_transform(self, layer, base, norm, residual, layout, matrices) -> Tensor:
         rows["_transform"].append(sum(len(positions) for _, positions in layout.parts))
-        transform(self, layer, base, layout, matrices)
+        return transform(self, layer, base, norm, residual, layout, matrices)
 
     monkeypatch.setattr(Chunk, "_attend", count_attend)
     monkeypatch.setattr(Chunk, "_transform", count_transform)

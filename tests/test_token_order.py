@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_gpt
+from shapes import SHAPES, toy
 
 from analyses.token_order import ALONE, AS_IS, WITHOUT, token_order
 from interp.errors import InputError
@@ -42,14 +43,30 @@ def test_attention_that_prefers_near_tokens_tells_the_order() -> None:
 
 def test_without_a_mask_the_order_stays_hidden_in_every_block() -> None:
     """That the mask is the reason: a model that looks at everything cannot tell, however deep."""
-    model = make_gpt(n_layers=3, dtype=torch.float64)
-    whole = torch.ones(1, 1, 7, 7, dtype=torch.bool)
-    for block in model.blocks:
-        usual = block.attn.mix
-        block.attn.mix = lambda q, k, v, mask, usual=usual: usual(q, k, v, whole)  # type: ignore[method-assign]
-    result = token_order(model, IDS)
+    result = token_order(make_gpt(n_layers=3, dtype=torch.float64, causal=False), IDS)
     assert result.change[WITHOUT].max() < 1e-12
     assert result.change[AS_IS].mean(1).min() > 1e-3
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_every_shape(shape: str) -> None:
+    """Alone, nothing is told; without rotation too the first block cannot tell, unless it has a narrow window."""
+    model = toy(shape, dtype=torch.float64)
+    result = token_order(model, IDS)
+    assert result.change[ALONE].max() < 1e-12
+    narrow = model.config.windows is not None and model.config.windows[0] is not None
+    first = result.change[WITHOUT][0]
+    assert (first.mean() > 1e-3) if narrow else (first.max() < 1e-12)
+    as_it_is = result.change[AS_IS][0]
+    assert (as_it_is.max() < 1e-12) if model.config.positions is None else (as_it_is.mean() > 1e-3)
+
+
+def test_without_positions_is_a_rotation_by_nothing() -> None:
+    """The control: a base so large, and a text so short, that nothing turns, gives the same as turning nothing."""
+    still = token_order(toy("llama", dtype=torch.float64), IDS).change[WITHOUT]
+    barely = token_order(toy("llama", dtype=torch.float64, rotary_base=1e300, rotary_dim=2), IDS)
+    assert np.abs(barely.change[WITHOUT] - still).max() < 1e-12
+    assert np.abs(barely.change[AS_IS] - still).max() > 1e-3  # the first pair turns whatever the base
 
 
 def test_what_cannot_be_used_is_said() -> None:

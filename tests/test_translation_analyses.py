@@ -193,7 +193,7 @@ def test_every_result_shows_itself(model, name) -> None:
 def test_a_report_says_which_analyses_cannot_serve(model) -> None:
     made = report(model, PAIR, analyses=["attention-patterns", "logit-lens", "composition", "neurons"])
     assert [section.name for section in made.sections] == ["attention_patterns", "logit_lens", "left_out"]
-    assert made.sections[-1].result.names == ("composition", "neurons")
+    assert tuple(made.sections[-1].result.reasons) == ("composition", "neurons")
     assert [len(tokens) for tokens in made.tokens] == [x.shape[1] for x in model.to_pair(SOURCE, "The dog sat.")]
     assert "2 encoder + 3 decoder layers" in made.provenance["shape"]
     assert "does not read this kind of model: composition, neurons" in render(made)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_gpt
+from shapes import SHAPES, toy
 
 from analyses import verify as module
 from analyses.verify import PAIR, PROMPTS, Figures, identify, prompts, published, verify
@@ -187,6 +188,19 @@ def test_another_model_is_told_that_nothing_was_run(model: HookedGPT) -> None:
     assert result.to_dataframe()["measured"].isna().all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_families_are_told_the_same(shape: str) -> None:
+    result = verify(toy(shape))
+    assert not result.is_reference
+    assert "None of the 2,235 numbers" in result.panels()[0].text
+
+
+def test_the_sizes_of_gpt2_without_its_positions_are_another_model() -> None:
+    with torch.device("meta"):
+        other = HookedGPT(replace(PRESETS["gpt2"], positions="rotary"))
+    assert identify(other)["agrees"].tolist() == [True] * 7 + [False]
+
+
 def test_the_shape_alone_is_not_enough_but_the_known_numbers_are() -> None:
     with torch.device("meta"):
         other = HookedGPT(PRESETS["gpt2"])
@@ -194,7 +208,7 @@ def test_the_shape_alone_is_not_enough_but_the_known_numbers_are() -> None:
     torch.nn.init.zeros_(other.W_E)
     torch.nn.init.zeros_(other.W_pos)
     frame = identify(other)
-    assert frame["agrees"].tolist() == [True] * 7 + [False] * 6
+    assert frame["agrees"].tolist() == [True] * 8 + [False] * 6
     facts = module._data()["identity"]
     with torch.no_grad():
         for name in ("W_E", "W_pos"):

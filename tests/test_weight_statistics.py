@@ -7,6 +7,7 @@ from conftest import make_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from shapes import SHAPES, toy
 
 from analyses import _distributions as distributions
 from analyses._distributions import describe, singular_values, spectrum_numbers, window_test
@@ -235,6 +236,68 @@ def test_every_matrix_and_every_head_is_measured(model, found):
         np.testing.assert_allclose(
             found.singular[name], np.linalg.svd(values, compute_uv=False), rtol=1e-5, atol=1e-6 * rows.loc[name, "norm"]
         )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_weight_of_every_kind_of_model_is_counted_once(shape):
+    model = toy(shape)
+    found = weight_statistics(model)
+    weights = [p for p in model.parameters() if p.ndim == 2]
+    assert found.whole["count"].sum() == sum(p.numel() for p in weights)
+    assert len(found.whole) == len(weights)
+    gains = [p.detach() for name, p in model.named_parameters() if name.endswith(".w")]
+    assert len(found.gains) == len(gains)
+    if gains:
+        offset = model.config.gain_offset
+        expected = sorted(float(p.double().mean()) + offset for p in gains)
+        assert sorted(found.gains["mean"]) == pytest.approx(expected, abs=1e-6)
+        assert ("bias_mean" in found.gains) == (model.config.norm == "layer")
+    rows = found.matrices.set_index("matrix")
+    letter = "H" if model.config.n_kv_heads == 4 else "KV"
+    for i in range(model.config.n_kv_heads):
+        part = model.blocks[1].attn.W_K[i].detach().double().numpy()
+        name = f"L1{letter}{i} W_K"
+        assert rows.loc[name, "mean"] == pytest.approx(part.mean(), abs=1e-8)
+        np.testing.assert_allclose(found.singular[name], np.linalg.svd(part, compute_uv=False), rtol=1e-5, atol=1e-6)
+    assert f"L1{letter}{i + 1} W_K" not in rows.index
+    assert "L1H3 W_Q" in rows.index
+    assert len(found.first_position) == (32 if model.config.positions == "learned" and model.blocks[0].mlp else 0)
+    assert found.panels()
+
+
+@pytest.mark.parametrize("sample", LAWS)
+def test_slopes_of_the_t_fit_are_those_of_its_likelihood(sample):
+    x = (LAWS[sample] - LAWS[sample].mean())[:500] / LAWS[sample].std()
+    weight = np.full(len(x), 1 / len(x))
+    for point in ([0.1, 0.2, 0.3], [0.0, -0.3, 0.01], [-0.1, 0.1, 3.0]):
+        value, slope, bend = distributions._t_loss(np.array(point), x, weight)
+        assert value == pytest.approx(-stats.t.logpdf(x, 1 / point[2], point[0], np.exp(point[1])).mean(), abs=1e-10)
+        for i, step in enumerate(1e-5 * np.diag(np.maximum(np.abs(point), 0.01))):
+            after, before = (distributions._t_loss(point + sign * step, x, weight) for sign in (1, -1))
+            assert slope[i] == pytest.approx((after[0] - before[0]) / 2 / step[i], rel=1e-4, abs=1e-5)
+            np.testing.assert_allclose(bend[i], (after[1] - before[1]) / 2 / step[i], rtol=1e-4, atol=1e-4)
+
+
+def test_threads_change_nothing(model, found):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert weight_statistics(model).matrices.equals(found.matrices)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_tall_matrix_s_shuffled_average_is_of_what_the_windows_see():
+    matrix = np.zeros((2000, 8), dtype=np.float32)
+    step = -(-(2000 - 2 + 1) // 128)
+    for row in range(0, 1999, step):
+        matrix[row : row + 2] = 1.0  # all that windows see is one; everything else is zero
+    rng = np.random.default_rng(0)
+    image, found = distributions.moving_average(matrix, 2, shuffle=rng)
+    assert found == step
+    assert (image == 1).all()
+    assert image.shape == distributions.moving_average(matrix, 2)[0].shape
 
 
 def test_tied_models_have_no_unembedding_row():

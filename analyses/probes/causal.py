@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from analyses._capabilities import require
 from analyses._token_features import is_punctuation
 from analyses.probes.causal_result import CausalResult
 from analyses.probes.controls import majority
@@ -32,10 +33,12 @@ from analyses.probes.moments import Array, Statistics
 from analyses.probes.passes import Passes, Scores
 from analyses.probes.sweep import Setup, set_up
 from interp.errors import InputError
-from interp.hooks import HookPair, HookPoint
+from interp.interventions import Add, Intervention
 from interp.model import HookedGPT
 from interp.progress import track
+from interp.sweep import sweep
 
+NEEDS = ("next token",)
 SCALES = (-2.0, -1.0, 1.0, 2.0)
 MOST_BYTES = 1_000_000_000
 """Of activations of the changed run that are kept in memory; more texts than that are left out of its probes."""
@@ -65,8 +68,10 @@ def causal_check(
         towards: the class to steer to; by default the last.
         seed: of the controls and the bootstrap.
 
-    Raises InputError for what cannot be used, InterpError without the library concept-erasure.
+    Raises NotApplicable for a model that predicts no next token, InputError for what cannot be used, InterpError
+    without the library concept-erasure.
     """
+    require(model, NEEDS)
     find_kind(probe)
     (name,) = _one(store, name)
     found = labels_of(store, labels, words_of(model))
@@ -93,9 +98,15 @@ def causal_check(
     favoured = favours(found.name, model)
     direction, target = _direction(statistics, found.classes, towards)
     vectors = [direction, *_random_directions(statistics, direction, draws, seed)]
-    erasing = [[one.at(name, skip=held_out.skip)] for one in [eraser, *removed]]
-    steering = [[held_out.steering(name, vector, scale)] for scale in scales for vector in vectors]
-    plain, erased, *others = held_out.runs([*erasing, *steering], favoured)
+    pushes = [(scale, torch.from_numpy(vector)) for scale in scales for vector in vectors]
+
+    def variants(length: int) -> list[Intervention]:
+        """Erasures, then steerings, at every position of the text itself."""
+        pos = range(held_out.skip, length)
+        steering = [Add(name=name, value=vector, scale=scale, pos=pos) for scale, vector in pushes]
+        return [*(one.at(name, pos=pos) for one in [eraser, *removed]), *steering]
+
+    plain, erased, *others = held_out.runs(variants, favoured)
     steered = np.array(others[2 * draws :], dtype=object).reshape(len(scales), draws + 1)
 
     def by_scale(measure: str) -> Array:
@@ -167,8 +178,12 @@ def _after(
     sequence = manifest["sequence"].to_numpy()
     kept = _within(sequence, MOST_BYTES // (4 * sum(store.width(one) for one in rest)), setup)
     skip = int(manifest["place"].min() > 0)
-    hooks = [eraser.at(name, skip=skip)]
-    held, rows = run_like(model, manifest[np.isin(sequence, kept)], rest, hooks=hooks)
+    held, rows = run_like(
+        model,
+        manifest[np.isin(sequence, kept)],
+        rest,
+        changes=lambda length: [eraser.at(name, pos=range(skip, length))],
+    )
     codes = {"probe": setup.passes.codes["probe"][rows]}
     passes = Passes(held, codes, setup.passes.texts[rows], setup.passes.n_classes)
     train, validation, test = (
@@ -265,35 +280,31 @@ class _Texts:
         self.positions = np.bincount(self.texts, weights=counts, minlength=self.n_texts)
 
     @torch.no_grad()
-    def runs(self, variants: Sequence[Sequence[HookPair]], favoured: Favoured | None) -> list[Run]:
-        """The run as it is, then one for each list of hooks; NaN for texts that are not held out."""
-        sums = np.zeros((len(variants) + 1, 3, self.n_texts))
+    def runs(self, variants: Callable[[int], Sequence[Intervention]], favoured: Favoured | None) -> list[Run]:
+        """The run as it is, then one for each change of a text of so many tokens; NaN where a text is not held out."""
+        sums = np.zeros((1 + len(variants(2)), 3, self.n_texts))
         for window, text in track(list(zip(self.windows, self.texts, strict=True))):
-            if len(window) < 2:
-                continue
-            ids = window.to(self.model.device)
-            mask = None if favoured is None else favoured.mask(ids)[:-1]
-            clean = self._log_p(ids, [])
-            for number, hooks in enumerate([[], *variants]):
-                log_p = self._log_p(ids, hooks) if number else clean
-                sums[number, 0, text] += float(F.nll_loss(log_p, ids[1:], reduction="sum"))
-                sums[number, 1, text] += float((clean.exp() * (clean - log_p)).sum())
-                if mask is not None:
-                    sums[number, 2, text] += float(log_p.exp()[mask].sum())
+            if len(window) >= 2:
+                sums[:, :, text] += self._measured(window, variants(len(window)), favoured)
         means = np.divide(sums, self.positions, out=np.full(sums.shape, np.nan), where=self.positions > 0)
         return [Run(*mean) for mean in means]
 
-    def _log_p(self, ids: Tensor, hooks: Sequence[HookPair]) -> Tensor:
-        """[pos d_vocab] of the positions whose next token is known."""
-        logits = self.model.run_with_hooks(ids[None], fwd_hooks=list(hooks))
-        return logits[0, :-1].float().log_softmax(-1)
+    def _measured(self, window: Tensor, variants: Sequence[Intervention], favoured: Favoured | None) -> Array:
+        """[1 + variant 3] loss, divergence from the clean run and favoured probability, summed over positions."""
+        ids = window.to(self.model.device)
+        clean = self.model(ids[None])[0, :-1].float().log_softmax(-1)  # [pos d_vocab]
+        clean_p = clean.exp()
+        entropy = torch.linalg.vecdot(clean_p, clean)
+        wanted = None if favoured is None else favoured.mask(ids)[:-1].float()
 
-    def steering(self, name: str, vector: Array, scale: float) -> HookPair:
-        """Adds a multiple of a vector [d] at every position of the text itself."""
-        value = torch.from_numpy(scale * vector)
+        def metric(logits: Tensor) -> dict[str, Tensor]:
+            log_p = logits[0].float().log_softmax(-1)
+            spoken_for = log_p.new_zeros(1) if wanted is None else torch.linalg.vecdot(log_p.exp(), wanted)
+            return {
+                "loss": F.nll_loss(log_p, ids[1:], reduction="sum")[None],
+                "kl": (entropy - torch.linalg.vecdot(clean_p, log_p)).sum()[None],
+                "share": spoken_for.sum()[None],
+            }
 
-        def steer(x: Tensor, hook: HookPoint) -> Tensor:
-            x[:, max(0, self.skip - hook.start) :] += value.to(x)
-            return x
-
-        return name, steer
+        found = sweep(self.model, ids[None], [(), *variants], metric, read=range(len(ids) - 1))
+        return torch.cat([found[name] for name in ("loss", "kl", "share")], 1).double().cpu().numpy()

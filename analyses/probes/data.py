@@ -3,9 +3,9 @@
 A store on disk (`interp.ActivationStore`) and activations held in memory are read in the same way.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from torch import Tensor
 from analyses._token_features import TASKS, find_task, label_rows
 from analyses.probes.moments import Array
 from interp.errors import InputError, nearest
-from interp.hooks import HookPair
+from interp.interventions import Intervention
 from interp.model import HookedGPT
 
 SPLITS = ("train", "validation", "test")
@@ -73,6 +73,14 @@ class Held:
                 yield {name: self.values[name][part] for name in names}, part
 
 
+Changes: TypeAlias = Callable[[int], Sequence[Intervention]]
+"""A number of positions -> what is changed in a run of so many."""
+
+
+def unchanged(length: int) -> Sequence[Intervention]:
+    return ()
+
+
 @torch.no_grad()
 def run_model(
     model: HookedGPT,
@@ -82,7 +90,7 @@ def run_model(
     *,
     bos: bool = True,
     batch: int = 16,
-    hooks: Sequence[HookPair] = (),
+    changes: Changes = unchanged,
 ) -> Held:
     """Activations of a model at every position of every window, kept in memory.
 
@@ -90,7 +98,7 @@ def run_model(
         windows: token ids, each no longer than the context.
         texts: [window] the text that each is a part of.
         bos: whether the first token of each is the beginning-of-text token, whose row is left out.
-        hooks: changes made in the run, before anything is kept.
+        changes: what is changed in runs of this many positions, before anything is kept.
     """
     skip = int(bos)
     kept: dict[str, list[Array]] = {name: [] for name in names}
@@ -98,13 +106,13 @@ def run_model(
         part = windows[start : start + batch]
         ids = torch.zeros(len(part), max(len(window) for window in part), dtype=torch.long)
         for row, window in enumerate(part):
-            ids[row, : len(window)] = window  # padding on the right is seen by no real token
+            ids[row, : len(window)] = window  # padding on the right is seen by no real token of a causal model
+        real = torch.arange(ids.shape[1]) < torch.tensor([len(window) for window in part])[:, None]
+        mask = None if model.config.causal else real.to(model.device)
         found: dict[str, Tensor] = {}
         keep = [(list(names), lambda x, hook, found=found: found.update({hook.name: x.flatten(2).float().cpu()}))]
-        with model.hooks(hooks), model.hooks(keep, reads_only=True):
-            residual, mask = model.embed(ids.to(model.device))
-            for block in model.blocks:
-                residual = block(residual, mask)
+        with model.hooks(changes(ids.shape[1])), model.hooks(keep, reads_only=True):
+            residual = model.run_to(ids.to(model.device), attention_mask=mask)
             if any(name.startswith("ln_final") for name in names):
                 model.ln_final(residual)
         for name in names:
@@ -141,7 +149,7 @@ def windows_of(manifest: pd.DataFrame, bos: int | None) -> tuple[list[Tensor], l
 
 
 def run_like(
-    model: HookedGPT, manifest: pd.DataFrame, names: Sequence[str], *, hooks: Sequence[HookPair] = ()
+    model: HookedGPT, manifest: pd.DataFrame, names: Sequence[str], *, changes: Changes = unchanged
 ) -> tuple[Held, Array]:
     """Activations of a model at the positions of a manifest of whole sequences.
 
@@ -150,7 +158,7 @@ def run_like(
     manifest = manifest.sort_values(["sequence", "place"], kind="stable")
     bos = None if model.tokenizer is None else model.tokenizer.bos
     windows, texts = windows_of(manifest, bos)
-    held = run_model(model, windows, texts, names, bos=bool(manifest["place"].min() > 0), hooks=hooks)
+    held = run_model(model, windows, texts, names, bos=bool(manifest["place"].min() > 0), changes=changes)
     sequence, place = manifest["sequence"].to_numpy(), manifest["place"].to_numpy()
     _, number = np.unique(sequence, return_inverse=True)
     longest = model.config.n_ctx

@@ -17,7 +17,7 @@ from analyses.probes.base import class_means
 from analyses.probes.data import Activations
 from analyses.probes.moments import Array, ClassMeans, Moments, Statistics
 from interp.errors import InterpError
-from interp.hooks import HookPair, HookPoint
+from interp.interventions import Affine, Index, erase
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +39,9 @@ class Eraser:
         left, right, center = (part.to(x.device) for part in (self.left, self.right, self.center))
         return (wide - (wide - center) @ right.T @ left.T).to(x.dtype)
 
-    def at(self, name: str, *, skip: int = 0) -> HookPair:
-        """As a hook at one hook point, for `model.hooks`; the first `skip` positions stay as they are."""
-
-        def erase(x: Tensor, hook: HookPoint) -> Tensor:
-            from_here = max(0, skip - hook.start)
-            x[:, from_here:] = self(x[:, from_here:].flatten(2)).view_as(x[:, from_here:])
-            return x
-
-        return name, erase
+    def at(self, name: str, *, pos: Index = None) -> Affine:
+        """As an intervention at one hook point, for `model.hooks` and sweeps; in the activation's own dtype."""
+        return erase(name, self.right.T, self.left.T, self.center, pos=pos)
 
     def removed(self, statistics: Statistics) -> float:
         """The share of the variance of such activations that it takes out."""

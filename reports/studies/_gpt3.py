@@ -16,7 +16,8 @@ from analyses._panels import Lines, Matrix, Panel, Result, Table, Tokens
 from interp.config import GPTConfig
 from interp.errors import InputError, NotFoundError
 from interp.hooks import HookPoint
-from interp.model import HookedGPT, LayerNorm
+from interp.model import HookedGPT
+from interp.parts import Norm
 from interp.tokenizer import Tokenizer
 
 CAPES = "Not all heroes wear capes"
@@ -121,7 +122,7 @@ def empty_pass(config: GPTConfig) -> EmptyPass:
         config=config,
         shapes=shapes | {"logits": tuple(logits.shape)},
         odd_blocks=sum(block != blocks[0] for block in blocks),
-        norms=sum(isinstance(module, LayerNorm) for module in model.modules()),
+        norms=sum(isinstance(module, Norm) for module in model.modules()),
     )
 
 
@@ -204,7 +205,7 @@ def real_pass(model: HookedGPT, ids: Tensor, *, steps: int = 6) -> RealPass:
     one_hot = F.one_hot(ids[0], model.config.d_vocab).to(model.dtype)
     looked_up = cache["hook_embed"][0]
     reads, streams, normed = zip(
-        *(_block_errors(model, cache, layer) for layer in range(len(model.blocks))), strict=True
+        *(_block_errors(model, cache, layer) for layer in range(model.config.n_layers)), strict=True
     )
     appended = ids
     for _ in range(steps):

@@ -300,8 +300,8 @@ def _parameters(results: Results) -> list[tuple[str, object]]:
 def residual_ratio(training: BabyTraining) -> float:
     """Standard deviation of the matrices that write into the residual stream over that of the other matrices."""
     model = training.untrained
-    writing = np.concatenate([x.numpy().ravel() for x in (model.W_O, model.W_out)])
-    others = np.concatenate([x.numpy().ravel() for x in (model.W_Q, model.W_K, model.W_V, model.W_in)])
+    writing = np.concatenate([x.detach().numpy().ravel() for x in (model.W_O, model.W_out)])
+    others = np.concatenate([x.detach().numpy().ravel() for x in (model.W_Q, model.W_K, model.W_V, model.W_in)])
     return float(writing.std() / others.std())
 
 

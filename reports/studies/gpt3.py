@@ -19,7 +19,8 @@ from analyses.position_encodings import position_encodings
 from analyses.position_mixing import MEETING, position_mixing
 from interp.config import PRESETS, Activation
 from interp.errors import InputError
-from interp.model import ACTIVATIONS, HookedGPT
+from interp.linear import ACTIVATIONS
+from interp.model import HookedGPT
 from reports.studies._gpt3 import (
     CAPES,
     CAPES_IDS,

@@ -27,9 +27,10 @@ def without_hook_points(model: HookedGPT, tokens: Tensor, linear: Callable[..., 
     """The same function of the same weights, written without hook points; `linear` multiplies."""
     x = F.embedding(tokens, model.W_E) + model.W_pos[: tokens.shape[1]]
     for block in model.blocks:
-        attn, mlp, heads = block.attn, block.mlp, (3, block.attn.n_heads, block.attn.d_head)
+        attn, mlp, heads = block.attn, block.mlp, (block.attn.n_heads, block.attn.d_head)
         normed = F.layer_norm(x, block.ln1.w.shape, block.ln1.w, block.ln1.b, block.ln1.eps)
-        q, k, v = linear(normed, attn.W_QKV.T, attn.b_QKV).unflatten(-1, heads).transpose(1, 3).unbind(2)
+        weights = ((attn.W_Q_flat, attn.b_Q_flat), (attn.W_K_flat, attn.b_K_flat), (attn.W_V_flat, attn.b_V_flat))
+        q, k, v = (linear(normed, w.T, b).unflatten(-1, heads).transpose(1, 2) for w, b in weights)
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
         x = x + linear(z, attn.W_O_flat.T, attn.b_O)
         normed = F.layer_norm(x, block.ln2.w.shape, block.ln2.w, block.ln2.b, block.ln2.eps)

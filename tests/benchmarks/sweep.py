@@ -1,8 +1,8 @@
-"""Sweeps against transformer-lens: `python tests/benchmarks/sweep.py`.
+"""Sweeps against transformer-lens: `python tests/benchmarks/sweep.py [--shape smollm2]`.
 
-The same random weights of GPT-2 small's shape, the same tokens, the same metric (a logit difference at the last
-position), one process, in turns. The peer runs one full forward pass for each variant, whatever the variant is; so it
-is timed on `--sample` of them, spread evenly, and the time is scaled to all. The sweep is timed on all of them.
+The same random weights of GPT-2 small's shape, or SmolLM2-135M's, the same tokens, the same metric (a logit difference
+at the last position), one process, in turns. The peer runs one full forward pass for each variant, whatever the
+variant is; so it is timed on `--sample` of them, spread evenly, and the time is scaled to all. The sweep is timed on all of them.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from timing import add_options, gpt2_small, in_turns, machine, matmul_rate, peer, ratio, set_clock, table
+from timing import SHAPES, add_options, gpt2_small, in_turns, machine, matmul_rate, peer, ratio, set_clock, table
 from torch import Tensor
 
 from interp.config import GPTConfig
@@ -158,9 +158,11 @@ def head_sweep_flops(config: GPTConfig, batch: int, length: int) -> float:
     layer's output and that layer's MLP; then whole layers; of the last layer the keys and values, and the rest at the
     last position.
     """
-    d, hidden, rows = config.d_model, config.d_mlp, batch * length
-    mlp, projections, mixing = 4 * d * hidden, 8 * d * d, 2 * d * (length + 1)
-    last_layer = rows * 4 * d * d + batch * (4 * d * d + mlp + 4 * d * length)
+    d, rows = config.d_model, batch * length
+    queries, keys = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+    mlp = (6 if config.gated else 4) * d * config.d_mlp
+    projections, mixing = 4 * d * (queries + keys), 2 * queries * (length + 1)
+    last_layer = rows * 4 * d * keys + batch * (4 * d * queries + mlp + 4 * queries * length)
     total = 0.0
     for layer in range(config.n_layers):
         last = layer == config.n_layers - 1
@@ -208,11 +210,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser, rounds=3)
     parser.add_argument("--sample", type=int, default=8, help="variants the peer is timed on")
+    parser.add_argument("--shape", choices=SHAPES, default="gpt2", help="whose shape the random weights have")
     parser.add_argument("--only", default="", help="only the rows whose name holds this text")
     options = parser.parse_args()
     set_clock(options.clock, options.threads)
-    model = gpt2_small(options.device)
-    print(f"{machine(options.device)}, {options.clock} seconds, {options.rounds} rounds\n", flush=True)
+    model = SHAPES[options.shape](options.device)
+    print(
+        f"{options.shape} shape, {machine(options.device)}, {options.clock} seconds, {options.rounds} rounds\n",
+        flush=True,
+    )
     shares = []
     with torch.no_grad(), tempfile.TemporaryDirectory() as directory:
         bridge, _ = peer(model, Path(directory), options.device)
@@ -225,7 +231,7 @@ def main() -> None:
                 shares += [share] if share else []
     head = ("arithmetic bound (the target, 70 %, is for 8 x 64)", "unavoidable", "machine", "share", "")
     print("\n" + table(head, shares), flush=True)
-    if options.only in "growth":
+    if options.only in "growth" and options.shape == "gpt2":
         print("\n" + table(("growth", "measured", "expected"), growth(options.device, options.rounds)))
 
 

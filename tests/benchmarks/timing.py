@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -91,6 +92,23 @@ def gpt2_small(device: str, **changes: int) -> HookedGPT:
     return HookedGPT(GPTConfig(**sizes)).to(device)
 
 
+def smollm2(device: str) -> HookedGPT:
+    """SmolLM2-135M's shape with random weights: 30 layers, 9 heads over 3 key-value heads, d_model 576, gated MLPs."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, rope_theta=100000.0, tie_word_embeddings=True,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        transformers.LlamaForCausalLM(config).save_pretrained(directory)
+        return HookedGPT.from_pretrained(directory, device=device)
+
+
+SHAPES = {"gpt2": gpt2_small, "smollm2": smollm2}
+
+
 def peer(model: HookedGPT, directory: Path, device: str):
     """transformer-lens' bridge with the same weights, as its users get it."""
     import transformers
@@ -98,7 +116,8 @@ def peer(model: HookedGPT, directory: Path, device: str):
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     model.save_pretrained(directory)
-    hf = transformers.GPT2LMHeadModel.from_pretrained(directory, attn_implementation="eager").eval().to(device)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
+    hf = hf.eval().to(device)
     from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge.boot_transformers(str(directory), hf_model=hf, device=device), hf
