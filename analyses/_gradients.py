@@ -23,9 +23,20 @@ class Gradients:
     """Gradients of a metric with respect to the residual stream and to what every receiver reads, one batch."""
 
     def __init__(
-        self, model: HookedGPT, tokens: Int[Tensor, "batch pos"], start: Tensor, metric: Callable[[Tensor], Tensor]
+        self,
+        model: HookedGPT,
+        tokens: Int[Tensor, "batch pos"],
+        start: Tensor,
+        metric: Callable[[Tensor], Tensor],
+        *,
+        read: Sequence[int],
+        vocab: Sequence[int] | None = None,
     ) -> None:
-        """`start` [batch pos d_model] is put in place of the embeddings; `metric` maps logits to [batch]."""
+        """`start` [batch pos d_model] is put in place of the embeddings.
+
+        `metric` maps logits [batch read d_vocab], of the tokens in `vocab` alone where it is given, to [batch]; no
+        other logits are computed.
+        """
         self.model = model
         streams = [name for name in model.hook_points if "hook_resid_" in name]
         inputs = [name for name in model.hook_points if name.endswith(INSIDE)]
@@ -33,9 +44,12 @@ class Gradients:
         def put(x: Tensor, hook: HookPoint) -> Tensor:
             return start.detach().clone().requires_grad_()
 
-        with torch.enable_grad(), model.hooks([(START, put)]):
-            logits, cache = model.run_with_cache(tokens, names=[*streams, *inputs], detach=False)
-            value = metric(wide(logits)).sum()
+        cache: dict[str, Tensor] = {}
+        keep = ([*streams, *inputs], lambda x, hook: cache.update({hook.name: x}))
+        with torch.enable_grad(), model.hooks([(START, put)]), model.hooks([keep], reads_only=True):
+            ends = model.run_to(tokens)[:, list(read)]
+            chosen = None if vocab is None else torch.tensor(list(vocab), device=model.device)
+            value = metric(wide(model.unembedded(model.ln_final(ends), chosen))).sum()
             found = torch.autograd.grad(value, [cache[name] for name in [*streams, *inputs]], allow_unused=True)
         pairs = zip([*streams, *inputs], found, strict=True)
         self.of = {name: torch.zeros_like(cache[name]) if g is None else g.detach() for name, g in pairs}
@@ -86,18 +100,22 @@ def scores(
     nodes: Sequence[Component],
     *,
     steps: int,
+    read: Sequence[int],
+    vocab: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of nodes [batch node] and of edges [batch node receiver]; NaN where the node writes too late.
 
-    The gradient is averaged over `steps` points between the source's embeddings (left out) and the base's: one step is
-    EAP (Syed et al. 2023), more are EAP-IG (Hanna et al. 2024, equation 4).
+    The gradient of the metric, a function of logits as in `Gradients`, is averaged over `steps` points between the
+    source's embeddings (left out) and the base's: one step is EAP (Syed et al. 2023), more are EAP-IG (Hanna et al.
+    2024, equation 4).
     """
     base, source = paths.base[START], paths.source[START]
     change = torch.stack([paths.change(node) for node in nodes])  # [node batch pos d_model]
     hears = [[one.hears(node) for one in all_receivers(model)] for node in nodes]
     node_scores, edge_scores = [], []
     for step in range(1, steps + 1):
-        gradients = Gradients(model, tokens, source + step / steps * (base - source), metric)
+        start = source + step / steps * (base - source)
+        gradients = Gradients(model, tokens, start, metric, read=read, vocab=vocab)
         outputs = torch.stack([gradients.at_output(node) for node in nodes])
         node_scores.append((change * outputs).sum((-1, -2)).T)
         layers = range(model.config.n_layers + 1)

@@ -28,9 +28,10 @@ from analyses._metrics import (
 from analyses._panels import Note, Tokens
 from analyses._prompts import TEMPLATES, PromptSet, TextsOrPrompts, indirect_object_prompts
 from interp.errors import InputError
+from interp.interventions import Replace
 from interp.linear import wide
 from interp.model import HookedGPT
-from interp.sweep import sweep
+from interp.sweep import Variant, sweep
 
 PatchingMetric = Literal["logit_diff", "logit", "prob", "rank", "kl"]
 PATCHING_METRICS: tuple[str, ...] = get_args(PatchingMetric)
@@ -83,7 +84,8 @@ def last_logits(model: HookedGPT, rows: Sequence[Tensor]) -> Float[Tensor, "text
         same = [i for i, row in enumerate(rows) if row.shape[1] == length]
         for start in range(0, len(same), AT_ONCE):
             some = same[start : start + AT_ONCE]
-            for i, logits in zip(some, model(torch.cat([rows[i] for i in some]))[:, -1], strict=True):
+            ends = model.run_to(torch.cat([rows[i] for i in some]))[:, -1]  # the rest is never unembedded
+            for i, logits in zip(some, model.unembedded(model.ln_final(ends)), strict=True):
                 out[i] = logits
     stacked = torch.stack([logits for logits in out if logits is not None])
     return wide(stacked)
@@ -204,13 +206,18 @@ def corrupt(model: HookedGPT, texts: Texts, *, seed: int = 0) -> tuple[list[Int[
         ids = row[0].tolist()
         places = list(range(1 if ids[0] == bos else 0, len(ids) - 1)) or [len(ids) - 1]
         places = sorted(rng.sample(places, min(TRIED, len(places))))
-        tried = row.repeat(len(places), 1)
+        tried, variants = row.repeat(len(places), 1), list[Variant]()
         for i, place in enumerate(places):
             others = sorted({token for token in ids if token not in (ids[place], bos)})
             others = others or [token for token in range(model.config.d_vocab) if token not in (ids[place], bos)]
             tried[i, place] = rng.choice(others)
-        answer = texts.answer[number].expand(len(places))
-        worst = int(log_probability(last_logits(model, [one[None] for one in tried]), answer).argmin())
+            embedded = model.W_E[tried[i, place]] * model.config.embed_scale
+            variants.append(Replace(name="hook_embed", pos=place, value=embedded))
+
+        def likely(logits: Tensor, answer: Tensor = texts.answer[number]) -> dict[str, Tensor]:
+            return {"answer": log_probability(logits[:, 0], answer.expand(1))}
+
+        worst = int(sweep(model, row, variants, likely, read=[-1])["answer"][:, 0].argmin())
         rows.append(tried[worst : worst + 1])
         before, after = (token_labels(model, x[places[worst] : places[worst] + 1])[0] for x in (row[0], tried[worst]))
         which = f" of text {number + 1}" if len(texts.rows) > 1 else ""

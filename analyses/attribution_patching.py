@@ -343,7 +343,7 @@ def attribution_patching(
         for m, method in enumerate(methods):
             count = 1 if method == "eap" else steps
             node_scores[m, indices], edge_scores[m, indices] = scores(
-                model, paths, base, partial(_value, readout), nodes, steps=count
+                model, paths, base, partial(_value, readout), nodes, steps=count, read=readout.read, vocab=readout.vocab
             )
     random_nodes, random_edges = _draw(edge_scores, sample, seed)
     checked_nodes = random_nodes | _top(node_scores, top)
@@ -376,9 +376,8 @@ Group: TypeAlias = tuple[list[int], Tensor, Paths, Readout | CustomReadout]
 
 
 def _value(readout: Readout | CustomReadout, logits: Tensor) -> Tensor:
-    """The metric [batch] of whole logits [batch pos d_vocab]."""
-    chosen = logits[:, list(readout.read)]
-    (found,) = readout(chosen if readout.vocab is None else chosen[..., list(readout.vocab)]).values()
+    """The metric [batch] of the logits that it reads [batch read vocab]."""
+    (found,) = readout(logits).values()
     return found
 
 

@@ -49,13 +49,16 @@ class DirectLogitAttributionResult(Result):
 
     components: tuple[str, ...]
     """[component] names as in `interp.residual.decompose` (`embed`, `pos_embed`, `L0H0`, `bias 0`, `mlp 0`; with
-    neurons `L0N0` and `mlp bias 0` in place of `mlp 0`), then `ln_final bias` and `unembed bias`."""
+    neurons `L0N0` and `mlp bias 0` in place of `mlp 0`), then `ln_final bias` and `unembed bias`, where the
+    model has them."""
     contributions: np.ndarray
     """[text component], logits; their sum over components is `total`."""
     common: np.ndarray
     """[text component], logits: each component's part of the mean logit over the vocabulary; zero for a difference."""
     total: np.ndarray
-    """[text], logits: what the model itself computed."""
+    """[text], logits: what the model itself computed, before a soft-cap."""
+    softcap: float | None = None
+    """c, where the model's logits are c tanh(total / c)."""
     by_source: tuple[np.ndarray, ...]
     """One per text, [layer head source position], logits: each head's contribution by the position it reads, relative
     to the mean over the vocabulary like the figures."""
@@ -139,8 +142,18 @@ class DirectLogitAttributionResult(Result):
 
     def _fold_note(self) -> str:
         if self.weights == "folded":
-            return "Layer norm gains and biases are part of the weights."
-        return "A head's part includes its value bias, and the final layer norm's bias is a part of its own."
+            return f"Gains and biases of norms are part of the weights.{self._cap_note()}"
+        own = " The final norm's bias is a part of its own." if "ln_final bias" in self.components else ""
+        return f"A head's part includes its value bias, where it has one.{own}{self._cap_note()}"
+
+    def _cap_note(self) -> str:
+        if self.softcap is None:
+            return ""
+        cap = f"{self.softcap:g}"
+        return (
+            f" This model soft-caps its logits, {cap} tanh(x / {cap}): the parts sum to x, the number before the cap; "
+            "after it, shares of a large logit count for less."
+        )
 
     @property
     def error(self) -> float:
@@ -284,6 +297,7 @@ def direct_logit_attribution(
         answers=token_labels(model, answers), wrongs=Tokens() if wrongs is None else token_labels(model, wrongs),
         pos=pos, chosen_by_model=answer is None, weights=weights_kind(model),
         shape=(model.config.n_layers, model.config.n_heads), clusters=clusters, seed=seed,
+        softcap=model.config.logit_softcap,
     )  # fmt: skip
 
 
@@ -336,7 +350,8 @@ class _Run:
             parts = {name: part for some in split for name, part in some.items()}
         if self.model.ln_final.b is not None:
             parts["ln_final bias"] = _wide(self.model.ln_final.b) @ target.column
-        parts["unembed bias"] = target.bias
+        if self.model.b_U is not None:
+            parts["unembed bias"] = target.bias
         return tuple(parts), torch.stack(list(parts.values())).numpy()
 
     def _neurons(self, label: str, part: Tensor, direction: Tensor) -> dict[str, Tensor]:

@@ -6,10 +6,10 @@ the original Transformer?
 Method: the sinusoidal encoding of position p has sin(p / base^(2i/d)) and cos(p / base^(2i/d)) for i = 0 .. d/2 - 1
 (Vaswani et al. 2017, section 3.5, base 10000). The paper puts each sine beside its cosine; many pictures put all sines
 on the left and all cosines on the right, which only reorders the coordinates. The learned encodings are the model's
-`W_pos`; a model that turns queries and keys instead, or has no positions, is refused.
-Compared are cosines between positions: for sinusoids they depend on the distance alone, so `distance_share`, the share of their variance over pairs of positions that the distance explains, is one; for vectors in
-shuffled order it is near zero. `shift_error` tests the other property of sinusoids: the encoding of p + k is a
-rotation of the encoding of p that depends on k alone.
+`W_pos`; a model that turns queries and keys instead, or has no positions, is refused. Compared are cosines between
+positions: for sinusoids they depend on the distance alone, so `distance_share`, the share of their variance over pairs
+of positions that the distance explains, is one; for vectors in shuffled order it is near zero. `shift_error` tests the
+other property of sinusoids: the encoding of p + k is a rotation of the encoding of p that depends on k alone.
 
 What the numbers do not show: which of the two a model could use better. The text plays no part.
 """

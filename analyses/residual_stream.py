@@ -93,8 +93,10 @@ class ResidualStreamResult(Result):
 
     def panels(self) -> list[Panel]:
         m, layers = self.measures, tuple(str(layer) for layer in range(len(self.stages) - 1))
-        write = {"attention": self.write[:, ::2], "MLP": self.write[:, 1::2]}
-        cosine = {"attention": self.write_cosine[:, ::2], "MLP": self.write_cosine[:, 1::2]}
+        kinds = {"attn": "attention", "mlp": "MLP"}  # the parts that every block has, in turn
+        parts = list(dict.fromkeys(name.split()[0] for name in self.components))
+        write = {kinds[part]: self.write[:, n :: len(parts)] for n, part in enumerate(parts)}
+        cosine = {kinds[part]: self.write_cosine[:, n :: len(parts)] for n, part in enumerate(parts)}
         between = self._spread(self.cosine)
         return [
             self._lines(

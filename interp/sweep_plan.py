@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,7 +76,7 @@ class Plan:
         mask = None if attention_mask is None else attention_mask[:, :kept]
         names = clean_names(model, edited, self.names, self.last)
         self.clean = CleanRun(model, tokens[:, :kept], mask, names, self.last)
-        self._is_clean: dict[tuple[int, str], bool] = {}
+        self._differs: dict[tuple[int, str], np.ndarray] = {}
         self.variants: list[Edits] = [self._by_name(edits) for edits in resolved]
         where = places(self.read, self.clean.all, model.device)
         self.clean_final = take(self.clean.normalized, where, 1)
@@ -83,21 +84,28 @@ class Plan:
         self.clean_row = self._row(self.clean_logits, {name: self._clean_at_read(name) for name in self.names})
 
     def _by_name(self, edits: Sequence[Edit]) -> Edits:
-        """A variant's edits by hook point, in the order given; those that put back clean values touch nothing."""
+        """A variant's edits by hook point, in the order given; where they put back clean values they touch nothing."""
         found: dict[str, list[Edit]] = {}
         for edit in edits:
-            edit = replace(edit, touches=()) if self._puts_back(edit) else edit
-            found.setdefault(edit.source.name, []).append(edit)
+            found.setdefault(edit.source.name, []).append(replace(edit, touches=self._touched(edit)))
         return found
 
-    def _puts_back(self, edit: Edit) -> bool:
+    def _touched(self, edit: Edit) -> Positions:
+        """Where an edit puts in anything but what the clean run has there."""
         name, value = edit.source.name, edit.source.value
         clean = self.clean.kept.get(name)
-        if clean is None or edit.source.reads_old or not isinstance(value, Tensor):
-            return False
-        if (id(value), name) not in self._is_clean:
-            self._is_clean[id(value), name] = torch.equal(value.to(clean), clean)
-        return self._is_clean[id(value), name]
+        if clean is None or edit.source.reads_old or not isinstance(value, Tensor) or value.shape != clean.shape:
+            return edit.touches
+        if (id(value), name) not in self._differs:
+            pos_axis, head_axis = axes(name)
+            rest = [axis for axis in range(clean.ndim) if axis not in (pos_axis, head_axis)]
+            apart = (value.to(clean) != clean).sum(rest)
+            apart = apart if head_axis is None or head_axis > pos_axis else apart.T
+            self._differs[id(value), name] = apart.cpu().numpy() > 0
+        differs = self._differs[id(value), name]  # [pos] or [pos head]
+        if edit.heads is not None:
+            differs = differs[:, list(edit.heads)]
+        return tuple(p for p in edit.touches if differs[p].any())
 
     def first_change(self, variant: int) -> tuple[int, Positions]:
         """Where in the model and the text a variant first differs: variants alike in this are run together."""

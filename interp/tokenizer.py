@@ -48,65 +48,62 @@ class Tokenizer:
     def __init__(
         self, backend: Backend, *, bos: str | int | None = END_OF_TEXT, ends: Iterable[str | int] = ()
     ) -> None:
-        """`bos` and `ends` as text or id; what is not in the vocabulary is no token."""
+        """`bos` and `ends` as text or id, the main end first; what is not in the vocabulary is no token."""
         self.backend = backend
         backend.no_truncation()  # files saved after fine-tuning may carry both, and would cut or fill texts silently
         backend.no_padding()
-        self.bos = self._id(bos)
-        found = frozenset(token for token in map(self._id, ends) if token is not None)
-        self.ends = found or frozenset([self.bos] if self.bos is not None else [])
+        self.bos = _id(backend, bos)
+        known = [token for token in (_id(backend, end) for end in ends) if token is not None]
+        self._end = known[0] if known else self.bos
+        self.ends = frozenset(known) or frozenset([] if self.bos is None else [self.bos])
         """Tokens that end a text."""
-        parts = json.loads(backend.to_str())
-        kinds = set(_kinds(parts["decoder"])) | set(_kinds(parts["pre_tokenizer"]))
-        self._byte_of = _byte_of_character() if "ByteLevel" in kinds else {}
-        self._spaced = "Metaspace" in kinds or _SPACE in json.dumps(
-            [parts["decoder"], parts["normalizer"]], ensure_ascii=False
+        decoding = list(_parts(backend.decoder))
+        parts = [*decoding, *_parts(backend.pre_tokenizer), *_parts(backend.normalizer)]
+        self._byte_of = _byte_of_character() if any(part["type"] == "ByteLevel" for part in parts) else {}
+        self._spaced = not self._byte_of and _SPACE in str(parts)
+        self._separator = b"" if decoding or self._byte_of or self._spaced else b" "
+        self._stripped = any(
+            part.get("start", 0) > 0 or part.get("prepend_scheme", "never") != "never"  # Strip or Metaspace
+            for part in decoding
         )
-        self._stripped = bool({"Strip", "Metaspace"} & set(_kinds(parts["decoder"])))
         """Whether decoding takes away the space that encoding put in front of the text."""
-
-    def _id(self, token: str | int | None) -> int | None:
-        if isinstance(token, int) and not isinstance(token, bool):
-            return token if 0 <= token < self.d_vocab else None
-        return self.backend.token_to_id(token) if isinstance(token, str) else None
+        self._prepended = self._stripped and any(part["type"] == "Prepend" for part in parts)
+        """Whether encoding also puts one behind every added token."""
 
     @classmethod
     def from_directory(cls, directory: Path) -> "Tokenizer | None":
-        """The tokenizer in a directory, None if there is none that can be read without sentencepiece.
+        """The tokenizer in a directory, None if there is none, or only sentencepiece's `tokenizer.model`.
 
         Either `tokenizer.json`, or vocabulary and merges under the names that transformers (`vocab.json`, `merges.txt`)
-        or OpenAI (`encoder.json`, `vocab.bpe`) gave them. The beginning and end tokens are those of
-        `tokenizer_config.json`, else `special_tokens_map.json`, else the ids in `config.json`, else `<|endoftext|>`.
+        or OpenAI (`encoder.json`, `vocab.bpe`) gave them. The beginning token is that of `tokenizer_config.json` (null
+        there: none), else of `special_tokens_map.json`, else `config.json`'s id, else `<|endoftext|>`; the end tokens
+        are all that these files and `generation_config.json` name. A model without a tokenizer takes token ids.
 
         Raises LoadError for files that are there but cannot be read.
         """
-        special = _special_tokens(directory)
-        whole = directory / "tokenizer.json"
+        beginnings, ends = _special_tokens(directory)
         try:
-            if whole.exists():
-                return cls(Backend.from_file(str(whole)), **special)
-            for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-                if (directory / vocabulary).exists() and (directory / merges).exists():
-                    backend = _byte_level(
-                        tokenizers.models.BPE.from_file(str(directory / vocabulary), str(directory / merges))
-                    )
-                    if backend.token_to_id(END_OF_TEXT) is not None:
-                        backend.add_special_tokens([END_OF_TEXT])
-                    return cls(backend, **special)
+            backend = _read(directory, [token for token in (*beginnings, *ends) if isinstance(token, str)])
         except Exception as error:  # tokenizers raises bare Exception for damaged files
             raise LoadError(
-                f"{directory}: the tokenizer cannot be read ({str(error).splitlines()[0]})",
+                f"{directory}: the tokenizer cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})",
                 "expected tokenizer.json, or vocab.json and merges.txt, as transformers writes them",
+                "fetch the files again",
             ) from error
-        return None
+        if backend is None:
+            return None
+        known = [token for token in beginnings if _id(backend, token) is not None]
+        return cls(backend, bos=known[0] if known else None, ends=ends)
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json, and tokenizer_config.json with the beginning and end tokens."""
+        """Write tokenizer.json and tokenizer_config.json; generation_config.json if there are several end tokens."""
         with atomic_path(directory / "tokenizer.json") as path:
             self.backend.save(str(path))
-        names = {"bos_token": self.bos, "eos_token": min(self.ends, default=None)}
-        data = {name: None if token is None else self.backend.id_to_token(token) for name, token in names.items()}
-        write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **data})
+        named = {"bos_token": _piece(self.backend, self.bos), "eos_token": _piece(self.backend, self._end)}
+        write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+        if len(self.ends) > 1:
+            ids = {"bos_token_id": self.bos, "eos_token_id": sorted(self.ends)}
+            write_json(directory / "generation_config.json", ids)
 
     @classmethod
     def of_characters(cls, alphabet: str) -> "Tokenizer":
@@ -126,7 +123,7 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str, *, prepend_bos: bool = False) -> list[int]:
-        """Token ids of a text. `<|endoftext|>` written in the text becomes that one token."""
+        """Token ids of a text. An added token written in it (such as `<|endoftext|>`) becomes that one token."""
         try:
             ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):
@@ -146,6 +143,8 @@ class Tokenizer:
                 "expected equal lengths",
                 "use to_batch, which pads on the left",
             )
+        if lengths == [0]:
+            raise InputError(f"{texts[0][:40]!r} has no tokens", "expected text that the tokenizer keeps")
         return torch.tensor(rows)
 
     def to_batch(self, texts: Sequence[str], *, prepend_bos: bool = True) -> tuple[Tensor, Tensor]:
@@ -159,25 +158,35 @@ class Tokenizer:
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is exactly one token. Raises InputError, with the pieces, otherwise."""
-        whole = self.backend.token_to_id(text.replace(" ", _SPACE)) if self._spaced else None
-        ids = self.encode(text) if whole is None else [whole]  # encoding puts a space in front of some texts
-        if len(ids) != 1:
-            pieces = " + ".join(repr(piece) for piece in self.to_str_tokens(ids))
+        ids = self.encode(text)
+        if self._spaced:  # encoding may put a space in front: a piece of that name is the token inside a text
+            names = (text.replace(" ", _SPACE), f"<0x{text.encode().hex().upper()}>")
+            exact = [token for token in map(self.backend.token_to_id, names) if token is not None]
+            ids = next(([token] for token in exact if self.token_bytes(token) == text.encode()), ids)
+        pieces = self.to_str_tokens(ids)
+        other = {" " + text if self._spaced else None, getattr(self.backend.model, "unk_token", None)} - {text}
+        if len(ids) != 1 or pieces[0] in other:
             raise InputError(
-                f"{text!r} is {len(ids)} tokens: {pieces or 'none'}",
-                "expected exactly one token",
+                f"{text!r} is {len(ids)} token{'s' * (len(ids) != 1)}: {' + '.join(map(repr, pieces)) or 'none'}",
+                "expected exactly one token" + ", of that text" * (len(ids) == 1),
                 "" if text.startswith(" ") else f"words inside a text start with a space: try {' ' + text!r}",
             )
         return ids[0]
 
     def to_string(self, tokens: Tensor | Sequence[int]) -> str:
-        """The text of one sequence of token ids; bytes that are no valid UTF-8 become the replacement character."""
-        ids = _ids(tokens)
-        first = next((place for place, token in enumerate(ids) if token not in self._added), 0)
-        parts = [self.token_bytes(token) for token in ids]
-        if self._stripped and parts:
-            parts[first] = parts[first].removeprefix(b" ")
-        return b"".join(parts).decode("utf-8", "replace")
+        """The text of one sequence of token ids; bytes that are no valid UTF-8 become the replacement character.
+
+        Without the space that encoding put in front: what continues a text is the end of the whole text.
+        """
+        parts, start = [], self._stripped
+        for token in _ids(tokens):
+            written = self.token_bytes(token)
+            if token in self._added:
+                start |= self._prepended
+            elif start:
+                written, start = written.removeprefix(b" "), False
+            parts.append(written)
+        return self._separator.join(parts).decode("utf-8", "replace")
 
     def to_str_tokens(self, text_or_tokens: str | Tensor | Sequence[int], *, prepend_bos: bool = True) -> list[str]:
         """One string a token; bytes that are not whole UTF-8 characters are shown as \\xNN."""
@@ -187,21 +196,20 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The exact bytes of a token; for ids beyond the vocabulary `<id>`."""
-        if token in self._added:
-            return self._added[token].encode()
-        text = self.backend.id_to_token(token)
+        text = _piece(self.backend, token)
         if text is None:
             return f"<{token}>".encode()
-        if self._byte_of and all(character in self._byte_of for character in text):
-            return bytes(self._byte_of[character] for character in text)
-        if self._spaced:
-            byte = _BYTE.fullmatch(text)
-            return bytes([int(byte[1], 16)]) if byte else str(text).replace(_SPACE, " ").encode()
-        return str(text).encode()
+        if token not in self._added:
+            if self._byte_of and all(character in self._byte_of for character in text):
+                return bytes(self._byte_of[character] for character in text)
+            byte = _BYTE.fullmatch(text) if self._spaced else None
+            if byte:
+                return bytes([int(byte[1], 16)])
+        return (text.replace(_SPACE, " ") if self._spaced else text).encode()
 
     @cached_property
-    def _added(self) -> dict[int, str]:
-        return {token: added.content for token, added in self.backend.get_added_tokens_decoder().items()}
+    def _added(self) -> frozenset[int]:
+        return frozenset(self.backend.get_added_tokens_decoder())
 
 
 def _ids(tokens: Tensor | Sequence[int]) -> list[int]:
@@ -214,16 +222,44 @@ def _ids(tokens: Tensor | Sequence[int]) -> list[int]:
     return [int(token) for token in tokens]
 
 
-def _kinds(part: dict[str, Any] | None) -> Iterator[str]:
-    """The types of a tokenizer's part, and of the parts in it."""
-    if part is not None:
-        yield part["type"]
-        for inner in part.get("decoders", part.get("pretokenizers", ())):
-            yield from _kinds(inner)
+def _piece(backend: Backend, token: int | None) -> str | None:
+    known: str | None = None if token is None or not 0 <= token < 1 << 32 else backend.id_to_token(token)
+    return known
 
 
-def _special_tokens(directory: Path) -> dict[str, Any]:
-    """Beginning and end tokens as a model's files have them, as text or ids."""
+def _id(backend: Backend, token: Any) -> int | None:
+    """The id of a token given as text or id; None for what is not in the vocabulary."""
+    if isinstance(token, int) and not isinstance(token, bool):
+        return token if _piece(backend, token) is not None else None
+    known: int | None = backend.token_to_id(token) if isinstance(token, str) else None
+    return known
+
+
+def _parts(part: Any) -> Iterator[dict[str, Any]]:
+    """The settings of a normalizer, pre-tokenizer or decoder, and of the parts in it."""
+    data = [] if part is None else [json.loads(part.__getstate__())]  # to_str would write the vocabulary too
+    while data:
+        one = data.pop()
+        yield one
+        data += one.get("decoders", one.get("pretokenizers", one.get("normalizers", ())))
+
+
+def _read(directory: Path, special: Sequence[str]) -> Backend | None:
+    """The files' tokenizer; `special` are those of its tokens that texts may hold whole."""
+    if (directory / "tokenizer.json").exists():
+        return Backend.from_file(str(directory / "tokenizer.json"))
+    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if (directory / vocabulary).exists() and (directory / merges).exists():
+            backend = _byte_level(tokenizers.models.BPE.from_file(*(str(directory / n) for n in (vocabulary, merges))))
+            backend.add_special_tokens(
+                [token for token in (END_OF_TEXT, *special) if backend.token_to_id(token) is not None]
+            )
+            return backend
+    return None
+
+
+def _special_tokens(directory: Path) -> tuple[list[Any], list[Any]]:
+    """What a model's files name as beginning and as end tokens, as text or ids, the first word first."""
 
     def read(name: str) -> dict[str, Any]:
         return read_json(directory / name) if (directory / name).exists() else {}
@@ -232,15 +268,13 @@ def _special_tokens(directory: Path) -> dict[str, Any]:
         return token.get("content") if isinstance(token, dict) else token
 
     named, mapped, config = read("tokenizer_config.json"), read("special_tokens_map.json"), read("config.json")
-    generation = read("generation_config.json")
-    config = config.get("text_config") or config
-    found: dict[str, Any] = {}
-    for told, key in ((named, "bos_token"), (mapped, "bos_token"), (config, "bos_token_id")):
-        if key in told and (told[key] is not None or told is named):
-            found["bos"] = text(told[key])
-            break
+    inner = config.get("text_config")
+    config |= inner if isinstance(inner, dict) else {}
+    beginnings = [text(mapped.get("bos_token")), config.get("bos_token_id"), END_OF_TEXT]
+    if "bos_token" in named:
+        beginnings = [text(named["bos_token"])]
     ends = [text(named.get("eos_token") or mapped.get("eos_token"))]
-    for told in (generation, config):
+    for told in (read("generation_config.json"), config):
         ids = told.get("eos_token_id")
         ends += ids if isinstance(ids, list) else [ids]
-    return found | {"ends": [end for end in ends if end is not None]}
+    return beginnings, ends

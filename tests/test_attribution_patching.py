@@ -159,7 +159,7 @@ def test_nothing_stays_behind():
     with torch.no_grad():
         np.testing.assert_allclose(run(frozen).node_scores, run().node_scores, **TIGHT)
         start = MODEL.run_with_cache(CLEAN, names=START)[1][START]
-    gradients = Gradients(MODEL, CLEAN, start, metric)
+    gradients = Gradients(MODEL, CLEAN, start, metric, read=range(6))
     assert gradients.at_output(Component("embed", "embed")).shape == (2, 6, 16)
 
 

@@ -303,6 +303,12 @@ def test_nothing_is_computed_that_did_not_change(monkeypatch: pytest.MonkeyPatch
     later = [name for name in cache if name.endswith(("attn_out", "mlp_out")) and not name.startswith("blocks.0")]
     sweep(model, tokens, [[ablate_head(0, 0), *freeze(later, cache)]], everything)
     assert rows == {"_attend": [], "_transform": [6]}
+    rows["_attend"].clear(), rows["_transform"].clear()
+    other = tokens.clone()
+    other[0, 3] = (other[0, 3] + 1) % VOCAB
+    _, cache = model.run_with_cache(other)
+    sweep(model, tokens, [patch("blocks.0.hook_resid_pre", cache, pos=pos) for pos in range(6)], everything)
+    assert rows["_attend"][0] == 1  # one token differs: five of the six patches put back what is there
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Sweeps against transformer-lens: `python tests/benchmarks/sweep.py [--shape smollm2]`.
 
 The same random weights of GPT-2 small's shape, or SmolLM2-135M's, the same tokens, the same metric (a logit difference
-at the last position), one process, in turns. The peer runs one full forward pass for each variant, whatever the
-variant is; so it is timed on `--sample` of them, spread evenly, and the time is scaled to all. The sweep is timed on all of them.
+at the last position), one process, in turns. The peer runs one full forward pass for each variant, whatever the variant
+is; so it is timed on `--sample` of them, spread evenly, and the time is scaled to all. The sweep is timed on all of
+them.
 """
 
 import argparse

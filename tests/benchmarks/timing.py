@@ -14,7 +14,9 @@ import torch
 
 from interp.config import PRESETS, GPTConfig
 from interp.linear import linear
+from interp.loading import BUNDLED
 from interp.model import HookedGPT
+from interp.tokenizer import Tokenizer
 
 _clock = time.perf_counter
 
@@ -103,7 +105,9 @@ def smollm2(device: str) -> HookedGPT:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         transformers.LlamaForCausalLM(config).save_pretrained(directory)
-        return HookedGPT.from_pretrained(directory, device=device)
+        model = HookedGPT.from_pretrained(directory, device=device)
+    model.tokenizer = Tokenizer.from_directory(BUNDLED / "tiny")  # the peer does not load a Llama without one
+    return model
 
 
 SHAPES = {"gpt2": gpt2_small, "smollm2": smollm2}
