@@ -8,7 +8,7 @@ Shapes: residual stream [batch pos d_model], q and z [batch pos head d_head], k 
 and pattern [batch head query key], MLP hidden [batch pos d_mlp].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -212,6 +212,16 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "*batch d_model"], lay: Lay = transposed
     ) -> Float[Tensor, "*batch kv_head d_head"]:
         return split_heads(linear(x, lay(self.W_V_flat), self.b_V_flat), self.n_kv_heads)
+
+    def project(
+        self, x: Float[Tensor, "*batch d_model"], join: Callable[[Sequence[Tensor]], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by one product with the three matrices side by side, as `join` lays them out."""
+        biases = tuple(bias for bias in (self.b_Q_flat, self.b_K_flat, self.b_V_flat) if bias is not None)
+        weights = (self.W_Q_flat, self.W_K_flat, self.W_V_flat)
+        parts = linear(x, join(weights), torch.cat(biases) if biases else None).split([w.shape[1] for w in weights], -1)
+        q, k, v = (split_heads(part, part.shape[-1] // self.d_head) for part in parts)
+        return q, k, v
 
     def prepare_q(self, q: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
         """Queries as they enter the scores: normed, then turned by the tables [*batch pair] of their positions."""

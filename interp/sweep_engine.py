@@ -224,7 +224,10 @@ class Chunk(Variants):
                 for (_, have, view), (_, wanted) in zip(before.views(x), asking.parts, strict=True)
             ]
             asked = torch.cat(chosen)
-        q, k, v = attn.project_q(asked, matrices), attn.project_k(x, matrices), attn.project_v(x, matrices)
+        if asked is x and matrices.many:
+            q, k, v = attn.project(x, matrices.joined)
+        else:
+            q, k, v = attn.project_q(asked, matrices), attn.project_k(x, matrices), attn.project_v(x, matrices)
         for name, projected, layout in zip(QKV, (q, k, v), (asking, before, before), strict=True):
             self._visit(base + name, layout.views(projected))
         if attn.prepares:

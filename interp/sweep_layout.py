@@ -1,8 +1,9 @@
 """How the variants of a sweep share one matrix: which rows are whose, and the weights that they are multiplied by."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from interp.linear import pack
@@ -46,12 +47,19 @@ class Matrices:
 
     def __init__(self, *, many: bool) -> None:
         self.many = many
-        self.kept: dict[int, Tensor] = {}
+        self.kept: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, weight: Tensor) -> Tensor:
         """W [in out], for `linear`."""
         if not self.many:
             return weight.T
-        if id(weight) not in self.kept:
-            self.kept[id(weight)] = pack(weight)
-        return self.kept[id(weight)]
+        return self._packed((id(weight),), lambda: weight)
+
+    def joined(self, weights: Sequence[Tensor]) -> Tensor:
+        """Several matrices side by side, for one product of many rows instead of several."""
+        return self._packed(tuple(map(id, weights)), lambda: torch.cat(tuple(weights), dim=1))
+
+    def _packed(self, key: tuple[int, ...], weight: Callable[[], Tensor]) -> Tensor:
+        if key not in self.kept:
+            self.kept[key] = pack(weight())
+        return self.kept[key]

@@ -61,7 +61,7 @@ class Tokenizer:
         parts = [*decoding, *_parts(backend.pre_tokenizer), *_parts(backend.normalizer)]
         self._byte_of = _byte_of_character() if any(part["type"] == "ByteLevel" for part in parts) else {}
         self._spaced = not self._byte_of and _SPACE in str(parts)
-        self._separator = b"" if decoding or self._byte_of or self._spaced else b" "
+        self._separator = b"" if decoding or self._byte_of or self._spaced else b" "  # of whole words
         self._stripped = any(
             part.get("start", 0) > 0 or part.get("prepend_scheme", "never") != "never"  # Strip or Metaspace
             for part in decoding
@@ -83,7 +83,7 @@ class Tokenizer:
         """
         beginnings, ends = _special_tokens(directory)
         try:
-            backend = _read(directory, [token for token in (*beginnings, *ends) if isinstance(token, str)])
+            backend = _read(directory, [t for t in (END_OF_TEXT, *beginnings, *ends) if isinstance(t, str)])
         except Exception as error:  # tokenizers raises bare Exception for damaged files
             raise LoadError(
                 f"{directory}: the tokenizer cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})",
@@ -102,8 +102,7 @@ class Tokenizer:
         named = {"bos_token": _piece(self.backend, self.bos), "eos_token": _piece(self.backend, self._end)}
         write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named})
         if len(self.ends) > 1:
-            ids = {"bos_token_id": self.bos, "eos_token_id": sorted(self.ends)}
-            write_json(directory / "generation_config.json", ids)
+            write_json(directory / "generation_config.json", {"eos_token_id": sorted(self.ends)})
 
     @classmethod
     def of_characters(cls, alphabet: str) -> "Tokenizer":
@@ -251,9 +250,7 @@ def _read(directory: Path, special: Sequence[str]) -> Backend | None:
     for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (directory / vocabulary).exists() and (directory / merges).exists():
             backend = _byte_level(tokenizers.models.BPE.from_file(*(str(directory / n) for n in (vocabulary, merges))))
-            backend.add_special_tokens(
-                [token for token in (END_OF_TEXT, *special) if backend.token_to_id(token) is not None]
-            )
+            backend.add_special_tokens([token for token in special if backend.token_to_id(token) is not None])
             return backend
     return None
 
@@ -268,8 +265,8 @@ def _special_tokens(directory: Path) -> tuple[list[Any], list[Any]]:
         return token.get("content") if isinstance(token, dict) else token
 
     named, mapped, config = read("tokenizer_config.json"), read("special_tokens_map.json"), read("config.json")
-    inner = config.get("text_config")
-    config |= inner if isinstance(inner, dict) else {}
+    if isinstance(config.get("text_config"), dict):  # of a model that reads pictures too
+        config = {**config["text_config"], **config}
     beginnings = [text(mapped.get("bos_token")), config.get("bos_token_id"), END_OF_TEXT]
     if "bos_token" in named:
         beginnings = [text(named["bos_token"])]
