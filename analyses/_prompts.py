@@ -6,6 +6,7 @@ From JSON lines, or from a generator for the indirect object task (Wang et al. 2
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias
 
@@ -133,9 +134,11 @@ NAMES = (
 
 def single_tokens(model: HookedGPT, words: Iterable[str]) -> dict[str, int]:
     """Those of the words that are one token after a space, with their ids."""
-    tokenizer = model._tokenizer()
-    encoded = {word: tokenizer.encode(f" {word}") for word in words}
-    return {word: ids[0] for word, ids in encoded.items() if len(ids) == 1}
+    found = {}
+    for word in words:
+        with suppress(InputError):
+            found[word] = model.to_single_token(f" {word}")
+    return found
 
 
 def _names(model: HookedGPT) -> tuple[list[str], str]:

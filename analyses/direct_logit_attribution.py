@@ -49,8 +49,8 @@ class DirectLogitAttributionResult(Result):
 
     components: tuple[str, ...]
     """[component] names as in `interp.residual.decompose` (`embed`, `pos_embed`, `L0H0`, `bias 0`, `mlp 0`; with
-    neurons `L0N0` and `mlp bias 0` in place of `mlp 0`), then `ln_final bias` and `unembed bias`, where the
-    model has them."""
+    neurons `L0N0` and `mlp bias 0` in place of `mlp 0`), then `ln_final bias` (of a layer norm) and
+    `unembed bias`."""
     contributions: np.ndarray
     """[text component], logits; their sum over components is `total`."""
     common: np.ndarray
@@ -350,8 +350,7 @@ class _Run:
             parts = {name: part for some in split for name, part in some.items()}
         if self.model.ln_final.b is not None:
             parts["ln_final bias"] = _wide(self.model.ln_final.b) @ target.column
-        if self.model.b_U is not None:
-            parts["unembed bias"] = target.bias
+        parts["unembed bias"] = target.bias
         return tuple(parts), torch.stack(list(parts.values())).numpy()
 
     def _neurons(self, label: str, part: Tensor, direction: Tensor) -> dict[str, Tensor]:

@@ -243,7 +243,8 @@ def save(model: HookedGPT, directory: str | Path, *, dtype: torch.dtype | None =
     if model.tokenizer is not None:
         model.tokenizer.save(directory)
         if not model.origin:
-            data |= {"bos_token_id": model.tokenizer.bos, "eos_token_id": model.tokenizer.bos}
+            ends = sorted(model.tokenizer.ends)
+            data |= {"bos_token_id": model.tokenizer.bos, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     write_model(directory, data, {family.written(key): x for key, x in tensors.items()})
 
 

@@ -137,7 +137,7 @@ def damage(toy: Path, kind: str) -> None:
         Path("bad/config.json").write_text("{]")
     elif kind == "other architecture":
         config = json.loads(Path("bad/config.json").read_text())
-        Path("bad/config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+        Path("bad/config.json").write_text(json.dumps(config | {"model_type": "mixtral"}))
     elif kind == "bad tokenizer":
         Path("bad/tokenizer.json").write_text("{}")
 
@@ -152,7 +152,7 @@ def damage(toy: Path, kind: str) -> None:
         ("no weights", 3, ("no weights", "model.safetensors")),
         ("no config", 3, ("no config.json",)),
         ("bad config", 2, ("config.json cannot be read", "JSON")),
-        ("other architecture", 2, ("'llama'", "expected 'gpt2'")),
+        ("other architecture", 2, ("'mixtral' needs experts", "expected one of gpt2")),
         ("bad tokenizer", 2, ("tokenizer",)),
     ],
 )
