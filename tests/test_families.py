@@ -396,7 +396,7 @@ LLAMA = TINY | {"model_type": "llama"}
 REFUSED = [
     ({"model_type": "bloom"}, "ALiBi"),
     ({"model_type": "mpt"}, "ALiBi"),
-    ({"model_type": "falcon", "alibi": True}, "ALiBi"),
+    ({"model_type": "falcon", "alibi": True}, "its own layout of queries"),
     ({"model_type": "mixtral"}, "experts"),
     ({"model_type": "qwen3_moe"}, "experts"),
     ({"model_type": "gpt_oss"}, "attention sinks"),
