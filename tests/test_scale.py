@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import workers
@@ -244,8 +245,8 @@ def test_sweeps_of_ablation_and_patching_on_two_workers_equal_those_in_process(c
             if token is not None:
                 scale._cluster.reset(token)
         found.append((ablated.to_dataframe(), patched.to_dataframe()))
-    for mine, plain in zip(*found, strict=True):
-        assert mine.equals(plain)
+    for mine, plain in zip(*found, strict=True):  # float32 products round by where in memory a matrix lies
+        pd.testing.assert_frame_equal(mine, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
