@@ -110,16 +110,18 @@ def scores(
     2024, equation 4).
     """
     base, source = paths.base[START], paths.source[START]
-    change = torch.stack([paths.change(node) for node in nodes])  # [node batch pos d_model]
-    hears = [[one.hears(node) for one in all_receivers(model)] for node in nodes]
+    change = torch.stack([paths.change(node) for node in nodes], dim=1)  # [batch node pos d_model]
+    across = change.flatten(2)  # laid out for the products with every layer's gradients
+    receivers = all_receivers(model)
+    hears = [[one.hears(node) for one in receivers] for node in nodes]
     node_scores, edge_scores = [], []
     for step in range(1, steps + 1):
         start = source + step / steps * (base - source)
         gradients = Gradients(model, tokens, start, metric, read=read, vocab=vocab)
-        outputs = torch.stack([gradients.at_output(node) for node in nodes])
-        node_scores.append((change * outputs).sum((-1, -2)).T)
+        outputs = [(change[:, n] * gradients.at_output(node)).sum((-1, -2)) for n, node in enumerate(nodes)]
+        node_scores.append(torch.stack(outputs, dim=-1))
         layers = range(model.config.n_layers + 1)
-        parts = [torch.einsum("nbpd,rbpd->bnr", change, gradients.at_inputs(layer)) for layer in layers]
-        edge_scores.append(torch.cat(parts, -1))
+        inputs = (gradients.at_inputs(layer).transpose(0, 1).flatten(2) for layer in layers)
+        edge_scores.append(torch.cat([across @ each.mT for each in inputs], -1))
     node, edge = (torch.stack(found).mean(0).double().cpu().numpy() for found in (node_scores, edge_scores))
     return node, np.where(np.array(hears), edge, np.nan)

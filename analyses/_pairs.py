@@ -4,9 +4,11 @@ Texts of one length run together as a batch [batch pos]; nothing is padded.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -194,12 +196,35 @@ def _check_pair(model: HookedGPT, clean: Tensor, corrupted: Tensor) -> None:
         raise InputError("the clean and the corrupted text are the same", "expected at least one token to differ")
 
 
+_known: ContextVar[dict[Any, tuple[HookedGPT, list[Tensor], list[str]]] | None] = ContextVar("known", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Inside the block what `corrupt` finds for a model and texts is found once: change no weights there."""
+    token = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
 def corrupt(model: HookedGPT, texts: Texts, *, seed: int = 0) -> tuple[list[Int[Tensor, "1 pos"]], list[str]]:
     """Each text with one token changed, and a sentence on each change.
 
     Up to TRIED places (neither the beginning-of-text token nor the last token) are tried with another token of the same
     text; the change that lowers the answer's probability most is kept.
     """
+    known = _known.get()
+    if known is None:
+        return _corrupt(model, texts, seed)
+    key = id(model), seed, tuple(tuple(row[0].tolist()) for row in texts.rows), tuple(texts.answer.tolist())
+    if key not in known:
+        known[key] = (model, *_corrupt(model, texts, seed))  # the model too, so that its id stays its own
+    return known[key][1], known[key][2]
+
+
+def _corrupt(model: HookedGPT, texts: Texts, seed: int) -> tuple[list[Tensor], list[str]]:
     rng, rows, notes = random.Random(seed), [], []
     bos = None if model.tokenizer is None else model.tokenizer.bos
     for number, row in enumerate(texts.rows):

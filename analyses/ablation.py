@@ -51,6 +51,10 @@ from interp.sweep import Variant, sweep
 
 PLACE = 44
 NEEDS = ("next token",)
+CAPPED = (
+    "This model soft-caps its logits: what a head adds directly is counted before the cap, what is lost after it, so "
+    "the self-repair gap holds what the cap takes away too."
+)
 IN_REPORT = {"metrics": ("loss", "logit", "kl")}
 """What the report shows beyond the default; other replacements take as long again and are left to the command."""
 
@@ -309,7 +313,7 @@ def ablation(
         wrongs=wrongs,
         clusters=texts.clusters,
         positions=None if positions is None else tuple(positions),
-        notes=(*texts.notes, *source.notes),
+        notes=(*texts.notes, *source.notes, *([CAPPED] if heads and model.config.logit_softcap is not None else [])),
         seed=seed,
     )
 

@@ -18,9 +18,10 @@ itself, is never counted:
 
 Value-weighted measures replace the mass a[i, j] by a[i, j] |v[j] W_O|, each row scaled to sum to one again (Kobayashi
 et al., "Attention is Not Only a Weight", 2020): a key whose value vector is nearly zero moves nothing, however much
-attention it gets. Heads are clustered by the Hellinger distance between patterns, averaged over queries (average
-linkage). Rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 2020) multiplies the layers' mean
-patterns, each mixed half and half with the identity for the residual stream.
+attention it gets. Where a norm follows attention its gain counts too; its scale is one number a query and cancels.
+Heads are clustered by the Hellinger distance between patterns, averaged over queries (average linkage). Rollout (Abnar
+and Zuidema, "Quantifying Attention Flow in Transformers", 2020) multiplies the layers' mean patterns, each mixed half
+and half with the identity for the residual stream.
 
 What the numbers do not show: that a head is used. Attention says from where information could be moved, not what is
 moved nor whether later layers read it; rollout besides ignores values, MLPs and the differences between heads. On
@@ -75,7 +76,8 @@ class AttentionPatternsResult(Result):
     patterns: tuple[np.ndarray, ...]
     """One [layer head query key] for each of the first texts (option `keep`); rows sum to one."""
     value_norms: tuple[np.ndarray, ...]
-    """One [layer head key] for each of these texts: how long each value vector is after W_O, its bias included."""
+    """One [layer head key] for each of these texts: how long each value vector is after W_O, its bias included (and
+    after the gain of a norm that follows, where there is one)."""
     rollout: tuple[np.ndarray, ...]
     """One [layer query key] for each of these texts: share of each token in the residual stream after the layer."""
     plain: Mapping[str, np.ndarray]
@@ -313,10 +315,10 @@ def read_patterns(model: HookedGPT, row: Tensor) -> tuple[Tensor, Tensor]:
         pattern[hook.layer] = x[0].float().cpu()
 
     def keep_norm(v: Tensor, hook: HookPoint) -> None:
-        attn = model.blocks[hook.layer].attn
-        own = v[0].float()[:, [attn.kv_head(head) for head in range(attn.n_heads)]]
-        moved = torch.einsum("phd,hdm->hpm", own, attn.W_O.float())
-        norms[hook.layer] = moved.norm(dim=-1).cpu()
+        block = model.blocks[hook.layer]
+        own = v[0].float()[:, [block.attn.kv_head(head) for head in range(block.attn.n_heads)]]
+        moved = torch.einsum("phd,hdm->hpm", own, block.attn.W_O.float())
+        norms[hook.layer] = block.ln1_post.share(moved, moved.new_ones(())).norm(dim=-1).cpu()
 
     with torch.inference_mode(), model.hooks([("pattern", keep_pattern), ("v", keep_norm)], reads_only=True):
         run_blocks(model, row)

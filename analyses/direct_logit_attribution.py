@@ -229,6 +229,7 @@ class DirectLogitAttributionResult(Result):
             return []
         low, high = (None if end is None else float(end[best]) for end in (interval.low, interval.high))
         above = "" if self.wrongs else ", counted from the vocabulary's mean"
+        above += "" if self.softcap is None else ", before the soft-cap"
         return [
             Finding(
                 text=f"{self.components[best]} contributes most directly to the {self.quantity}: "

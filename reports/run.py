@@ -22,6 +22,7 @@ import torch
 import interp
 from analyses._capabilities import lacking
 from analyses._inputs import TextOrTokens, check_finite, sequences, token_labels
+from analyses._pairs import remembering
 from analyses._panels import Note, Panel, Result, Table, Tokens
 from analyses._translations import pair_labels, translations
 from interp.config import GPTConfig
@@ -119,6 +120,7 @@ def _beside(analysis: Analysis, model: Any, given: Mapping[str, Any]) -> dict[st
     return {option.name: option.load(str(path)) for option, path in found if option.load and path.is_file()}
 
 
+@remembering()
 def report(
     model: HookedGPT,
     text: TextOrTokens,

@@ -95,6 +95,34 @@ def test_a_readout_is_its_metrics_one_text_at_a_time():
             torch.testing.assert_close(found[name][text], value, **TIGHT)
 
 
+def test_a_readout_shares_work_between_metrics_without_changing_them():
+    """Alone, together, at the end only, with gradients and where probabilities are zero: the formulas' numbers."""
+    logits, clean = random_logits(2, 4, 11), random_logits(2, 4, 11, seed=1).log_softmax(-1)
+    tokens = torch.randint(0, 11, (2, 4), generator=torch.Generator().manual_seed(1))
+    none = clean.clone()
+    none[..., 3:] = -torch.inf
+    none, cut = none.log_softmax(-1), logits.clone()
+    cut[..., 5] = -torch.inf
+    for before, after in ((clean, logits), (none, logits), (none, cut), (clean, cut)):
+        expected = kl_divergence(before, after.log_softmax(-1)).mean(-1)
+        for names in (("kl",), ("loss", "kl"), ("kl", "loss")):
+            with torch.no_grad():
+                found = Readout(names=names, tokens=tokens, clean=before)(after)
+            assert tuple(found) == names
+            torch.testing.assert_close(found["kl"], expected, **TIGHT)
+            if "loss" in names:
+                torch.testing.assert_close(found["loss"], token_loss(after, tokens).mean(-1), **TIGHT)
+    assert expected.isinf().all()  # the control: a clean probability where there is none after
+    last = Readout(names=("kl", "loss"), tokens=tokens, clean=clean[:, -1:], everywhere=False)
+    with torch.no_grad():
+        found = last(logits)
+    torch.testing.assert_close(found["kl"], kl_divergence(clean[:, -1], logits[:, -1].log_softmax(-1)), **TIGHT)
+    torch.testing.assert_close(found["loss"], token_loss(logits, tokens).mean(-1), **TIGHT)
+    wanted = logits.clone().requires_grad_()
+    last(wanted)["kl"].sum().backward()
+    assert wanted.grad is not None
+
+
 def test_only_what_is_needed_is_asked_for():
     tokens = torch.zeros(2, 4, dtype=torch.long)
     answer, wrong = torch.tensor([9, 2]), torch.tensor([2, 5])

@@ -6,7 +6,8 @@ from conftest import make_gpt
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from analyses._pairs import corrupt, position_labels, resolve_pairs, resolve_texts
+from analyses import _pairs
+from analyses._pairs import corrupt, position_labels, remembering, resolve_pairs, resolve_texts
 from analyses._prompts import (
     NAMES,
     TEMPLATES,
@@ -167,6 +168,24 @@ def test_a_corrupted_text_is_the_change_that_hurts_most(toy_gpt):
     assert f"token {differs[0]}" in note
     assert torch.equal(pairs.corrupted[0], changed)
     assert int(pairs.wrong[0]) != answer
+
+
+def test_what_is_remembered_is_what_would_be_found(toy_gpt, monkeypatch):
+    """Inside the block once for each model, text and seed; the same as outside; nothing is kept after it."""
+    searches = []
+    search = _pairs._corrupt
+    monkeypatch.setattr(_pairs, "_corrupt", lambda *given: searches.append(given) or search(*given))
+    first, second = (resolve_texts(toy_gpt, text) for text in ("The cat sat on the mat.", "A dog ran to the park."))
+    expected = [corrupt(toy_gpt, first, seed=0), corrupt(toy_gpt, first, seed=1), corrupt(toy_gpt, second, seed=0)]
+    assert len(searches) == 3
+    for _ in range(2):
+        with remembering():
+            for _ in range(2):
+                found = [corrupt(toy_gpt, first), corrupt(toy_gpt, first, seed=1), corrupt(toy_gpt, second)]
+                for (rows, notes), (rows_before, notes_before) in zip(found, expected, strict=True):
+                    assert notes == notes_before
+                    assert torch.equal(rows[0], rows_before[0])
+    assert len(searches) == 9
 
 
 def test_pairs_must_match(toy_gpt):
