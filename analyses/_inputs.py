@@ -1,7 +1,6 @@
 """What analyses are given (text, several texts or token ids) as one sequence of ids per text; labels for tokens."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -9,10 +8,8 @@ from torch import Tensor
 
 from analyses._panels import Tokens
 from interp.errors import InputError
-from interp.model import HookedGPT
-
-TextOrTokens: TypeAlias = str | Sequence[str] | Tensor
-"""A text, several texts of any length, or token ids [batch pos]."""
+from interp.model import Batch, HookedGPT
+from interp.model import TextOrTokens as TextOrTokens
 
 
 def sequences(
@@ -21,8 +18,8 @@ def sequences(
     """One sequence of token ids per text, on the model's device. Nothing is padded.
 
     Args:
-        tokens: a text or several (the beginning-of-text token is put in front of each), or ids [batch pos], used as
-            they are.
+        tokens: a text or several (the beginning-of-text token is put in front of each), ids [batch pos], used as they
+            are, or what `to_batch` gives, whose padding is left out.
         at_least: fewest tokens that the analysis can use, the beginning-of-text token included.
         longer: whether texts longer than the context will do, because they are read in pieces or only shown.
 
@@ -57,12 +54,18 @@ def check_finite(model: HookedGPT) -> None:
 
 
 def _rows(model: HookedGPT, tokens: TextOrTokens) -> list[Tensor]:
+    if isinstance(tokens, Batch) and tokens.mask is not None:
+        pairs = zip(tokens.tokens, tokens.mask, strict=True)
+        return [row for ids, real in pairs for row in _rows(model, ids[real.bool()][None])]
+    if isinstance(tokens, Batch):
+        tokens = tokens.tokens
     if isinstance(tokens, Tensor):
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool or not tokens.numel():
             raise InputError(
                 f"tokens of shape {tuple(tokens.shape)} and {str(tokens.dtype).removeprefix('torch.')}",
                 "expected text, several texts, or whole numbers [batch pos] with at least one of each",
             )
+        _refuse_padding(model, tokens)
         return [row[None].to(model.device, torch.long) for row in tokens]
     texts = [tokens] if isinstance(tokens, str) else list(tokens)
     if not texts:
@@ -73,6 +76,20 @@ def _rows(model: HookedGPT, tokens: TextOrTokens) -> list[Tensor]:
                 f"a text of type {type(text).__name__}", "expected text, or token ids as a tensor [batch pos]"
             )
     return [model.to_tokens(text) for text in texts]
+
+
+def _refuse_padding(model: HookedGPT, tokens: Tensor) -> None:
+    """Raises InputError for rows of which some begin with more beginning tokens than others: padded, without a mask."""
+    bos = None if model.tokenizer is None else model.tokenizer.bos
+    if bos is None or len(tokens) < 2:
+        return
+    before = (tokens == bos).cumprod(1).sum(1)
+    if int(before.max()) > max(int(before.min()), 1):
+        raise InputError(
+            f"a text that begins with {int(before.max())} beginning tokens, beside one with {int(before.min())}",
+            "expected no padding, which would be read as text",
+            "give what to_batch returns as it is: ids and mask together",
+        )
 
 
 def token_labels(model: HookedGPT, ids: Tensor | Sequence[int]) -> Tokens:

@@ -175,8 +175,28 @@ class Finding:
     high: float | None = None
 
 
+def _brief(value: Any) -> str:
+    """A value in a few characters: arrays and collections by their size."""
+    if isinstance(value, np.ndarray):
+        return f"[{' '.join(map(str, value.shape))}]"
+    if isinstance(value, pd.DataFrame):
+        return f"[{value.shape[0]} rows]"
+    if isinstance(value, (tuple, list, dict, set, frozenset)) and len(repr(value)) > 40:
+        return f"[{len(value)}]"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 class Result(ABC):
     """What every analysis returns: a frozen dataclass that can be tabulated and can describe itself."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # before the dataclass writes out all numbers
+
+    def __repr__(self) -> str:
+        """What it holds, by name and shape: one line."""
+        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in vars(self).items())})"
 
     @abstractmethod
     def to_dataframe(self) -> pd.DataFrame:

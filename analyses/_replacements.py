@@ -1,7 +1,9 @@
 """What an ablated component is replaced by: zero, means, or its output on other texts."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
@@ -11,17 +13,21 @@ from torch import Tensor
 from analyses._components import Component
 from analyses._inputs import sequences
 from interp.errors import InputError, nearest
+from interp.linear import wide
 from interp.model import HookedGPT
 
-KindName = Literal["zero", "mean", "mean_by_position", "resample"]
+KindName = Literal["zero", "mean", "mean_by_position", "mean_over_texts", "resample"]
 KINDS: Mapping[str, str] = {
     "zero": "set to zero",
     "mean": "set to its mean",
-    "mean_by_position": "set to its mean at each position",
+    "mean_by_position": "set to the other texts' mean at each position",
+    "mean_over_texts": "set to all texts' mean at each position",
     "resample": "taken from another text",
 }
-POOL = 16
-"""Most other texts (or shuffles of a single one) that replacements are made from."""
+SHUFFLES = 16
+"""Shuffles of a single text that replacements are made from."""
+AT_ONCE = 4096
+"""Most tokens in one forward pass (one text at least)."""
 
 Values: TypeAlias = Mapping[str, float | Tensor]
 """Hook name -> what to put there: a number, or a tensor that broadcasts to [batch pos ...]."""
@@ -43,8 +49,13 @@ def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
 class Replacements:
     """Replacement values for a list of texts, from these texts themselves or from reference texts.
 
-    Means by position and resampled outputs come from up to POOL other texts, cut to the length of the text at hand or
-    continued with further ones; for a single text, from POOL shuffles of its own tokens.
+    Means by position are over all other texts of the same length (a text that is alone with its length: over all other
+    texts, cut to it or continued with further ones); means over texts count the text itself too, as is common in the
+    field. A resampled output comes from any other text, cut or continued. Reference texts, where there are any, are
+    the other texts, all of them. A single text has SHUFFLES shuffles of its own tokens instead. Only draws and shuffles
+    depend on the seed.
+
+    Each text is run a fixed number of times for a kind, in passes of at most AT_ONCE tokens.
     """
 
     def __init__(
@@ -62,54 +73,111 @@ class Replacements:
             raise InputError(f"{draws} draws", "expected at least 1")
         self.model, self.kinds, self.draws = model, kinds, draws
         self.names = list(dict.fromkeys(name for part in parts for name in part.names))
+        self.depth = 1 + max((part.layer or 0 for part in parts), default=0)
         self.rng = random.Random(seed)
         self.own = reference is None
-        self.rows = list(rows) if reference is None else sequences(model, reference)
-        shuffled = len(self.rows) == 1 and self.own
-        self.pool = (
-            [0] * POOL if shuffled else sorted(self.rng.sample(range(len(self.rows)), min(POOL, len(self.rows))))
-        )
-        self.shuffled = shuffled
+        self.rows = list(rows) if reference is None else sequences(model, reference, at_least=2)
+        self.longest = max(row.shape[1] for row in rows)
+        self.shuffled = len(self.rows) == 1 and self.own
+        self.sums: dict[tuple[int, bool], tuple[dict[str, Tensor], int]] = {}
         self.notes = tuple(self._notes())
 
     def _notes(self) -> list[str]:
-        whose = f"the {len(self.rows)} reference texts" if not self.own else "the texts themselves"
-        others = (
-            f"the {len(self.pool)} {'reference' if not self.own else 'other'} texts"
-            if len(self.rows) > 1
-            else "the reference text"
-        )
-        if self.own and len(self.rows) > 1:
-            others = "the other texts" if len(self.rows) <= POOL else f"up to {POOL} other texts"
+        """A sentence a kind: whose mean it is."""
+        n = len(self.rows)
+        whose = others = every = f"the {n} reference texts" if n > 1 else "the reference text"
         if self.shuffled:
-            whose, others = "this text", f"{POOL} shuffles of this text's own tokens, the first left in place"
-        notes = [f"Means are over all positions of {whose}."] if "mean" in self.kinds else []
-        if "mean_by_position" in self.kinds:
-            notes.append(f"Means by position are over {others}.")
-        if "resample" in self.kinds:
-            notes.append(f"Resampled outputs come from {others}; each effect is the mean of {self.draws} draws.")
-        return notes
+            whose, others = "this text", f"{SHUFFLES} shuffles of this text's own tokens, the first left in place"
+            every = others
+        elif self.own:
+            whose, others, every = "the texts themselves", "all other texts", "all texts, the text itself among them"
+        lengths = Counter(row.shape[1] for row in self.rows)
+        among = ""
+        if self.own and len(lengths) > 1:
+            among = " that have as many tokens" + (
+                " (for a text that is alone with its length: cut to it or continued)" if 1 in lengths.values() else ""
+            )
+        sentences = {
+            "mean": f"Means are over all positions of {whose}.",
+            "mean_by_position": f"Means by position are over {others}{among}.",
+            "mean_over_texts": f"Means over texts are, at each position, over {every}{among}.",
+            "resample": f"Resampled outputs come from {others}; each effect is the mean of {self.draws} draws.",
+        }
+        return [sentence for kind, sentence in sentences.items() if kind in self.kinds]
 
     def values(self, indices: list[int], length: int, kind: str) -> list[Values]:
-        """Replacement values for the texts of one length: one mapping, or one a draw."""
+        """Replacement values for texts of one length: one mapping, or one a draw.
+
+        Tensors are [text pos ...], or [1 pos ...] and [1 1 ...] where all texts get the same.
+        """
         if kind == "zero":
             return [dict.fromkeys(self.names, 0.0)]
         if kind == "mean":
-            return [self._mean()]
-        kept = self._run(torch.cat([self._fit(i, length) for i in self.pool]))
-        allowed = [self._allowed(index) for index in indices]
-        if kind == "mean_by_position":
-            return [{name: torch.stack([x[rows].mean(0) for rows in allowed]) for name, x in kept.items()}]
-        picks = [[self.rng.choice(rows) for rows in allowed] for _ in range(self.draws)]
-        return [{name: x[pick] for name, x in kept.items()} for pick in picks]
+            return [self._mean]
+        if kind == "resample":
+            return self._resampled(indices, length)
+        if self.shuffled:
+            return [{name: x.mean(0, keepdim=True) for name, x in self._shuffles(length).items()}]
+        if kind == "mean_over_texts" or not self.own:
+            total, count = self._sum(length)
+            return [{name: (x / count).to(self.model.dtype) for name, x in total.items()}]
+        return [self._mean_of_others(indices, length)]
 
-    def _allowed(self, index: int) -> list[int]:
-        """Places in the pool that a text may take values from: not from itself."""
-        places = [place for place, i in enumerate(self.pool) if self.shuffled or not self.own or i != index]
-        return places or list(range(len(self.pool)))
+    def _mean_of_others(self, indices: list[int], length: int) -> Values:
+        """[text pos ...] the mean over all other texts: their sum, less the text's own."""
+        own = self._run([self.rows[i] for i in indices])
+        if indices == self._same(length) and len(indices) > 1:
+            total, count = {name: wide(x).sum(0, keepdim=True) for name, x in own.items()}, len(indices)
+        else:
+            total, count = self._sum(length)
+        return {name: ((total[name] - x) / (count - 1)).to(x.dtype) for name, x in own.items()}
+
+    def _same(self, length: int) -> list[int]:
+        return [i for i, row in enumerate(self.rows) if row.shape[1] == length]
+
+    def _sum(self, length: int) -> tuple[dict[str, Tensor], int]:
+        """[1 pos ...] sums over the texts of this length, and how many they are.
+
+        Reference texts, and all texts where there are not two of this length, are cut to it or continued. Where no
+        position sees a later one this is done once, to the longest length that can be asked for.
+        """
+        same = self._same(length)
+        fitted = not self.own or len(same) < 2
+        reach = self.longest if fitted and self.model.config.causal else length
+        if (reach, fitted) not in self.sums:
+            texts = [self._fit(i, reach) for i in range(len(self.rows))] if fitted else [self.rows[i] for i in same]
+            total: dict[str, Tensor] = {}
+            for kept in self._passes(texts):
+                for name, x in kept.items():
+                    summed = wide(x).sum(0, keepdim=True)
+                    total[name] = total[name] + summed if name in total else summed
+            self.sums[reach, fitted] = total, len(texts)
+        total, count = self.sums[reach, fitted]
+        return {name: x[:, :length] for name, x in total.items()}, count
+
+    def _resampled(self, indices: list[int], length: int) -> list[Values]:
+        """[text pos ...] a draw: the outputs of another text each."""
+        if self.shuffled:
+            kept = self._shuffles(length)
+            return [{name: x[[self.rng.randrange(SHUFFLES)]] for name, x in kept.items()} for _ in range(self.draws)]
+        picks = [[self._another(index) for index in indices] for _ in range(self.draws)]
+        used = sorted({i for pick in picks for i in pick})
+        place = {i: number for number, i in enumerate(used)}
+        kept = self._run([self._fit(i, length) for i in used])
+        return [{name: x[[place[i] for i in pick]] for name, x in kept.items()} for pick in picks]
+
+    def _another(self, index: int) -> int:
+        """A text drawn from all others."""
+        if not self.own:
+            return self.rng.randrange(len(self.rows))
+        drawn = self.rng.randrange(len(self.rows) - 1)
+        return drawn + (drawn >= index)
+
+    def _shuffles(self, length: int) -> dict[str, Tensor]:
+        return self._run([self._fit(0, length) for _ in range(SHUFFLES)])
 
     def _fit(self, index: int, length: int) -> Tensor:
-        """A pool text with this many tokens: cut, or continued with further ones; shuffled for a single text."""
+        """A text with this many tokens: cut, or continued with further ones; shuffled for a single text."""
         ids = self.rows[index][0]
         if self.shuffled:
             order = [0, *self.rng.sample(range(1, length), length - 1)]
@@ -120,15 +188,26 @@ class Replacements:
             ids = torch.cat([ids, self.rows[(index + follow) % len(self.rows)][0, 1:]])
         return ids[None, :length]
 
-    def _run(self, batch: Tensor) -> dict[str, Tensor]:
-        return dict(self.model.run_with_cache(batch, names=self.names)[1])
+    def _passes(self, texts: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Hook name -> [text pos ...], some texts of one length at a time, in their order."""
+        step = max(1, AT_ONCE // texts[0].shape[1])
+        for start in range(0, len(texts), step):
+            batch = torch.cat(list(texts[start : start + step]))
+            yield dict(self.model.run_with_cache(batch, names=self.names, stop_at_layer=self.depth)[1])
 
+    def _run(self, texts: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Hook name -> [text pos ...] for texts of one length."""
+        kept = list(self._passes(texts))
+        return {name: torch.cat([some[name] for some in kept]) for name in self.names}
+
+    @cached_property
     def _mean(self) -> Values:
         """Means over all positions of all texts, shaped [1 1 ...]."""
         total: dict[str, Tensor] = {}
-        for row in self.rows:
-            for name, x in self._run(row).items():
-                summed = x.sum((0, 1), keepdim=True)
-                total[name] = total[name] + summed if name in total else summed
+        for length in dict.fromkeys(row.shape[1] for row in self.rows):
+            for kept in self._passes([self.rows[i] for i in self._same(length)]):
+                for name, x in kept.items():
+                    summed = wide(x).sum((0, 1), keepdim=True)
+                    total[name] = total[name] + summed if name in total else summed
         count = sum(row.shape[1] for row in self.rows)
-        return {name: x / count for name, x in total.items()}
+        return {name: (x / count).to(self.model.dtype) for name, x in total.items()}

@@ -5,12 +5,15 @@ metric is measured.
 
 Method: heads are replaced at z, before the output projection, where they are still apart (their share of the output
 bias stays); MLPs and attention layers at their output; neurons after the non-linearity. Replacements: `zero`; `mean`,
-the component's mean over all positions of all texts; `mean_by_position`, its mean over other texts at each position;
-`resample`, its output on another text (Chan et al. 2022, "Causal Scrubbing"), averaged over several draws. "Other
-texts" are the reference texts where given, else the other texts of this run, cut to the same length or continued with
-further ones; a single text has no others, so the same tokens in shuffled order serve (the first stays in place).
-Metrics: `loss` is the mean over the text's tokens and `kl` the mean over its positions; `logit_diff`, `logit`, `prob`
-and `rank` concern the answer at the last position. Effect = value - clean.
+the component's mean over all positions of all texts; `mean_by_position`, its mean over all other texts at each position
+(leave-one-out); `mean_over_texts`, the same with the text itself among them, the field's "mean over the batch, each
+position its own"; `resample`, its output on another text (Chan et al. 2022, "Causal Scrubbing"), averaged over several
+draws. "Other texts" are the reference texts where given, else the other texts of this run: for means by position those
+of the same length, or, for a text that is alone with its length, all, cut to it or continued with further ones; for
+`resample` any, cut or continued. All of them count, so no mean depends on the seed. A single text has no others, so the
+same tokens in shuffled order serve (the first stays in place). Metrics: `loss` is the mean over the text's tokens and
+`kl` the mean over its positions; `logit_diff`, `logit`, `prob` and `rank` concern the answer at the last position,
+which may be a class of a model that does not predict tokens (such a model has no `loss`). Effect = value - clean.
 
 The self-repair gap (McGrath et al. 2023, "The Hydra Effect"; Rushing and Nanda 2024) compares two numbers for a head:
 what the replaced part of its output adds to the logit difference directly, with the final layer norm's scale held
@@ -32,7 +35,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import lacking
 from analyses._components import Component, choose, component_panels
 from analyses._metrics import TITLES, UNITS, MetricName, Readout, TokenChoice, check_metrics
 from analyses._pair_effects import translation_ablation
@@ -43,6 +46,7 @@ from analyses._replacements import KINDS, KindName, Replacements, Values, check_
 from analyses._statistics import bootstrap, q_values, sign_flip_p_value
 from interp import scale
 from interp.encoder_decoder import HookedEncoderDecoder
+from interp.errors import NotApplicable
 from interp.linear import wide
 from interp.model import HookedGPT
 from interp.progress import tell
@@ -265,9 +269,9 @@ def ablation(
         tokens: a text, several, ids [batch pos], a prompt set, or None: 12 generated indirect object prompts.
         answer, wrong: a token as text or id, for all texts or one for each.
 
-    Raises InputError for names that mean nothing, texts shorter than two tokens, or positions that a text lacks.
+    Raises InputError for names that mean nothing, texts shorter than two tokens, or positions that a text lacks;
+    NotApplicable for the loss of a model that does not predict next tokens.
     """
-    require(model, NEEDS)
     if isinstance(model, HookedEncoderDecoder):
         return translation_ablation(
             model,
@@ -279,8 +283,13 @@ def ablation(
             positions=positions,
             seed=seed,
         )
-    parts = choose(model, components, layers=layers)
     chosen, names = check_kinds(kinds), check_metrics(metrics)
+    if "loss" in names and (missing := lacking(model, NEEDS)):
+        raise NotApplicable(
+            f"this model has no {missing}, and so no loss",
+            "expected metrics of the answer, such as metrics=('logit_diff',) or --metrics logit_diff",
+        )
+    parts = choose(model, components, layers=layers)
     texts = resolve_texts(model, tokens, answer=answer, wrong=wrong, seed=seed)
     source = Replacements(model, texts.rows, reference, chosen, parts, draws=draws, seed=seed)
     heads = any(part.kind == "head" for part in parts)

@@ -220,4 +220,8 @@ def _directions(left: Tensor, right: Tensor, count: int) -> tuple[Tensor, np.nda
 
 
 def _top_tokens(model: HookedGPT, scores: Float[Tensor, "row d_vocab"], top: int) -> tuple[Tokens, ...]:
-    return tuple(token_labels(model, row) for row in scores.topk(top, dim=-1).indices)
+    """The best of each row; numbers of outputs where these are not the vocabulary."""
+    ids = scores.topk(min(top, scores.shape[-1]), dim=-1).indices
+    if scores.shape[-1] == model.config.d_vocab:
+        return tuple(token_labels(model, row) for row in ids)
+    return tuple(Tokens(f"output {number}" for number in row) for row in ids.tolist())

@@ -38,10 +38,10 @@ from analyses._chains import (
     second_eigenvalue,
     stationary,
 )
-from analyses._inputs import TextOrTokens, token_labels, token_list
+from analyses._inputs import TextOrTokens, sequences, token_labels, token_list
 from analyses._panels import Bars, Finding, Graph, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from interp.errors import InputError
-from interp.model import HookedGPT
+from interp.model import Batch, HookedGPT
 
 PLACE = 76
 NEEDS = ("next token",)
@@ -422,7 +422,9 @@ def state_index(ids: Sequence[int], d_vocab: int) -> int:
 
 
 def _ids(model: HookedGPT, tokens: TextOrTokens) -> list[list[int]]:
-    if isinstance(tokens, Tensor):
+    if isinstance(tokens, Batch):
+        rows = [row[0].tolist() for row in sequences(model, tokens, longer=True)]
+    elif isinstance(tokens, Tensor):
         rows = [row.tolist() for row in tokens.reshape(-1, tokens.shape[-1])]
     elif model.tokenizer is None:
         raise InputError("a text for a model without a tokenizer", "expected no text, or token ids [batch pos]")

@@ -1,6 +1,6 @@
-"""Published figures against measured ones, for the one model that has them: GPT-2 small.
+"""Published figures against measured ones: of GPT-2 small, or of a directory of small trained models.
 
-Question: does this code find on GPT-2 small what others have published about it?
+Question: does this code find on GPT-2 small, and on small models that others trained, what was published about them?
 
 Method: tables read off the plots of two public notebooks ship with the package, each with its source, settings and a
 tolerance fixed in advance. Where the real weights are given, each table is measured anew from its prompts and compared
@@ -10,6 +10,10 @@ embeddings begin with the known numbers, to all digits in which these are publis
 The prompts are the indirect-object task (Wang et al. 2022, "Interpretability in the Wild"): "When John and Mary went to
 the shops, John gave the bag to", answered by " Mary" rather than " John". Direct effects are read with folded weights
 and value biases; patching puts an activation of the run on these prompts into the run with the two names swapped.
+
+With a zoo (`--zoo DIR`) the models in that directory are measured instead: ten figures of a classifier of palindromes
+with heads ablated, a story model's greedy text, two models of modular addition. Each must agree to the last digit
+printed. `analyses/_zoo.py` has the definitions.
 
 What agreement does not show: that the published interpretation is right; only that the numbers are those of the model.
 A model that is not GPT-2 small cannot be verified this way, and the result then says that nothing was run.
@@ -29,6 +33,7 @@ from torch import Tensor
 
 from analyses._metrics import logit_difference
 from analyses._panels import Finding, Matrix, Note, Panel, Result, Table
+from analyses._zoo import Zoo, measure
 from interp.config import PRESETS
 from interp.errors import InputError
 from interp.interventions import Replace, patch
@@ -201,15 +206,30 @@ class VerifyResult(Result):
 
 @torch.no_grad()
 def verify(
-    model: HookedGPT,
+    model: HookedGPT | None,
     tokens: str | Sequence[str] | Tensor | None = None,
     *,
     full: Annotated[bool, "also the patching tables: several hundred runs, a minute or more"] = False,
-) -> VerifyResult:
+    zoo: Annotated[
+        Zoo | None, "a directory of small models with published figures, which are measured in place of --model"
+    ] = None,
+) -> Result:
     """Measure what was published for GPT-2 small and compare; for any other model, say that nothing was run.
 
     The published figures have prompts of their own: `tokens` is not used.
+
+    Args:
+        zoo: `Zoo.load(directory)`: its models are measured in place of `model`, which is None then.
+
+    Returns a VerifyResult, or a ZooResult for a zoo. Raises InputError for a zoo beside a model or `full`, or neither
+    model nor zoo; LoadError for a file of the zoo with other contents.
     """
+    if zoo is not None:
+        if model is not None or tokens is not None or full:
+            raise InputError("a zoo beside a model, a text or full=True", "expected verify(None, zoo=...) alone")
+        return measure(zoo)
+    if model is None:
+        raise InputError("neither a model nor a zoo", "expected one of the two")
     known, identity = published(), identify(model)
     if not identity["agrees"].all():
         wrong = identity[~identity["agrees"]].iloc[0]

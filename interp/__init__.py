@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from interp.encoder_decoder import HookedEncoderDecoder as HookedEncoderDecoder
     from interp.errors import InterpError as InterpError
     from interp.extraction import extract_activations as extract_activations
+    from interp.factored import FactoredMatrix as FactoredMatrix
     from interp.hooks import HookPoint as HookPoint
     from interp.interventions import Add as Add
     from interp.interventions import Affine as Affine
@@ -26,6 +27,7 @@ _HOME = {
     "ActivationStore": "activations",
     "Add": "interventions",
     "Affine": "interventions",
+    "FactoredMatrix": "factored",
     "GPTConfig": "config",
     "HookPoint": "hooks",
     "HookedEncoder": "encoder",
@@ -44,3 +46,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'interp' has no attribute {name!r}")
     return getattr(import_module(f"interp.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

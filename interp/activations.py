@@ -40,6 +40,9 @@ class ActivationStore:
     Attributes:
         header: what was extracted, from which weights, how; as in `header.json`.
         directory: the folder.
+        names: full names of the hook points, in the model's order.
+        labels: names of the label columns.
+        n_texts, n_shards, n_rows: how many there are; a row is a stored position, over all shards.
     """
 
     def __init__(self, directory: str | Path, *, verify: bool = True, partial: bool = False) -> None:
@@ -53,8 +56,12 @@ class ActivationStore:
         self.directory = Path(directory).expanduser()
         self.verify = verify
         self.header = self._read_header()
+        self.names: tuple[str, ...] = tuple(self.header["hook_points"])
+        self.labels: tuple[str, ...] = tuple(self.header["labels"])
+        self.n_texts, self.n_shards = int(self.header["n_texts"]), len(self.header["shard_rows"])
         self._checked: set[Path] = set()
         self._offsets = np.concatenate([[0], np.cumsum(self.header["shard_rows"])]).astype(np.int64)
+        self.n_rows = int(self._offsets[-1])
         if not partial:
             for shard in range(self.n_shards):
                 self._shard_folder(shard)
@@ -63,29 +70,6 @@ class ActivationStore:
         return f"ActivationStore({str(self.directory)!r}, {self.n_rows} rows, {len(self.names)} hook points)"
 
     # What is there.
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Full names of the hook points, in the model's order."""
-        return tuple(self.header["hook_points"])
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the label columns."""
-        return tuple(self.header["labels"])
-
-    @property
-    def n_rows(self) -> int:
-        """Stored positions of all shards."""
-        return int(self._offsets[-1])
-
-    @property
-    def n_shards(self) -> int:
-        return len(self._offsets) - 1
-
-    @property
-    def n_texts(self) -> int:
-        return int(self.header["n_texts"])
 
     def shape(self, name: NameSpec) -> tuple[int, ...]:
         """What a hook point holds for one position: (d_model,), (head, d_head), ..."""
@@ -128,19 +112,14 @@ class ActivationStore:
 
     def shard_manifest(self, shard: int, columns: Sequence[str] | None = None) -> "pd.DataFrame":
         """The manifest of one shard, or some columns of it; the index is the row's number in the store."""
-        frame = self._table(self._file(shard, MANIFEST), columns)
-        start = self.shard_offset(shard)
-        frame.index = type(frame.index)(range(start, start + len(frame)))
-        return frame
+        frame, start = self._table(self._file(shard, MANIFEST), columns), self.shard_offset(shard)
+        return frame.set_axis(range(start, start + len(frame)))
 
     @cached_property
     def _split(self) -> np.ndarray:
         """[row] numbers of SPLITS."""
-        codes = np.empty(self.n_rows, dtype=np.int8)
-        for shard in range(self.n_shards):
-            column = self.shard_manifest(shard, ["split"])["split"].astype("category")
-            codes[self._offsets[shard] : self._offsets[shard + 1]] = column.cat.set_categories(list(SPLITS)).cat.codes
-        return codes
+        columns = (self.shard_manifest(shard, ["split"])["split"].astype("category") for shard in range(self.n_shards))
+        return np.concatenate([column.cat.set_categories(list(SPLITS)).cat.codes for column in columns])
 
     # Activations.
 
@@ -194,10 +173,9 @@ class ActivationStore:
         dtype: Any = np.float32,
     ) -> tuple[np.ndarray, np.ndarray]:
         """All chosen rows at once: [row d] and their numbers. Arguments as in `batches`."""
-        parts = list(self.batches(name, split=split, rows=rows, dtype=dtype))
-        if not parts:
-            return np.empty((0, self.width(name)), dtype=dtype), np.empty(0, dtype=np.int64)
-        return np.concatenate([x for x, _ in parts]), np.concatenate([index for _, index in parts])
+        none = np.empty((0, self.width(name)), dtype=dtype), np.empty(0, dtype=np.int64)
+        values, numbers = zip(none, *self.batches(name, split=split, rows=rows, dtype=dtype), strict=True)
+        return np.concatenate(values), np.concatenate(numbers)
 
     def check(self) -> None:
         """Compare all checksums. Raises NotFoundError or LoadError, naming the file, for the first that is wrong."""
@@ -208,17 +186,15 @@ class ActivationStore:
     def check_shard(self, shard: int) -> None:
         """As `check`, of one shard."""
         for file in (*(f"{name}.safetensors" for name in self.names), MANIFEST):
-            path = self._shard_folder(shard) / file
-            self._check(path, self._sums(shard).get(file, ""))
+            self._check(self._shard_folder(shard) / file, self._sums(shard).get(file, ""))
 
     # Files.
 
     def _one(self, name: NameSpec) -> str:
         found = self.match(name)
         if len(found) > 1:
-            raise InputError(
-                f"{name!r} is {len(found)} hook points", f"expected one of {', '.join(found[:4])}", "or give a list"
-            )
+            some = ", ".join(found[:4])
+            raise InputError(f"{name!r} is {len(found)} hook points", f"expected one of {some}", "or give a list")
         return found[0]
 
     def _number(self, shard: int) -> int:
@@ -249,16 +225,13 @@ class ActivationStore:
             raise NotFoundError(
                 f"{self.directory} has no {HEADER}", "expected a folder that extract_activations has written"
             )
-        try:
-            header = json.loads(path.read_text(encoding="utf-8"))
-            told = header.pop("header_sha256")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise _damaged(path, str(error) or type(error).__name__) from error
+        header = _json_object(path)
+        told = header.pop("header_sha256", "")
         if told != hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest():
             raise _damaged(path, "its checksum does not agree")
         if header.get("format") != FORMAT:
             raise LoadError(f"{path}: format {header.get('format')!r}", f"expected {FORMAT!r}")
-        return dict(header)
+        return header
 
     def _shard_folder(self, shard: int) -> Path:
         folder = self.directory / shard_name(shard)
@@ -269,16 +242,7 @@ class ActivationStore:
         return folder
 
     def _sums(self, shard: int) -> dict[str, str]:
-        path = self._shard_folder(shard) / CHECKSUMS
-        try:
-            sums = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise _missing(path) from None
-        except (OSError, ValueError) as error:
-            raise _damaged(path, str(error)) from error
-        if not isinstance(sums, dict):
-            raise _damaged(path, "it holds no checksums")
-        return sums
+        return _json_object(self._shard_folder(shard) / CHECKSUMS)
 
     def _file(self, shard: int, file: str) -> Path:
         """The path of a file of a shard, compared with its checksum."""
@@ -313,14 +277,12 @@ class ActivationStore:
 
     @staticmethod
     def _table(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
-        import pyarrow.parquet as parquet
+        import pandas as pd
 
         try:
-            table = parquet.read_table(path, columns=None if columns is None else list(columns))
+            return pd.read_parquet(path, engine="pyarrow", columns=None if columns is None else list(columns))
         except (ValueError, OSError) as error:
             raise _damaged(path, str(error)) from error
-        frame: pd.DataFrame = table.to_pandas()
-        return frame
 
 
 def _take(x: Tensor, index: np.ndarray, dtype: Any) -> np.ndarray:
@@ -329,6 +291,18 @@ def _take(x: Tensor, index: np.ndarray, dtype: Any) -> np.ndarray:
     first, last = int(index[0]), int(index[-1])
     part = x[first : last + 1] if last - first + 1 == len(index) else x[torch.from_numpy(index)]
     return part.to(wanted, copy=True).numpy()
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(entries, dict):
+        raise _damaged(path, "it holds no checksums")
+    return entries
 
 
 def _missing(path: Path) -> NotFoundError:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import HookNameError, nearest
+from interp.migration import CACHE, unknown_attribute
 
 Key: TypeAlias = str | tuple[str, int] | tuple[str, int, str]
 
@@ -70,6 +71,11 @@ class ActivationCache(Mapping[str, Tensor]):
             f"nearest: {', '.join(close)}" if close else f"it holds {len(self)} activations: list(cache)",
             "was it left out by names=... of run_with_cache?",
         )
+
+    def __getattr__(self, name: str) -> object:
+        if name in CACHE:
+            raise unknown_attribute("an activation cache", name, CACHE)
+        raise AttributeError(f"an activation cache has no attribute {name!r}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._activations)

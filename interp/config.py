@@ -1,5 +1,6 @@
 """The shape of a decoder, part by part, and the presets of the published GPT-2 sizes."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,9 @@ class RotaryScaling:
     """... with more than this it stays; between the two it is mixed."""
     original_ctx: int = 8192
     """Context, in tokens, of the first training."""
+
+
+NUMBERS = ("eps", "gain_offset", "attn_scale", "rotary_base", "embed_scale", "init_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,10 @@ class BlockShape:
         for name in ("bias_qkv", "bias_out", "bias_mlp"):
             fill(name, self.bias if getattr(self, name) is None else getattr(self, name))
         fill("attn_scale", self.attn_scale or self.d_head**-0.5)
+        for name in NUMBERS:
+            value = getattr(self, name, 1.0)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise InputError(f"config: {name} = {value!r}", "expected a number")
         acts = dict.fromkeys(ACTIVATION_NAMES.values())
         self.check_choices({"act_fn": acts, "norm": ("layer", "rms", None), "qk_norm": ("head", "flat", None)})
 

@@ -1,27 +1,38 @@
-"""The training data: Wikipedia XML -> plain English -> tokens, and the copied sequences that teach induction.
+"""The training data: Wikipedia XML, text files or JSON lines -> documents -> tokens, and the copied sequences that teach
+induction.
 
-`prepare` does all of it once and leaves five files in a directory: `train.txt` and `held_out.txt` (UTF-8, articles
-separated by a form feed), `tokenizer.json` (byte-level BPE), `train.bin` (little-endian uint16 tokens, each article
-behind `<|endoftext|>`), which training maps into memory, and `corpus.json` (what they were made of).
+`prepare` does all of it once and leaves five files in a directory: `train.txt` and `held_out.txt` (UTF-8, documents
+separated by a form feed), `tokenizer.json` (byte-level BPE, or characters), `train.bin` (little-endian uint16 tokens,
+each document behind `<|endoftext|>`), which training maps into memory, and `corpus.json` (what they were made of).
 """
 
 import gzip
+import hashlib
 import html
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from interp.errors import InputError, LoadError, NotFoundError
-from interp.files import atomic_path
+from interp.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
 SEPARATOR = "\f"
 HELD_OUT_SHARE = 0.05
+"""Of a dump."""
+TEXT_HELD_OUT_SHARE = 0.1
+LINES = (".jsonl", ".ndjson")
+TEXTS = (".txt", ".text", ".md", *LINES)
+"""Endings of the files that are taken from a folder."""
+BYTES = 257
+"""Size of the smallest byte-level vocabulary: every byte and the end of text."""
+UNKNOWN = "\ufffd"
+"""The token of every character that a character tokenizer does not know."""
 
 _OTHER_NAMESPACE = re.compile(
     r"(?:(?:User|Wikipedia|Image|MediaWiki|Template|Help|Category|Portal)(?: talk)?|Talk|Special|Media|File):"
@@ -46,8 +57,7 @@ def articles(dump: Path) -> Iterator[str]:
 
     Raises NotFoundError where there is none, LoadError for a file that cannot be read to its end.
     """
-    if not dump.is_file():
-        raise _missing(dump)
+    _check_there(dump)
     try:
         with gzip.open(dump) if dump.suffix == ".gz" else dump.open("rb") as file:
             raw = file.read().decode("utf-8", errors="ignore")
@@ -64,8 +74,82 @@ def articles(dump: Path) -> Iterator[str]:
             yield f"{html.unescape(page[1])}\n\n{body}"
 
 
-def _missing(dump: Path) -> NotFoundError:
-    return NotFoundError(f"there is no corpus at {dump}", "expected a MediaWiki XML dump such as enwik8.gz")
+def _check_there(dump: Path) -> None:
+    if not dump.is_file():
+        raise NotFoundError(
+            f"there is no corpus at {dump}",
+            "expected text files, a folder of them, JSON lines, or a MediaWiki XML dump",
+        )
+
+
+def is_dump(sources: Sequence[Path]) -> bool:
+    """Whether these are one MediaWiki XML dump, told by its ending (.xml, .gz) or its first word."""
+    if len(sources) != 1 or not sources[0].is_file():
+        return False
+    with sources[0].open("rb") as file:
+        return sources[0].suffix in (".xml", ".gz") or file.read(10) == b"<mediawiki"
+
+
+def documents(sources: Sequence[Path]) -> list[str]:
+    """The documents of UTF-8 text files, JSON lines (.jsonl, .ndjson) and folders of both, folders in order of names.
+
+    A line of JSON is a text, or an object with one as "text". In all of them a byte-order mark goes, CRLF and CR become
+    newlines, form feeds separate documents, and blank documents are left out.
+
+    Raises NotFoundError, or InputError with the file and the line.
+    """
+    found: list[str] = []
+    for source in sources:
+        files = [source]
+        if source.is_dir():
+            files = sorted(path for path in source.rglob("[!.]*") if path.suffix in TEXTS and path.is_file())
+        texts = [_plain_lines(text) for file in files for text in _texts(file)]
+        parts = [part.strip("\n") for text in texts for part in text.split(SEPARATOR) if part.strip()]
+        if not parts:
+            what = f"files with text that end in {', '.join(TEXTS)}" if source.is_dir() else "at least a few sentences"
+            raise InputError(f"{source} holds no text", f"expected {what}", "choose another, or write into it first")
+        found += parts
+    return found
+
+
+def decoded(path: Path) -> str:
+    """A UTF-8 file, its byte-order mark gone and its line ends newlines. Raises NotFoundError, or InputError with the line."""
+    _check_there(path)
+    advice = "save it as UTF-8 text, or leave it out"
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise NotFoundError(f"{path} cannot be read: {error.strerror}", "expected a text file") from error
+    except UnicodeDecodeError as error:
+        where = f"{path}, line {raw.count(bytes([10]), 0, error.start) + 1}: "
+        raise InputError(f"{where}not UTF-8 ({error.reason})", "expected a text file", advice) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(f"{path}, line {line}: a zero byte, as in binary files", "expected a text file", advice)
+    return _plain_lines(text)
+
+
+def _texts(path: Path) -> list[str]:
+    whole = decoded(path)
+    if path.suffix not in LINES:
+        return [whole]
+    lines = enumerate(whole.split("\n"), start=1)
+    return [_text_of(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+
+
+def _text_of(line: str, where: str) -> str:
+    try:
+        entry = json.loads(line)
+        text = entry["text"] if isinstance(entry, dict) else entry
+        text.encode()  # fails for what is no string, and for half a character
+    except (ValueError, KeyError, AttributeError, RecursionError):
+        raise InputError(f"{where}: {line[:60]}", 'expected {"text": "..."} or "..."', "mend or remove it") from None
+    return str(text)
+
+
+def _plain_lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def clean(text: str) -> str:
@@ -116,11 +200,35 @@ def split(texts: Iterable[str], held_out_share: float = HELD_OUT_SHARE) -> tuple
     return texts[:first], texts[first:]
 
 
+def split_text(texts: Sequence[str], share: float = TEXT_HELD_OUT_SHARE) -> tuple[list[str], list[str]]:
+    """As `split`; but where that holds out more than twice the share, its first document is cut behind a space."""
+    train, held_out = split(texts, share)
+    held, whole = (sum(len(text.encode()) for text in part) for part in (held_out, texts))
+    if held > 2 * share * whole:
+        head = held_out[0].encode()[: int(held - share * whole)].decode(errors="ignore")
+        cut = max(head.rfind(" "), head.rfind("\n")) + 1 or len(head)
+        train, held_out = [*train, head[:cut]], [held_out[0][cut:], *held_out[1:]]
+    return train, held_out
+
+
+def character_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """One token a character: `<|endoftext|>`, U+FFFD for every character that is not in the texts, then theirs."""
+    found = sorted(set().union(*texts) - {UNKNOWN})
+    ids = {piece: token for token, piece in enumerate([END_OF_TEXT, UNKNOWN, *found])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s)."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2): token 0 is `<|endoftext|>`, then the 256 bytes."""
-    if vocabulary < 257:
+    """Byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2): token 0 is `<|endoftext|>`, then the 256 bytes; with
+    a vocabulary of 257 these alone."""
+    if not BYTES <= vocabulary <= 1 << 16:
         raise InputError(
-            f"vocabulary {vocabulary} is too small", "expected at least 257: 256 bytes and the end of text"
+            f"vocabulary {vocabulary}",
+            f"expected {BYTES} (256 bytes and the end of text) to {1 << 16} (16 bits a token)",
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -142,14 +250,39 @@ def encode(texts: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, np.uint16)
 
 
-def prepare(dump: Path, out: Path, vocabulary: int = 4096) -> None:
-    """Clean, split, train the BPE and encode; leaves the files named above in `out`, unless they are there.
+def prepare(
+    sources: Path | Sequence[Path],
+    out: Path,
+    vocabulary: int = 4096,
+    *,
+    characters: bool = False,
+    check: Callable[[np.ndarray], object] | None = None,
+) -> None:
+    """Clean, split, make the tokenizer and encode; leaves the files named above in `out`, unless they are there.
 
-    Raises InputError when `out` holds those of another dump or vocabulary, or when the dump holds too few articles.
+    Args:
+        sources: a dump, or what `documents` takes. Of these a tenth is held out, of a dump a twentieth.
+        vocabulary: tokens at most.
+        characters: one token a character, held-out text's too, in place of byte pairs.
+        check: called with the training tokens before anything is written.
+
+    Raises InputError when `out` holds those of another corpus or vocabulary, or when there is too little text.
     """
-    if not dump.is_file():
-        raise _missing(dump)
-    made_of = {"dump": dump.name, "bytes": dump.stat().st_size, "vocabulary": vocabulary}
+    sources = [sources] if isinstance(sources, Path) else list(sources)
+    for source in sources:
+        if not source.is_dir():
+            _check_there(source)
+    texts: list[str] = []
+    made_of: dict[str, object] = {"vocabulary": vocabulary}
+    dump = is_dump(sources)
+    if dump:
+        made_of = {"dump": sources[0].name, "bytes": sources[0].stat().st_size, **made_of}
+    else:
+        texts = documents(sources)
+        whole = SEPARATOR.join(texts).encode()
+        digest = hashlib.sha256(whole).hexdigest()
+        made_of = {"sha256": digest, "bytes": len(whole), **made_of}
+    made_of |= {"characters": True} if characters else {}
     record = out / "corpus.json"
     if record.is_file():
         if json.loads(record.read_text(encoding="utf-8")) != made_of:
@@ -159,16 +292,25 @@ def prepare(dump: Path, out: Path, vocabulary: int = 4096) -> None:
                 "choose another folder, or remove this one",
             )
         return
-    train, held_out = split(articles(dump))
+    train, held_out = split(articles(sources[0])) if dump else split_text(texts)
     if not train:
-        raise InputError(f"{dump} holds {'too few' if held_out else 'no'} articles", "expected a MediaWiki XML dump")
+        raise InputError(
+            f"{sources[0]} holds {'too few' if held_out else 'no'} articles",
+            "expected a MediaWiki XML dump",
+            "text is taken from .txt, .md or .jsonl files that are not packed",
+        )
+    tokenizer = character_tokenizer(train + held_out) if characters else train_tokenizer(train, vocabulary)
+    if tokenizer.get_vocab_size() > vocabulary:
+        raise InputError(f"vocabulary {vocabulary}", f"expected {tokenizer.get_vocab_size()}, for its characters")
+    tokens = encode(train, tokenizer)
+    if check is not None:
+        check(tokens)
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "held_out.txt", SEPARATOR.join(held_out).encode())
-    _write(out / "train.txt", SEPARATOR.join(train).encode())
-    tokenizer = train_tokenizer(train, vocabulary)
-    _write(out / "tokenizer.json", tokenizer.to_str(pretty=False).encode())
-    _write(out / "train.bin", encode(train, tokenizer).astype("<u2").tobytes())
-    _write(record, json.dumps(made_of).encode())  # last: where it stands, all is there
+    atomic_write(out / "held_out.txt", SEPARATOR.join(held_out))
+    atomic_write(out / "train.txt", SEPARATOR.join(train))
+    atomic_write(out / "tokenizer.json", tokenizer.to_str(pretty=False))
+    atomic_write(out / "train.bin", tokens.astype("<u2").tobytes())
+    atomic_write(record, json.dumps(made_of))  # last: where it stands, all is there
 
 
 def pairs(rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,8 +351,3 @@ def periods(rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarr
     """Places 0 to p - 1 again and again, p up to half the length, and which of them are not of the first round."""
     period = int(rng.integers(min(8, length // 2), length // 2 + 1))
     return np.arange(length) % period, np.arange(length) > period
-
-
-def _write(path: Path, data: bytes) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)

@@ -4,11 +4,8 @@ Shapes: tokens [batch pos], images [batch channel height width], residual stream
 `interp.model`, with a pattern that is not causal.
 """
 
-import math
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +16,10 @@ from torch import Tensor, nn
 from interp.config import BlockShape
 from interp.encoder_config import EncoderConfig
 from interp.errors import InputError
-from interp.hooks import HookedModule, HookPoint
+from interp.hooked import TextModel
+from interp.hooks import HookPoint
 from interp.linear import ACTIVATIONS, affine, linear
-from interp.parts import MLP, Attention, Block, Norm, draw_qkv, hook_shape
+from interp.parts import MLP, Attention, Block, Norm
 from interp.positions import Frame, check_tokens
 from interp.weights import Weights
 
@@ -134,17 +132,13 @@ class MaskedLanguageHead(nn.Module):
         return self.ln(self.hook_post(self.act(self.hook_pre(affine(x, self.W, self.b)))))  # type: ignore[no-any-return]
 
 
-class HookedEncoder(HookedModule, Weights):
+class HookedEncoder(TextModel[EncoderConfig], Weights):
     """An encoder: `HookedEncoder(config)` with random weights, `from_pretrained` with trained ones (BERT or ViT)."""
 
     blocks: Sequence[PostNormBlock | Block]
 
     def __init__(self, config: EncoderConfig, *, tokenizer: "WordPiece | None" = None) -> None:
-        super().__init__()
-        self.config = config
-        self.tokenizer = tokenizer
-        self.source = "random weights"
-        self.weight_files: tuple[Path, ...] = ()
+        super().__init__(config, tokenizer)
         self.embed = PatchEmbedding(config) if config.over_patches else TokenEmbedding(config)
         self.blocks = nn.ModuleList(  # type: ignore[assignment]
             PostNormBlock(config, layer) if config.post_norm else Block(config, layer, causal=False)
@@ -155,29 +149,16 @@ class HookedEncoder(HookedModule, Weights):
         outputs = {"masked-language": config.d_vocab, "classifier": config.n_classes, None: 0}[config.head]
         self.unembed = nn.Parameter(torch.empty(outputs, config.d_model)) if config.head == "classifier" else None
         self.b_U = nn.Parameter(torch.empty(outputs)) if config.head else None
-        self._name_hook_points()
-        self._initialise()
-        self.eval()
+        self._complete()
 
-    def __repr__(self) -> str:
+    def _shape(self) -> str:
         c = self.config
         read = f"patches {c.grid}" if c.over_patches else f"n_ctx {c.n_ctx}, d_vocab {c.d_vocab}"
-        shape = f"{c.n_layers} layers, {c.n_heads} heads, d_model {c.d_model}, {read}, head {c.head!r}"
-        return described(self, self.source, shape)
+        return f"{c.n_layers} layers, {c.n_heads} heads, d_model {c.d_model}, {read}, head {c.head!r}"
 
-    def _initialise(self) -> None:
-        """BERT's initialisation: normal weights, zero biases, gains of one."""
-        for name, parameter in self.named_parameters():
-            if name.endswith(".w"):
-                nn.init.ones_(parameter)
-            elif name.endswith("W_Q_flat"):
-                draw_qkv(self, name, partial(nn.init.normal_, std=self.config.init_std))
-            elif name.endswith(("W_K_flat", "W_V_flat")):
-                continue
-            elif parameter.ndim > 1 or name.endswith("class_token"):
-                nn.init.normal_(parameter, std=self.config.init_std)
-            else:
-                nn.init.zeros_(parameter)
+    def _draw(self, name: str, parameter: Tensor) -> None:
+        """BERT's initialisation: normal weights."""
+        nn.init.normal_(parameter, std=self.config.init_std)
 
     def forward(
         self,
@@ -212,65 +193,6 @@ class HookedEncoder(HookedModule, Weights):
         return linear(normalized, matrix, self.b_U)
 
     @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # type: ignore[override]
         """The token embedding; for patches the matrix from pixels."""
         return self.embed.W_E
-
-    @property
-    def device(self) -> torch.device:
-        return self.embed.W_E.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.embed.W_E.dtype
-
-    def hook_shape(self, name: str, batch: int, pos: int) -> tuple[int, ...]:
-        """The shape of the activation at a hook point for inputs of `pos` positions."""
-        return hook_shape(self.config, name, batch, pos, pos)
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> "HookedEncoder":
-        """A trained BERT or ViT from a directory or a hub id. Options: see `interp.loading.load`."""
-        from interp.loading import load_as
-
-        return load_as(cls, source, **options)
-
-    def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write config, weights and tokenizer in the layout that `transformers` loads."""
-        from interp.encoder_loading import save
-
-        save(self, directory, dtype=dtype)
-
-    def to_tokens(self, text: str) -> Int[Tensor, "1 pos"]:
-        """Text as token ids, with the tokens that the tokenizer puts around it ([CLS] and [SEP])."""
-        if self.tokenizer is None:
-            raise InputError("this model has no tokenizer", "expected token ids [batch pos] instead of text")
-        return self.tokenizer.to_tokens(text).to(self.device)
-
-    def to_batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts of any length, padded on the right: token ids and attention mask, both [batch pos]."""
-        if self.tokenizer is None:
-            raise InputError("this model has no tokenizer", "expected token ids [batch pos] instead of texts")
-        tokens, mask = self.tokenizer.to_batch(texts)
-        return tokens.to(self.device), mask.to(self.device)
-
-    def to_str_tokens(self, text_or_tokens: str | Tensor | Sequence[int]) -> list[str]:
-        """One string a token, as the tokenizer writes it."""
-        if isinstance(text_or_tokens, str):
-            text_or_tokens = self.to_tokens(text_or_tokens)
-        if self.tokenizer is None:
-            raise InputError("this model has no tokenizer", "expected nothing: its tokens have no names")
-        return self.tokenizer.to_str_tokens(text_or_tokens)
-
-
-def described(model: nn.Module, source: str, shape: str) -> str:
-    """A model in one line, as `repr` gives it."""
-    parameters = list(model.parameters())
-    dtype, count = str(parameters[0].dtype).removeprefix("torch."), sum(x.numel() for x in parameters)
-    return f"{type(model).__name__}({source!r}: {shape}; {count:,} parameters, {dtype} on {parameters[0].device})"
-
-
-def xavier_(parameter: Tensor, fan_out: int) -> None:
-    """Uniform weights of variance 2 / (fan in + fan out) (Glorot and Bengio 2010), for a part of a wider matrix too."""
-    bound = math.sqrt(6 / (parameter.shape[0] + fan_out))
-    nn.init.uniform_(parameter, -bound, bound)

@@ -1,12 +1,13 @@
-"""The shapes of encoders and encoder-decoders, and Hugging Face's `config.json` of Marian, BERT and ViT models."""
+"""The shapes of encoders and encoder-decoders; what Marian's, BERT's and ViT's files say of them and keep where."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from interp.config import ACTIVATION_NAMES, Activation, BlockShape
+from interp.config import ACTIVATION_NAMES, Activation, BlockShape, GPTConfig
 from interp.errors import InputError, LoadError
-from interp.layouts import expect, incomplete
+from interp.families import Names, layout
+from interp.layouts import Layout, Shapes, Stored, expect, incomplete
 
 Head = Literal["masked-language", "classifier"]
 
@@ -104,10 +105,128 @@ class EncoderConfig(BlockShape):
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
 
-def _activation(name: str, key: str, where: str) -> Activation:
-    if name not in ACTIVATION_NAMES:
-        raise LoadError(f"{where}: {key} = {name!r}", f"expected one of {', '.join(ACTIVATION_NAMES)}")
-    return ACTIVATION_NAMES[name]
+@dataclass(frozen=True)
+class Kind:
+    """How the `config.json` of one kind of model says what our config does, and what `save` writes there."""
+
+    title: str
+    """In lower case the `model_type`."""
+    blocks: Names
+    """How files call the parts of a block, as a decoder's are called."""
+    others: Mapping[str, str]
+    """Our parameters outside the blocks, if the model has them -> theirs."""
+    entries: Mapping[str, str]
+    """Our entry -> theirs; where it has several names, the first must be there and others must agree."""
+    unsaid: Mapping[str, Any]
+    """What transformers takes for an entry that a file leaves out; all others must be there."""
+    usual: Mapping[str, Any]
+    """Entries of which no other value is supported: it would change the function."""
+    dropout: Sequence[str]
+    """Entries that only training reads."""
+
+    def read(self, data: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Our entries. Raises LoadError for a value that is not supported, KeyError for an entry that is missing."""
+        expect(data, where, self.usual)
+        told, found = {**self.unsaid, **data}, {}
+        for ours, theirs in self.entries.items():
+            first, *copies = theirs.split()
+            found[ours] = told[first]
+            expect(data, where, dict.fromkeys(copies, told[first]))
+        if found["act_fn"] not in ACTIVATION_NAMES:
+            allowed = ", ".join(ACTIVATION_NAMES)
+            raise LoadError(f"{where}: {self.entries['act_fn']} = {found['act_fn']!r}", f"expected one of {allowed}")
+        return found | {"act_fn": ACTIVATION_NAMES[found["act_fn"]]}
+
+    def written(self, config: BlockShape, architecture: str) -> dict[str, Any]:
+        """The entries that `transformers` reads for this config."""
+        data = {"model_type": self.title.lower(), "architectures": [architecture], **self.usual}
+        data |= {name: getattr(config, ours) for ours, theirs in self.entries.items() for name in theirs.split()}
+        return data | dict.fromkeys(self.dropout, 0.0)
+
+    def stack(self, shape: BlockShape, layers: int, ours: str = "blocks") -> Layout:
+        """Where files keep the blocks of the stack that we call by this name."""
+        told = {field.name: getattr(shape, field.name) for field in fields(BlockShape)}
+        whole = layout(self.blocks, GPTConfig(**told, n_layers=layers, n_ctx=1, d_vocab=1))
+        return {name.replace("blocks", ours, 1): found for name, found in whole.items() if name.startswith("blocks.")}
+
+
+MARIAN = Kind(
+    title="Marian",
+    blocks=Names(
+        block="model.encoder.layers.{}.", out="self_attn.out_proj", up="fc1", down="fc2",
+        norms={"ln1": "self_attn_layer_norm", "ln2": "final_layer_norm"},
+    ),
+    others={"W_E": "model.shared.weight", "b_U": "final_logits_bias"},
+    entries={
+        "n_encoder_layers": "encoder_layers", "n_decoder_layers": "decoder_layers",
+        "n_heads": "encoder_attention_heads decoder_attention_heads", "d_model": "d_model",
+        "d_mlp": "encoder_ffn_dim decoder_ffn_dim", "n_ctx": "max_position_embeddings",
+        "d_vocab": "vocab_size decoder_vocab_size", "act_fn": "activation_function",
+        "scale_embedding": "scale_embedding", "pad_token": "pad_token_id",
+        "start_token": "decoder_start_token_id", "end_token": "eos_token_id",
+    },
+    unsaid={"max_position_embeddings": 1024, "activation_function": "gelu", "scale_embedding": False},
+    usual={
+        "normalize_before": False, "normalize_embedding": False, "add_final_layer_norm": False,
+        "share_encoder_decoder_embeddings": True, "static_position_embeddings": True, "tie_word_embeddings": True,
+    },
+    dropout=("dropout", "attention_dropout", "activation_dropout"),
+)  # fmt: skip
+MARIAN_DECODER = replace(MARIAN, blocks=replace(
+    MARIAN.blocks, block="model.decoder.layers.{}.",
+    norms={"ln1": "self_attn_layer_norm", "ln2": "encoder_attn_layer_norm", "ln3": "final_layer_norm"},
+))  # fmt: skip
+GENERATION = {
+    "num_beams": "num_beams", "length_penalty": "length_penalty", "renormalize": "renormalize_logits",
+    "forced_end_token": "forced_eos_token_id",
+}  # fmt: skip
+"""Ours -> theirs in `generation_config.json`."""
+
+_ENCODER = {
+    "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "d_model": "hidden_size",
+    "d_mlp": "intermediate_size", "act_fn": "hidden_act", "eps": "layer_norm_eps", "init_std": "initializer_range",
+}  # fmt: skip
+_UNSAID = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "initializer_range": 0.02}
+_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+BERT = Kind(
+    title="BERT",
+    blocks=Names(
+        block="encoder.layer.{}.", q="attention.self.query", k="attention.self.key", v="attention.self.value",
+        out="attention.output.dense", up="intermediate.dense", down="output.dense",
+        norms={"ln1": "attention.output.LayerNorm", "ln2": "output.LayerNorm"},
+    ),
+    others={
+        "embed.W_E": "embeddings.word_embeddings.weight", "embed.W_pos": "embeddings.position_embeddings.weight",
+        "embed.W_type": "embeddings.token_type_embeddings.weight", "embed.ln.w": "embeddings.LayerNorm.weight",
+        "embed.ln.b": "embeddings.LayerNorm.bias", "head.W": "cls.predictions.transform.dense.weight",
+        "head.b": "cls.predictions.transform.dense.bias", "head.ln.w": "cls.predictions.transform.LayerNorm.weight",
+        "head.ln.b": "cls.predictions.transform.LayerNorm.bias", "b_U": "cls.predictions.bias",
+    },
+    entries=_ENCODER | {"n_ctx": "max_position_embeddings", "d_vocab": "vocab_size", "n_types": "type_vocab_size"},
+    unsaid=_UNSAID | {"max_position_embeddings": 512, "type_vocab_size": 2},
+    usual={
+        "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    dropout=_DROPOUT,
+)  # fmt: skip
+VIT = Kind(
+    title="ViT",
+    blocks=replace(
+        BERT.blocks, q="attention.attention.query", k="attention.attention.key", v="attention.attention.value",
+        norms={"ln1": "layernorm_before", "ln2": "layernorm_after"},
+    ),
+    others={
+        "embed.W_E": "embeddings.patch_embeddings.projection.weight", "embed.class_token": "embeddings.cls_token",
+        "embed.b_E": "embeddings.patch_embeddings.projection.bias", "embed.W_pos": "embeddings.position_embeddings",
+        "ln_final.w": "layernorm.weight", "ln_final.b": "layernorm.bias", "unembed": "classifier.weight",
+        "b_U": "classifier.bias",
+    },
+    entries=_ENCODER | {"image_size": "image_size", "patch_size": "patch_size", "n_channels": "num_channels"},
+    unsaid=_UNSAID | {"image_size": 224, "patch_size": 16, "num_channels": 3},
+    usual={},
+    dropout=_DROPOUT,
+)  # fmt: skip
 
 
 def encoder_decoder_from_hf(data: Mapping[str, Any], generation: Mapping[str, Any], where: str) -> EncoderDecoderConfig:
@@ -115,153 +234,42 @@ def encoder_decoder_from_hf(data: Mapping[str, Any], generation: Mapping[str, An
 
     Raises LoadError for an option that would change the function and is not supported.
     """
-    expect(
-        data,
-        where,
-        {
-            "normalize_before": False,
-            "normalize_embedding": False,
-            "add_final_layer_norm": False,
-            "share_encoder_decoder_embeddings": True,
-            "static_position_embeddings": True,
-            "tie_word_embeddings": True,
-        },
-    )
     try:
-        expect(
-            data,
-            where,
-            {
-                "decoder_attention_heads": data["encoder_attention_heads"],
-                "decoder_ffn_dim": data["encoder_ffn_dim"],
-                "decoder_vocab_size": data["vocab_size"],
-            },
-        )
+        found = MARIAN.read({"decoder_start_token_id": data["pad_token_id"], **data}, where)
         told = {**data, **generation}
         bad = told.get("bad_words_ids") or []
         if any(len(word) != 1 for word in bad):
             raise LoadError(f"{where}: bad_words_ids of several tokens", "expected single tokens")
         if told.get("early_stopping", False) is not False:
             raise LoadError(f"{where}: early_stopping = {told['early_stopping']!r}", "expected False")
-        return EncoderDecoderConfig(
-            n_encoder_layers=data["encoder_layers"],
-            n_decoder_layers=data["decoder_layers"],
-            n_heads=data["encoder_attention_heads"],
-            d_model=data["d_model"],
-            n_ctx=data.get("max_position_embeddings", 1024),
-            d_vocab=data["vocab_size"],
-            d_mlp=data["encoder_ffn_dim"],
-            act_fn=_activation(data.get("activation_function", "gelu"), "activation_function", where),
-            scale_embedding=data.get("scale_embedding", False),
-            pad_token=data["pad_token_id"],
-            start_token=data.get("decoder_start_token_id", data["pad_token_id"]),
-            end_token=data["eos_token_id"],
-            forbidden_tokens=tuple(word[0] for word in bad),
-            num_beams=told.get("num_beams") or 1,
-            length_penalty=1.0 if told.get("length_penalty") is None else told["length_penalty"],
-            forced_end_token=told.get("forced_eos_token_id"),
-            renormalize=bool(told.get("renormalize_logits")),
-        )
+        found |= {ours: told[theirs] for ours, theirs in GENERATION.items() if told.get(theirs) is not None}
+        return EncoderDecoderConfig(**found, forbidden_tokens=tuple(word[0] for word in bad))
     except (KeyError, TypeError) as error:
-        raise incomplete(error, where, "Marian") from None
+        raise incomplete(error, where, MARIAN.title) from None
 
 
 def encoder_decoder_to_hf(config: EncoderDecoderConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """The `config.json` and the `generation_config.json` that `transformers` reads for this config."""
-    tokens = {
-        "pad_token_id": config.pad_token,
-        "bos_token_id": config.end_token,
-        "eos_token_id": config.end_token,
-        "decoder_start_token_id": config.start_token,
-    }
-    data = {
-        "model_type": "marian",
-        "architectures": ["MarianMTModel"],
-        "is_encoder_decoder": True,
-        "d_model": config.d_model,
-        "vocab_size": config.d_vocab,
-        "decoder_vocab_size": config.d_vocab,
-        "max_position_embeddings": config.n_ctx,
-        "activation_function": config.act_fn,
-        "scale_embedding": config.scale_embedding,
-        "static_position_embeddings": True,
-        "share_encoder_decoder_embeddings": True,
-        "tie_word_embeddings": True,
-        "normalize_before": False,
-        "normalize_embedding": False,
-        "add_final_layer_norm": False,
-        **{
-            f"{part}_layers": n
-            for part, n in (("encoder", config.n_encoder_layers), ("decoder", config.n_decoder_layers))
-        },
-        **{f"{part}_attention_heads": config.n_heads for part in ("encoder", "decoder")},
-        **{f"{part}_ffn_dim": config.d_mlp for part in ("encoder", "decoder")},
-        **{f"{part}dropout": 0.0 for part in ("", "attention_", "activation_")},
-        **tokens,
-    }
-    generation = {
-        **tokens,
-        "max_length": config.n_ctx,
-        "num_beams": config.num_beams,
-        "length_penalty": config.length_penalty,
-        "renormalize_logits": config.renormalize,
-        **({"bad_words_ids": [[token] for token in config.forbidden_tokens]} if config.forbidden_tokens else {}),
-        "forced_eos_token_id": config.forced_end_token,
-    }
+    data = MARIAN.written(config, "MarianMTModel") | {"is_encoder_decoder": True, "bos_token_id": config.end_token}
+    generation = {key: value for key, value in data.items() if key.endswith("token_id")}
+    generation |= {theirs: getattr(config, ours) for ours, theirs in GENERATION.items()}
+    generation["max_length"] = config.n_ctx
+    if config.forbidden_tokens:
+        generation["bad_words_ids"] = [[token] for token in config.forbidden_tokens]
     return data, generation
 
 
-def bert_from_hf(data: Mapping[str, Any], where: str, *, head: Head | None) -> EncoderConfig:
-    """The config in a BERT `config.json`; `head` is what the weights say. Raises LoadError as above."""
-    expect(
-        data,
-        where,
-        {
-            "position_embedding_type": "absolute",
-            "is_decoder": False,
-            "add_cross_attention": False,
-            "tie_word_embeddings": True,
-        },
-    )
+def encoder_from_hf(data: Mapping[str, Any], where: str, *, head: Head | None, n_classes: int = 0) -> EncoderConfig:
+    """The config in a BERT's or ViT's `config.json`; head and classes are what the weights say. Raises as above."""
+    kind = VIT if data["model_type"] == "vit" else BERT
     try:
-        return EncoderConfig(
-            n_layers=data["num_hidden_layers"],
-            n_heads=data["num_attention_heads"],
-            d_model=data["hidden_size"],
-            n_ctx=data.get("max_position_embeddings", 512),
-            d_vocab=data["vocab_size"],
-            d_mlp=data["intermediate_size"],
-            act_fn=_activation(data.get("hidden_act", "gelu"), "hidden_act", where),
-            eps=data.get("layer_norm_eps", 1e-12),
-            n_types=data.get("type_vocab_size", 2),
-            head=head,
-            init_std=data.get("initializer_range", 0.02),
-        )
+        found = kind.read(data, where)
+        if kind is VIT:
+            sizes = {name: _pair(found[name]) for name in ("image_size", "patch_size")}
+            found |= sizes | {"post_norm": False, "n_types": 0}
+        return EncoderConfig(**found, head=head, n_classes=n_classes)
     except (KeyError, TypeError) as error:
-        raise incomplete(error, where, "BERT") from None
-
-
-def vit_from_hf(data: Mapping[str, Any], where: str, *, n_classes: int) -> EncoderConfig:
-    """The config in a ViT `config.json`; `n_classes` (0: no classifier) is what the weights say. Raises as above."""
-    try:
-        return EncoderConfig(
-            n_layers=data["num_hidden_layers"],
-            n_heads=data["num_attention_heads"],
-            d_model=data["hidden_size"],
-            d_mlp=data["intermediate_size"],
-            act_fn=_activation(data.get("hidden_act", "gelu"), "hidden_act", where),
-            eps=data.get("layer_norm_eps", 1e-12),
-            post_norm=False,
-            n_types=0,
-            head="classifier" if n_classes else None,
-            n_classes=n_classes,
-            image_size=_pair(data.get("image_size", 224)),
-            patch_size=_pair(data.get("patch_size", 16)),
-            n_channels=data.get("num_channels", 3),
-            init_std=data.get("initializer_range", 0.02),
-        )
-    except (KeyError, TypeError) as error:
-        raise incomplete(error, where, "ViT") from None
+        raise incomplete(error, where, kind.title) from None
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -273,33 +281,34 @@ def _pair(size: Any) -> tuple[int, int]:
 
 def encoder_to_hf(config: EncoderConfig) -> dict[str, Any]:
     """The `config.json` that `transformers` reads for this config."""
-    common = {
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_mlp,
-        "hidden_act": config.act_fn,
-        "layer_norm_eps": config.eps,
-        "initializer_range": config.init_std,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    if config.over_patches:
-        return {
-            "model_type": "vit",
-            "architectures": ["ViTForImageClassification" if config.head else "ViTModel"],
-            "image_size": list(config.image_size),
-            "patch_size": list(config.patch_size),
-            "num_channels": config.n_channels,
-            **({"id2label": {str(n): f"LABEL_{n}" for n in range(config.n_classes)}} if config.head else {}),
-            **common,
-        }
-    return {
-        "model_type": "bert",
-        "architectures": ["BertForMaskedLM" if config.head else "BertModel"],
-        "vocab_size": config.d_vocab,
-        "max_position_embeddings": config.n_ctx,
-        "type_vocab_size": config.n_types,
-        "tie_word_embeddings": True,
-        **common,
-    }
+    if not config.over_patches:
+        return BERT.written(config, "BertForMaskedLM" if config.head else "BertModel")
+    data = VIT.written(config, "ViTForImageClassification" if config.head else "ViTModel")
+    if config.head:
+        data["id2label"] = {str(n): f"LABEL_{n}" for n in range(config.n_classes)}
+    return data
+
+
+def layout_of(config: EncoderConfig | EncoderDecoderConfig, shapes: Shapes) -> Layout:
+    """Our parameter -> where files keep it (without `bert.` or `vit.`); `shapes` are those of the parameters."""
+    c = config
+    kind = MARIAN if isinstance(c, EncoderDecoderConfig) else VIT if c.over_patches else BERT
+    found = {ours: Stored(theirs, shapes[ours]) for ours, theirs in kind.others.items() if ours in shapes}
+    if isinstance(c, EncoderDecoderConfig):
+        found["b_U"] = replace(found["b_U"], shape=(1, c.d_vocab), default=0.0)
+        decoder = MARIAN_DECODER.stack(c, c.n_decoder_layers, "decoder")
+        for name, stored in [(name, stored) for name, stored in decoder.items() if ".attn." in name]:
+            cross = stored.key.replace("self_attn", "encoder_attn")
+            decoder[name.replace(".attn.", ".cross_attn.")] = replace(stored, key=cross)
+        return found | MARIAN.stack(c, c.n_encoder_layers, "encoder") | decoder
+    found |= kind.stack(c, c.n_layers)
+    if c.over_patches:
+        pixels = (c.d_model, c.n_channels, *c.patch_size)
+        found["embed.W_E"] = replace(found["embed.W_E"], shape=pixels, view=lambda x: x.flatten(1).T)
+        found["embed.class_token"] = replace(found["embed.class_token"], shape=(1, 1, c.d_model))
+        found["embed.W_pos"] = replace(found["embed.W_pos"], shape=(1, c.n_ctx, c.d_model))
+        for name in [name for name in found if name.endswith(("b_Q_flat", "b_K_flat", "b_V_flat"))]:
+            found[name] = replace(found[name], default=0.0)  # some files have none
+    elif "head.W" in found:
+        found["head.W"] = replace(found["head.W"], view=lambda x: x.T)
+    return found

@@ -10,8 +10,6 @@ cross-attention patterns [batch head query key] with target positions as queries
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,39 +18,33 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.config import BlockShape
-from interp.encoder import PostNormBlock, described, padding_mask, xavier_
+from interp.encoder import PostNormBlock, padding_mask
 from interp.encoder_config import EncoderDecoderConfig
 from interp.errors import InputError
-from interp.hooks import HookedModule, HookPoint
+from interp.hooked import HookedModel, padded
+from interp.hooks import HookPoint
 from interp.linear import linear
-from interp.parts import MLP, Attention, Norm, draw_qkv, hook_shape
+from interp.parts import MLP, Attention, Norm, hook_shape
 from interp.positions import Frame, KVCache, attention_mask_of, check_tokens
 
 if TYPE_CHECKING:
     from interp.text_pairs import PairTokenizer
 
 
-class PairCache:
-    """What a decoder keeps between steps: keys and values of earlier targets, and those of the source."""
+class PairCache(KVCache):
+    """What a decoder keeps between steps: keys and values of earlier targets, and in `source` those of the source."""
 
     def __init__(self) -> None:
-        self.target = KVCache()
+        super().__init__()
         self.source = KVCache()
-
-    @property
-    def length(self) -> int:
-        return self.target.length
 
     def select(self, rows: Int[Tensor, " batch"]) -> None:
         """Keep (or repeat) these targets of the batch: beam search follows some and drops others, all of one source."""
-        self.target.layers = {layer: (k[rows], v[rows]) for layer, (k, v) in self.target.layers.items()}
+        self.layers = {layer: (k[rows], v[rows]) for layer, (k, v) in self.layers.items()}
 
 
 class CrossAttention(Attention):
     """Attention whose queries come from the decoder, and whose keys and values come from the memory."""
-
-    def __init__(self, config: BlockShape, layer: int) -> None:
-        super().__init__(config, layer, causal=False)
 
     def forward(  # type: ignore[override]
         self,
@@ -85,7 +77,7 @@ class DecoderBlock(nn.Module):
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint()
         self.ln1 = Norm(config)
-        self.cross_attn = CrossAttention(config, layer)
+        self.cross_attn = CrossAttention(config, layer, causal=False)
         self.hook_cross_attn_out = HookPoint()
         self.hook_resid_mid_cross = HookPoint()
         self.ln2 = Norm(config)
@@ -103,16 +95,16 @@ class DecoderBlock(nn.Module):
         source_mask: Tensor | None = None,
         past: PairCache | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        own, other = (None, None) if past is None else (past.target, past.source)
         x = self.hook_resid_pre(x)
-        x = self.ln1(self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, frame, own))))
-        read = self.hook_cross_attn_out(self.cross_attn(x, memory, source_mask, other))
+        x = self.ln1(self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, frame, past))))
+        kept = None if past is None else past.source
+        read = self.hook_cross_attn_out(self.cross_attn(x, memory, source_mask, kept))
         x = self.ln2(self.hook_resid_mid_cross(x + read))
         x = self.ln3(self.hook_resid_post(x + self.hook_mlp_out(self.mlp(x))))
         return self.hook_normalized_resid_post(x)
 
 
-class HookedEncoderDecoder(HookedModule):
+class HookedEncoderDecoder(HookedModel[EncoderDecoderConfig, "PairTokenizer"]):
     """An encoder-decoder: `HookedEncoderDecoder(config)` with random weights, `from_pretrained` with trained ones."""
 
     encoder: Sequence[PostNormBlock]
@@ -120,11 +112,7 @@ class HookedEncoderDecoder(HookedModule):
     W_pos: Tensor
 
     def __init__(self, config: EncoderDecoderConfig, *, tokenizer: "PairTokenizer | None" = None) -> None:
-        super().__init__()
-        self.config = config
-        self.tokenizer = tokenizer
-        self.source = "random weights"
-        self.weight_files: tuple[Path, ...] = ()
+        super().__init__(config, tokenizer)
         self.W_E = nn.Parameter(torch.empty(config.d_vocab, config.d_model))
         self.register_buffer("W_pos", sinusoids(config.n_ctx, config.d_model), persistent=False)
         self.hook_source_embed, self.hook_source_pos_embed = HookPoint(), HookPoint()
@@ -134,31 +122,23 @@ class HookedEncoderDecoder(HookedModule):
         self.decoder = nn.ModuleList(DecoderBlock(config, n) for n in range(config.n_decoder_layers))  # type: ignore[assignment]
         self.ln_final = nn.Identity()  # the last block's own layer norm is the last one
         self.b_U = nn.Parameter(torch.empty(config.d_vocab))
-        self._name_hook_points()
-        self._initialise()
-        self.eval()
+        self._complete()
 
-    def __repr__(self) -> str:
+    def _shape(self) -> str:
         c = self.config
-        shape = (
-            f"{c.n_encoder_layers} + {c.n_decoder_layers} layers, {c.n_heads} heads, d_model {c.d_model}, "
-            f"n_ctx {c.n_ctx}, d_vocab {c.d_vocab}"
-        )
-        return described(self, self.source, shape)
+        layers = f"{c.n_encoder_layers} + {c.n_decoder_layers} layers"
+        return f"{layers}, {c.n_heads} heads, d_model {c.d_model}, n_ctx {c.n_ctx}, d_vocab {c.d_vocab}"
 
-    def _initialise(self) -> None:
-        """Glorot's uniform weights, as in the paper's own code; embeddings of unit length once they are scaled."""
-        for name, parameter in self.named_parameters():
-            if name == "W_E":
-                nn.init.normal_(parameter, std=self.config.d_model**-0.5)
-            elif name.endswith(".w"):
-                nn.init.ones_(parameter)
-            elif parameter.ndim == 1:
-                nn.init.zeros_(parameter)
-            elif name.endswith("W_Q_flat"):
-                draw_qkv(self, name, partial(xavier_, fan_out=parameter.shape[1]))
-            elif not name.endswith(("W_K_flat", "W_V_flat")):
-                xavier_(parameter, parameter.shape[1])
+    def _draw(self, name: str, parameter: Tensor) -> None:
+        """Uniform weights of variance 2 / (fan in + fan out) (Glorot and Bengio 2010), as in the paper's own code, the
+        queries' width for q, k and v alike; embeddings of unit length once they are scaled."""
+        c = self.config
+        if name == "W_E":
+            nn.init.normal_(parameter, std=c.d_model**-0.5)
+        else:
+            fan_out = c.n_heads * c.d_head if name == "W_Q_flat" else parameter.shape[1]
+            bound = math.sqrt(6 / (parameter.shape[0] + fan_out))
+            nn.init.uniform_(parameter, -bound, bound)
 
     def forward(
         self,
@@ -185,10 +165,7 @@ class HookedEncoderDecoder(HookedModule):
         self, source: Int[Tensor, "batch source_pos"], source_mask: Tensor | None = None
     ) -> Float[Tensor, "batch source_pos d_model"]:
         """The memory: what the encoder makes of the source."""
-        check_tokens(source, self.config.n_ctx, self.config.d_vocab, "source")
-        self.context.start = 0
-        embedded = self.hook_source_embed(self._embedded(source))
-        x = embedded + self.hook_source_pos_embed(self.W_pos[: source.shape[1]].expand_as(embedded))
+        x = self._embedded("source", source, 0, self.hook_source_embed, self.hook_source_pos_embed)
         frame = Frame({None: padding_mask(source_mask, source.shape)})
         for block in self.encoder:
             x = block(x, frame)
@@ -205,21 +182,22 @@ class HookedEncoderDecoder(HookedModule):
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits for the token after every target position, given the memory; `past` holds earlier positions."""
         start = 0 if past is None else past.length
-        check_tokens(target, self.config.n_ctx, self.config.d_vocab, "target", start=start)
         if len(target) != len(memory):
             raise InputError(f"{len(target)} targets of {len(memory)} sources", "expected one target for each source")
-        self.context.start = start
-        embedded = self.hook_embed(self._embedded(target))
-        x = embedded + self.hook_pos_embed(self.W_pos[start : start + target.shape[1]].expand_as(embedded))
-        mask, _ = attention_mask_of(target, target_mask, None if past is None else past.target, start)
+        x = self._embedded("target", target, start, self.hook_embed, self.hook_pos_embed)
+        mask, _ = attention_mask_of(target, target_mask, past, start)
         across = padding_mask(source_mask, memory.shape[:2])
         for block in self.decoder:
             x = block(x, memory, Frame({None: mask}), across, past)
         return self.unembedded(x)
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def _embedded(self, what: str, tokens: Tensor, start: int, embed: HookPoint, place: HookPoint) -> Tensor:
+        c = self.config
+        check_tokens(tokens, c.n_ctx, c.d_vocab, what, start=start)
+        self.context.start = start
         embedded = F.embedding(tokens, self.W_E)
-        return embedded * math.sqrt(self.config.d_model) if self.config.scale_embedding else embedded
+        embedded = embed(embedded * math.sqrt(c.d_model) if c.scale_embedding else embedded)
+        return embedded + place(self.W_pos[start : start + tokens.shape[1]].expand_as(embedded))
 
     def unembedded(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits from what leaves the last block (its layer norm was the last)."""
@@ -230,45 +208,19 @@ class HookedEncoderDecoder(HookedModule):
         """The unembedding: the embedding's transpose."""
         return self.W_E.detach().T
 
-    @property
-    def device(self) -> torch.device:
-        return self.W_E.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.W_E.dtype
-
-    def hook_shape(self, name: str, batch: int, source_pos: int, pos: int) -> tuple[int, ...]:
+    def hook_shape(self, name: str, batch: int, source_pos: int, pos: int) -> tuple[int, ...]:  # type: ignore[override]
         """The shape of the activation at a hook point for a source and a target of these lengths."""
         if name.startswith(("encoder.", "hook_source", "hook_memory")):
             return hook_shape(self.config, name, batch, source_pos, source_pos)
         return hook_shape(self.config, name, batch, pos, source_pos if ".cross_attn." in name else pos)
 
-    # Text in and out, translation, loading and saving: the work is in the file of that subject.
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> "HookedEncoderDecoder":
-        """A trained Marian model from a directory or a hub id. Options: see `interp.loading.load`."""
-        from interp.loading import load_as
-
-        return load_as(cls, source, **options)
-
-    def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write config, weights and tokenizer in the layout that `transformers` loads."""
-        from interp.encoder_loading import save
-
-        save(self, directory, dtype=dtype)
+    # Text in and out, translation: the work is in the file of that subject.
 
     def translate(self, text: str | Sequence[str], **options: Any) -> Any:
         """The translation of a text, or of several (then a list). Options: see `interp.translation.translate`."""
         from interp.translation import translate
 
         return translate(self, text, **options)
-
-    def _tokenizer(self) -> "PairTokenizer":
-        if self.tokenizer is None:
-            raise InputError("this model has no tokenizer", "expected token ids [batch pos] instead of text")
-        return self.tokenizer
 
     def to_pair(self, source: Tensor | str, target: Tensor | str) -> tuple[Tensor, Tensor]:
         """Source and target as token ids; a source text gets the end token behind it, a target text the start."""
@@ -291,10 +243,7 @@ class HookedEncoderDecoder(HookedModule):
 
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Rows of token ids, padded on the right: ids and mask, both [batch pos]."""
-        longest = max(map(len, rows), default=0)
-        tokens = [[*row, *[self.config.pad_token] * (longest - len(row))] for row in rows]
-        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-        return torch.tensor(tokens, device=self.device), torch.tensor(mask, device=self.device)
+        return padded(rows, self.config.pad_token, self.device)
 
     def to_single_token(self, text: str) -> int:
         """The id of a target text that is exactly one token. Raises InputError otherwise."""

@@ -1,4 +1,4 @@
-"""How good a model is: bits per byte on a text, and how sharply its heads copy. `python -m interp.evaluation --help`.
+"""How good a model is: bits per byte on a text, and how sharply its heads copy. `interp models --evaluate` prints it.
 
 Bits per byte does not depend on the tokenizer: the summed cross-entropy of all tokens, in bits, over the length of the
 text in UTF-8. Every document is cut into windows of the model's context that overlap by half; each window stands
@@ -8,19 +8,20 @@ beginning of a document).
 Induction and previous-token scores (Olsson et al. 2022) are mean attention on uniformly random tokens, repeated once.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from torch.nn.utils.rnn import pad_sequence
 
-from interp.corpus import SEPARATOR
-from interp.errors import InputError, InterpError, NotFoundError
+from interp.corpus import SEPARATOR, decoded
+from interp.errors import InputError
 from interp.model import HookedGPT
 
 SAMPLE = Path(__file__).parent / "bundled" / "tiny" / "held_out_sample.txt"
@@ -45,63 +46,62 @@ class HeadScores:
         return f"{layer}.{head}", float(scores[layer, head])
 
 
+def bits_per_byte(model: HookedGPT, documents: Sequence[str], *, stride: int | None = None, batch: int = 16) -> float:
+    """Bits per UTF-8 byte over all documents; arguments and errors as for `total_loss`."""
+    nats, _ = total_loss(model, documents, stride=stride, batch=batch)
+    return nats / math.log(2) / sum(len(text.encode()) for text in documents)
+
+
 @torch.no_grad()
-def bits_per_byte(
-    model: HookedGPT,
-    documents: Sequence[str],
-    *,
-    stride: int | None = None,
-    batch: int = 16,
-    progress: Callable[[int, int], None] | None = None,
-) -> float:
-    """Bits per UTF-8 byte over all documents.
+def total_loss(
+    model: HookedGPT, documents: Sequence[str], *, stride: int | None = None, batch: int = 16
+) -> tuple[float, int]:
+    """Summed cross-entropy of all documents in nats, and the number of their tokens.
 
     Args:
         stride: tokens by which one window is ahead of the one before; half the context by default, and the whole of it
             (n_ctx - 1: windows that do not overlap) at most.
-        progress: called with the windows done and their number.
 
     Raises InputError when there is nothing to score.
     """
     stride = stride or model.config.n_ctx // 2
     if not 1 <= stride < model.config.n_ctx:
         raise InputError(f"stride {stride}", f"expected 1 to {model.config.n_ctx - 1}")
-    total_bytes = sum(len(text.encode()) for text in documents)
-    if not total_bytes:
+    if not any(documents):
         raise InputError("there is no text to score", "expected at least one document")
-    rows = [
-        row for text in documents for row in windows(model._tokenizer().encode(text), model.config.n_ctx - 1, stride)
-    ]
-    bos = model._tokenizer().bos or 0
+    tokenizer, width = model._tokenizer(), model.config.n_ctx - 1
+    rows = [row for text in documents for row in windows(tokenizer.encode(text), width, stride)]
+    bos = tokenizer.bos or 0
     nats = 0.0
     for begin in range(0, len(rows), batch):
         part = rows[begin : begin + batch]
-        longest = max(len(ids) for ids, _ in part)
-        x = torch.full((len(part), longest + 1), bos)
-        y = torch.full((len(part), longest), -1)
-        for i, (ids, counted) in enumerate(part):
-            x[i, 1 : len(ids) + 1] = torch.tensor(ids)
-            y[i, len(ids) - counted : len(ids)] = torch.tensor(ids[len(ids) - counted :])
-        logits = model(x[:, :-1].to(model.device)).float()
-        nats += float(
-            F.cross_entropy(logits.flatten(0, 1), y.to(model.device).flatten(), ignore_index=-1, reduction="sum")
-        )
-        if progress is not None:
-            progress(min(begin + batch, len(rows)), len(rows))
-    return nats / math.log(2) / total_bytes
+        x = pad_sequence([torch.tensor([bos, *ids[:-1]]) for ids, _ in part], True, padding_value=bos)
+        y = pad_sequence([torch.tensor([-1] * (len(ids) - n) + ids[-n:]) for ids, n in part], True, padding_value=-1)
+        logits, wanted = model(x.to(model.device)).float(), y.to(model.device)
+        nats += float(F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum"))
+    return nats, sum(scored for _, scored in rows)
+
+
+def held_out(folder: Path, most: int = 100_000) -> Callable[[HookedGPT], dict[str, float]]:
+    """Measures a model on the first `most` bytes of `folder/held_out.txt`, as `interp.corpus` leaves it.
+
+    Gives the loss in nats per token, `held_out_loss`, and in bits per byte.
+    """
+
+    def measure(model: HookedGPT) -> dict[str, float]:
+        whole = (folder / "held_out.txt").read_bytes()[:most].decode(errors="ignore")
+        texts = [text for text in whole.split(SEPARATOR) if text]
+        nats, tokens = total_loss(model, texts)
+        bits = nats / math.log(2) / sum(len(text.encode()) for text in texts)
+        return {"held_out_loss": nats / tokens, "held_out_bits_per_byte": bits}
+
+    return measure
 
 
 def windows(ids: list[int], width: int, stride: int) -> list[tuple[list[int], int]]:
     """A document in windows of at most `width` tokens, each with how many of its last tokens are scored in it."""
-    if not ids:
-        return []
-    out = [(ids[:width], min(width, len(ids)))]
-    end = width
-    while end < len(ids):
-        new = min(end + stride, len(ids))
-        out.append((ids[max(0, new - width) : new], new - end))
-        end = new
-    return out
+    ends = [0, *range(width, len(ids), stride), len(ids)]
+    return [(ids[max(0, end - width) : end], end - before) for before, end in pairwise(ends) if end > before]
 
 
 @torch.no_grad()
@@ -134,12 +134,7 @@ def head_scores(model: HookedGPT, *, half: int = 50, sequences: int = 32, seed: 
 
 def read_documents(path: Path) -> list[str]:
     """The documents of a text file, separated by form feeds. Raises NotFoundError or InputError."""
-    try:
-        return path.read_text(encoding="utf-8").split(SEPARATOR)
-    except OSError as error:
-        raise NotFoundError(f"{path} cannot be read: {error.strerror}", "expected a text file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error.reason}", "expected a text file") from error
+    return decoded(path).split(SEPARATOR)
 
 
 def evaluate(model: HookedGPT, documents: Sequence[str], *, halves: Sequence[int] = (50,)) -> dict[str, float]:
@@ -149,47 +144,27 @@ def evaluate(model: HookedGPT, documents: Sequence[str], *, halves: Sequence[int
     """
     figures = {"bits_per_byte": bits_per_byte(model, documents)}
     for half in halves:
-        if 1 + 2 * half > model.config.n_ctx:
-            continue
-        scores = head_scores(model, half=half)
-        figures[f"induction_{half}"] = float(scores.induction.max())
-        figures[f"previous_token_{half}"] = float(scores.previous_token.max())
-        figures[f"copied_{half}"] = scores.copied
+        if 1 + 2 * half <= model.config.n_ctx:
+            scores = head_scores(model, half=half)
+            figures[f"induction_{half}"] = float(scores.induction.max())
+            figures[f"previous_token_{half}"] = float(scores.previous_token.max())
+            figures[f"copied_{half}"] = scores.copied
     return figures
 
 
 def describe(model: HookedGPT, documents: Sequence[str]) -> list[str]:
     """The evaluation as lines to print."""
     size = sum(len(text.encode()) for text in documents)
-    bits = bits_per_byte(model, documents)
-    apart = bits_per_byte(model, documents, stride=model.config.n_ctx - 1)
-    lines = [
-        f"bits per byte on {size:,} bytes: {bits:.4f} (windows of {model.config.n_ctx} tokens that overlap by half)",
-        f"bits per byte on {size:,} bytes: {apart:.4f} (windows that do not overlap)",
-    ]
-    for half in sorted({min(50, (model.config.n_ctx - 1) // 2), (model.config.n_ctx - 1) // 2}):
+    context = model.config.n_ctx
+    lines = []
+    for stride, how in ((None, f"of {context} tokens that overlap by half"), (context - 1, "that do not overlap")):
+        bits = bits_per_byte(model, documents, stride=stride)
+        lines.append(f"bits per byte on {size:,} bytes: {bits:.4f} (windows {how})")
+    for half in sorted({min(50, (context - 1) // 2), (context - 1) // 2}):
         scores = head_scores(model, half=half)
-        (copier, induction), (shifter, previous) = (
-            HeadScores.best(x) for x in (scores.induction, scores.previous_token)
-        )
+        (copier, induction), (shifter, previous) = map(HeadScores.best, (scores.induction, scores.previous_token))
         lines.append(
             f"random tokens 2 x {half}: best induction score {induction:.3f} (head {copier}), "
             f"previous-token score {previous:.3f} (head {shifter}), copied rightly {scores.copied:.1%}"
         )
     return lines
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m interp.evaluation", description="Measure a model.")
-    parser.add_argument("model", nargs="?", default="tiny", help="bundled name, directory or hub id (default: tiny)")
-    parser.add_argument("--text", type=Path, default=SAMPLE, help="held-out text (default: the sample that ships)")
-    chosen = parser.parse_args(arguments)
-    try:
-        model = HookedGPT.from_pretrained(chosen.model)
-        print("\n".join(describe(model, read_documents(chosen.text))))
-    except InterpError as error:
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main()

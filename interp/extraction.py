@@ -13,10 +13,10 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -24,16 +24,17 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from interp import __version__, scale
 from interp.activations import CHECKSUMS, FORMAT, HEADER, MANIFEST, TENSOR, TEXTS, ActivationStore, shard_name
 from interp.errors import InputError, InterpError, check_seed
-from interp.files import atomic_folder, atomic_path, remove_leftovers
+from interp.files import atomic_path, atomic_write, remove_leftovers
 from interp.hooks import HookPoint, NameSpec
 from interp.loading import parameters_sha256, weights_sha256
 from interp.model import HookedGPT
 from interp.progress import tell
-from interp.sequences import Sequences, batches, divide, one_text_a_row, packed_rows
+from interp.sequences import Sequences, batches, divide, rows_of
 from interp.tables import manifest_bytes, texts_bytes
 from interp.texts import Corpus, Texts, build_corpus
 
@@ -68,18 +69,17 @@ class Extraction:
     @property
     def row_bytes(self) -> int:
         """Bytes of one position over all hook points."""
-        widths: list[int] = [math.prod(shape) for shape in self.header["hook_points"].values()]
-        return self.dtype.itemsize * sum(widths)
+        return int(self.dtype.itemsize * sum(map(math.prod, self.header["hook_points"].values())))
 
     def run(self, shard: int) -> int:
         """Compute a shard and write it. Returns its number."""
         return self.write(shard, self.compute(shard))
 
     @torch.no_grad()
-    def compute(self, shard: int, progress: Callable[[int], None] | None = None) -> dict[str, Tensor]:
+    def compute(self, shard: int, before: int = 0, total: int = 0) -> dict[str, Tensor]:
         """Hook point -> [row d] on the model's device, in the files' dtype.
 
-        `progress` is called with the shard's rows that are done.
+        With `total` it tells (`interp.progress`) how many rows of so many are done, `before` of them earlier.
         """
         first, end = self.shards[shard]
         rows = self.shard_rows[shard]
@@ -88,11 +88,10 @@ class Extraction:
             for name, shape in self.header["hook_points"].items()
         }
         offsets = np.concatenate([[0], np.cumsum(self.sequences.stored[first:end])])
-        done = 0
         for chosen in batches(self.sequences.lengths[first:end], self.batch_tokens):
-            done += self._batch([first + c for c in chosen], offsets[chosen], out)
-            if progress is not None:
-                progress(done)
+            before += self._batch([first + c for c in chosen], offsets[chosen], out)
+            if total:
+                tell(before, total)
         return out
 
     def _batch(self, chosen: list[int], starts: np.ndarray, out: dict[str, Tensor]) -> int:
@@ -102,10 +101,8 @@ class Extraction:
         """
         bounds, device = self.sequences.bounds, self.model.device
         sources = [self.sequences.source[bounds[s] : bounds[s + 1]] for s in chosen]
-        padded = np.full((len(chosen), max(map(len, sources))), -1, dtype=np.int64)
-        for row, source in zip(padded, sources, strict=True):
-            row[: len(source)] = source
-        ids = np.where(padded < 0, _bos(self.model), self.corpus.tokens[padded])
+        padded = pad_sequence([torch.from_numpy(source) for source in sources], True, padding_value=-1).numpy()
+        ids = np.where(padded < 0, _bos(self.model) or 0, self.corpus.tokens[padded])
         kept = padded >= 0
         there = np.concatenate([start + np.arange(n) for start, n in zip(starts, kept.sum(1), strict=True)])
         here, to = (torch.from_numpy(index).to(device) for index in (np.flatnonzero(kept), there))
@@ -125,7 +122,7 @@ class Extraction:
         """Write the files of a shard. Raises InterpError, naming the file, when the disk is full."""
         folder = self.out / shard_name(shard)
         remove_leftovers(folder)
-        with atomic_folder(folder) as temporary:
+        with atomic_path(folder, folder=True) as temporary:
 
             def one(name: str) -> tuple[str, str]:
                 file = f"{name}.safetensors"
@@ -154,7 +151,7 @@ class Extraction:
         positions = source[kept]
         lengths = np.diff(bounds)
         text = np.searchsorted(self.corpus.starts, positions, side="right") - 1
-        columns: dict[str, np.ndarray] = {
+        return {
             "text": text,
             "position": positions - self.corpus.starts[text],
             "token": self.corpus.tokens[positions],
@@ -165,7 +162,6 @@ class Extraction:
             "shard": np.full(len(positions), shard),
             "row": np.arange(len(positions)),
         }
-        return columns
 
 
 def extract_activations(
@@ -220,14 +216,23 @@ def extract_activations(
 
 
 def run(job: Extraction, *, resume: bool = False, shard_index: int = 0, num_shards: int = 1) -> int:
-    """Write those shards of this process that are not there yet, and say how many that were.
+    """Write those shards of this process that are not there yet, and say how many that were; what is there is checked.
 
     Arguments and errors as in `extract_activations`.
     """
     mine = own_shards(job, shard_index, num_shards)
     begin(job, resume=resume, shared=num_shards > 1)
-    todo = [shard for shard in mine if not _finished(job, shard)]
-    _check_room(job, todo)
+    todo = [shard for shard in mine if not (job.out / shard_name(shard)).exists()]
+    there = ActivationStore(job.out, partial=True)
+    for shard in sorted({*mine} - {*todo}):
+        there.check_shard(shard)
+    needed, free = job.row_bytes * sum(job.shard_rows[shard] for shard in todo), free_bytes(job.out)
+    if needed > free:
+        raise InterpError(
+            f"{job.out} would take {needed / 1e9:.3g} GB more, but {free / 1e9:.3g} GB are free on its disk",
+            "nothing was written, and what was finished before is kept",
+            "make room, extract fewer hook points, or choose another folder",
+        )
     for _ in scale.map_items(job.run, todo) if scale.in_cluster() else overlapped(job, todo):
         pass
     return len(todo)
@@ -259,8 +264,8 @@ def plan(
         raise InputError("extraction inside `model.hooks`", "expected a model without hooks")
     chosen = tuple(model.match(names))
     corpus = build_corpus(model, texts, labels=labels, split=split, seed=seed)
-    bos = prepend_bos and _bos(model, default=-1) >= 0
-    sequences = (packed_rows if packed else one_text_a_row)(corpus, model.config.n_ctx, bos)
+    bos = prepend_bos and _bos(model) is not None
+    sequences = rows_of(corpus, model.config.n_ctx, bos=bos, packed=packed)
     longest = int(sequences.lengths.max())
     shapes = {name: _shape(model, name, longest) for name in chosen}
     row_bytes = getattr(torch, dtype).itemsize * sum(math.prod(shape) for shape in shapes.values())
@@ -301,10 +306,8 @@ def plan(
 def own_shards(job: Extraction, shard_index: int, num_shards: int) -> list[int]:
     """The shards that this process writes. Raises InputError for an index that is not below the number."""
     if not 0 <= shard_index < num_shards:
-        raise InputError(
-            f"shard index {shard_index} of {num_shards}",
-            f"expected 0 to {max(0, num_shards - 1)}, and at least 1 in all",
-        )
+        expected = f"expected 0 to {max(0, num_shards - 1)}, and at least 1 in all"
+        raise InputError(f"shard index {shard_index} of {num_shards}", expected)
     return list(range(shard_index, len(job.shards), num_shards))
 
 
@@ -327,19 +330,16 @@ def begin(job: Extraction, *, resume: bool, shared: bool) -> None:
                     "choose another folder",
                 )
         return
-    if job.out.exists() and (not job.out.is_dir() or any(not file.name.startswith(".") for file in job.out.iterdir())):
-        started = [file.name for file in job.out.iterdir()] == [TEXTS] if job.out.is_dir() else False
-        if not (started and (resume or shared)):
-            raise InputError(f"{job.out} is there and holds no activations", "expected a new folder", "choose another")
+    there = [file.name for file in job.out.iterdir()] if job.out.is_dir() else []
+    taken = any(not name.startswith(".") for name in there) or (job.out.exists() and not job.out.is_dir())
+    if taken and not (there == [TEXTS] and (resume or shared)):
+        raise InputError(f"{job.out} is there and holds no activations", "expected a new folder", "choose another")
     if not shared and job.out.is_dir():
         for file in (HEADER, TEXTS):
             remove_leftovers(job.out / file)
     table = texts_bytes(job.corpus)
-    with atomic_path(job.out / TEXTS) as temporary:
-        temporary.write_bytes(table)
-    header = job.header | {"texts_parquet_sha256": hashlib.sha256(table).hexdigest()}
-    with atomic_path(path) as temporary:
-        temporary.write_text(sealed(header), encoding="utf-8")
+    atomic_write(job.out / TEXTS, table)
+    atomic_write(path, sealed(job.header | {"texts_parquet_sha256": hashlib.sha256(table).hexdigest()}))
 
 
 def sealed(header: dict[str, Any]) -> str:
@@ -350,55 +350,26 @@ def sealed(header: dict[str, Any]) -> str:
 
 def _difference(key: str, found: object, expected: object) -> str:
     if isinstance(found, dict) and isinstance(expected, dict):
-        key, found, expected = next(
-            (f"{key}.{name}", found.get(name), expected.get(name))
-            for name in [*found, *expected]
-            if found.get(name) != expected.get(name)
-        )
+        name = next(name for name in [*found, *expected] if found.get(name) != expected.get(name))
+        key, found, expected = f"{key}.{name}", found.get(name), expected.get(name)
     return f"{key} is {str(found)[:80]} there, {str(expected)[:80]} here"
 
 
-def _finished(job: Extraction, shard: int) -> bool:
-    """Whether a shard is there; then it must be whole. Raises LoadError, naming the file, for a damaged one."""
-    if not (job.out / shard_name(shard)).exists():
-        return False
-    ActivationStore(job.out, partial=True).check_shard(shard)
-    return True
-
-
 def free_bytes(folder: Path) -> int:
-    import shutil
-
     return shutil.disk_usage(next(above for above in (folder, *folder.absolute().parents) if above.is_dir())).free
-
-
-def _check_room(job: Extraction, todo: list[int]) -> None:
-    needed, free = job.row_bytes * sum(job.shard_rows[shard] for shard in todo), free_bytes(job.out)
-    if needed > free:
-        raise InterpError(
-            f"{job.out} would take {needed / 1e9:.3g} GB more, but {free / 1e9:.3g} GB are free on its disk",
-            "nothing was written, and what was finished before is kept",
-            "make room, extract fewer hook points, or choose another folder",
-        )
 
 
 def overlapped(job: Extraction, todo: Sequence[int]) -> Iterator[int]:
     """Each shard is written while the next one is computed."""
     with ThreadPoolExecutor(1) as pool:
-        writing: Future[int] | None = None
+        writing: list[Future[int]] = []
         before, total = 0, sum(job.shard_rows[shard] for shard in todo)
         for shard in todo:
-            tensors = job.compute(shard, partial(_tell_rows, before, total))
+            tensors = job.compute(shard, before, total)
             before += job.shard_rows[shard]
-            if writing is not None:
-                yield writing.result()
-            writing = pool.submit(job.write, shard, tensors)
-        if writing is not None:
-            yield writing.result()
-
-
-def _tell_rows(before: int, total: int, rows: int) -> None:
-    tell(before + rows, total)
+            yield from (one.result() for one in writing)
+            writing = [pool.submit(job.write, shard, tensors)]
+        yield from (one.result() for one in writing)
 
 
 def _write(temporary: Path, final: Path, data: bytes) -> str:
@@ -421,14 +392,10 @@ def _write(temporary: Path, final: Path, data: bytes) -> str:
 def run_to(model: HookedGPT, ids: Tensor, names: Sequence[str]) -> None:
     """The forward pass as far as the last of these hook points; the logits are not computed."""
     final = any(name.startswith("ln_final.") for name in names)
-    last = None if final else max((_layer(name) for name in names), default=-1)
-    residual = model.run_to(ids, last)
+    layers = [int(name.split(".")[1]) for name in names if name.startswith("blocks.")]
+    residual = model.run_to(ids, None if final else max(layers, default=-1))
     if final:
         model.ln_final(residual)
-
-
-def _layer(name: str) -> int:
-    return int(name.split(".")[1]) if name.startswith("blocks.") else -1
 
 
 def _shape(model: HookedGPT, name: str, longest: int) -> tuple[int, ...]:
@@ -441,6 +408,5 @@ def _fill(name: str) -> float:
     return _PATTERNS.get(name.rsplit(".", 1)[-1], 0.0)
 
 
-def _bos(model: HookedGPT, default: int = 0) -> int:
-    bos = None if model.tokenizer is None else model.tokenizer.bos
-    return default if bos is None else bos
+def _bos(model: HookedGPT) -> int | None:
+    return None if model.tokenizer is None else model.tokenizer.bos

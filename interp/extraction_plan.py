@@ -3,8 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +45,12 @@ def measure(job: Extraction, *, shard_index: int = 0, num_shards: int = 1, least
     above = next(folder for folder in (job.out, *job.out.absolute().parents) if folder.is_dir())
     spent, sampled, want = 0.0, 0, 4 * job.batch_tokens
     while spent < least and sampled < rows:
-        sample = _sample(job, min(want, rows))
         try:
             with tempfile.TemporaryDirectory(prefix=".interp-plan-", dir=above) as folder:
+                small = _sample(job, min(want, rows), Path(folder))
                 start = time.perf_counter()
-                done = sample(Path(folder))
-                spent, sampled = time.perf_counter() - start, done
+                list(overlapped(small, range(len(small.shards))))
+                spent, sampled = time.perf_counter() - start, sum(small.shard_rows)
         except OSError as error:
             raise InputError(f"{above} cannot be written: {error.strerror}", "expected a place with room") from error
         want *= 4
@@ -69,23 +68,14 @@ def measure(job: Extraction, *, shard_index: int = 0, num_shards: int = 1, least
     )
 
 
-def _sample(job: Extraction, rows: int) -> Callable[[Path], int]:
-    """A small extraction of sequences spread over the whole; called with a folder it writes them and says how many."""
+def _sample(job: Extraction, rows: int, out: Path) -> Extraction:
+    """A small extraction of sequences spread over the whole."""
     stored = job.sequences.stored
     count = max(1, min(len(stored), math.ceil(rows / max(1.0, float(stored.mean())))))
     chosen = np.unique(np.linspace(0, len(stored) - 1, count).round().astype(int))
     bounds = job.sequences.bounds
     source = np.concatenate([job.sequences.source[bounds[s] : bounds[s + 1]] for s in chosen])
-    some = Sequences(source, np.concatenate([[0], np.cumsum(job.sequences.lengths[chosen])]), job.sequences.packed)
+    some = Sequences(source, np.concatenate([[0], np.cumsum(job.sequences.lengths[chosen])]))
     shards = tuple(divide(some.stored, job.header["processing"]["shard_tokens"]))
     header = job.header | {"shard_rows": [int(some.stored[first:end].sum()) for first, end in shards]}
-
-    def write(folder: Path) -> int:
-        small = Extraction(
-            job.model, job.corpus, some, job.names, job.dtype, job.batch_tokens, shards, folder, header
-        )  # fmt: skip
-        for _ in overlapped(small, range(len(shards))):
-            pass
-        return int(some.stored.sum())
-
-    return write
+    return replace(job, sequences=some, shards=shards, out=out, header=header)

@@ -8,13 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
+import torch
+
 from interp.config import ACTIVATION_NAMES, Activation, GPTConfig, RotaryScaling
 from interp.errors import InputError, LoadError
-from interp.layouts import Layout, Stored, expect, incomplete, linear, norm, prefixed
+from interp.layouts import Layout, Readers, Shapes, Stored, expect, incomplete, linear, norm, prefixed
 
 Data: TypeAlias = Mapping[str, Any]
-IGNORED = re.compile(r".*\b(attn|attention)\.(bias|masked_bias)|.*rotary_emb\.inv_freq")
+IGNORED = re.compile(
+    r".*\b(attn|attention)\.(bias|masked_bias|mask|IGNORE|rotary_sin|rotary_cos)|.*rotary_emb\.inv_freq"
+)
 """Causal masks and rotary tables that old files carry as buffers."""
+OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "vision_model.")
+"""What a checkpoint that reads pictures holds beside the language model, which alone is loaded."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Names:
     """Whether that tensor holds each head's q, k and v in turn (if there are as many k as q), rather than all q, all k,
     all v."""
     out: str = "self_attn.o_proj"
+    qk_norm: str = "self_attn.{}_norm"
     gate: str = "mlp.gate_proj"
     up: str = "mlp.up_proj"
     gate_up: str = ""
@@ -131,7 +138,7 @@ def _block(names: Names, c: GPTConfig) -> Layout:
         for letter, width in (("q", queries), ("k", keys)):
             size = width if c.qk_norm == "flat" else c.d_head
             name = f"attn.{letter}_norm"
-            found |= prefixed(norm(f"self_attn.{letter}_norm", size, bias=c.norm == "layer"), f"{name}.", "")
+            found |= prefixed(norm(names.qk_norm.format(letter), size, bias=c.norm == "layer"), f"{name}.", "")
     return found
 
 
@@ -335,7 +342,7 @@ class Family:
                 raise LoadError(f"{where}: {error}") from None
             raise incomplete(error, where, self.title) from None
 
-    def layout(self, config: GPTConfig, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    def layout(self, config: GPTConfig, shapes: Shapes) -> Layout:
         """Where the files keep each parameter; `shapes` are those of the parameters."""
         return layout(self.names, config)
 
@@ -344,6 +351,22 @@ class Family:
         for prefix in sorted(self.names.prefixes, key=len, reverse=True):
             key = key.removeprefix(prefix)
         return key
+
+    def leftover(self, key: str, readers: Readers, config: GPTConfig) -> str:
+        """What is wrong with a tensor of this name that is no parameter of ours; "" when nothing is."""
+        if IGNORED.fullmatch(key) or key.startswith(OTHER_PARTS):
+            return ""
+        unembed, embed = (
+            re.compile(rf"{re.escape(name)}(\.weight)?") for name in (self.names.unembed, self.names.embed)
+        )
+        if unembed.fullmatch(key) and config.tied:
+            other = next(name for name in readers if embed.fullmatch(name))
+            one, two = readers[key][1](), readers[other][1]()
+            same = any(torch.equal(two, way) for way in (one, one.mT))
+            return "" if same else f"differs from {other}, but the config ties them"
+        if re.fullmatch(r"bias|_?b(_\w+)?", key.rpartition(".")[2]):
+            return "" if not readers[key][1]().any() else "is not zero, but the config has no such bias"
+        return f"is not part of a {self.title} model"
 
     def written(self, key: str) -> str:
         """The name under which `save` writes it."""
@@ -363,11 +386,11 @@ class Own(Family):
         except (KeyError, TypeError, ValueError) as error:
             raise incomplete(error, where, self.title) from None
 
-    def layout(self, config: GPTConfig, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    def layout(self, config: GPTConfig, shapes: Shapes) -> Layout:
         return {name: Stored(name, shape) for name, shape in shapes.items()}
 
 
-def _gpt2_names(**changes: Any) -> Names:
+def gpt2_names(**changes: Any) -> Names:
     told: dict[str, Any] = {
         "embed": "wte", "position": "wpe", "block": "h.{}.", "norms": GPT2_NORMS, "final": "ln_f", "qkv": "attn.c_attn",
         "out": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj", "prefixes": ("transformer.",),
@@ -375,10 +398,10 @@ def _gpt2_names(**changes: Any) -> Names:
     return Names(**(told | changes))
 
 
-_GPT_NEO = _gpt2_names(
+_GPT_NEO = gpt2_names(
     qkv="", out="attn.attention.out_proj", **{letter: f"attn.attention.{letter}_proj" for letter in "qkv"}
 )
-_GPTJ = _gpt2_names(
+_GPTJ = gpt2_names(
     qkv="", norms={"ln1": "ln_1"}, out="attn.out_proj", up="mlp.fc_in", down="mlp.fc_out",
     **{letter: f"attn.{letter}_proj" for letter in "qkv"},
 )  # fmt: skip
@@ -406,7 +429,7 @@ _GEMMA3_TEXT = Family(
     _GEMMA2 | {"vocab_size": 262208, "max_position_embeddings": 131072},
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family("GPT-2", _gpt2_names(in_out=True), GPT2, _gpt2),
+    "gpt2": Family("GPT-2", gpt2_names(in_out=True), GPT2, _gpt2),
     "gpt_neo": Family("GPT-Neo", _GPT_NEO, GPT2 | {"n_ctx": 2048, "bias_qkv": False, "attn_scale": 1.0}, _gpt_neo),
     "gptj": Family(
         "GPT-J", _GPTJ,
@@ -418,7 +441,7 @@ FAMILIES: dict[str, Family] = {
         "GPT-NeoX (Pythia)", _NEOX, GPT2 | _PARALLEL | {"n_ctx": 2048, "tied": False, "act_fn": "gelu"}, _neox,
         {"rotary_pct": 0.25},
     ),
-    "gpt_bigcode": Family("GPT-BigCode (SantaCoder, StarCoder)", _gpt2_names(by_head=True), GPT2, _bigcode),
+    "gpt_bigcode": Family("GPT-BigCode (SantaCoder, StarCoder)", gpt2_names(by_head=True), GPT2, _bigcode),
     "opt": Family("OPT", _OPT, GPT2 | {"n_ctx": 2048, "act_fn": "relu"}, _opt),
     "llama": Family("Llama 1 to 3.3", Names(), LLAMA, _llama),
     "mistral": Family(
@@ -454,36 +477,18 @@ FAMILIES: dict[str, Family] = {
 """`model_type` of a config.json -> the family."""
 
 NOT_SERVED = {
-    "experts": (
-        "mixtral",
-        "qwen2_moe",
-        "qwen3_moe",
-        "olmoe",
-        "phimoe",
-        "dbrx",
-        "granitemoe",
-        "llama4",
-        "jamba",
-        "grok",
-    ),
-    "attention sinks": ("gpt_oss",),
-    "latent attention": ("deepseek_v2", "deepseek_v3", "minicpm3"),
-    "ALiBi positions": ("bloom", "mpt"),
-    "its own layout of queries, keys and values": ("falcon",),
-    "linear attention or state-space layers": (
-        "mamba",
-        "mamba2",
-        "falcon_mamba",
-        "rwkv",
-        "qwen3_next",
-        "recurrent_gemma",
-    ),
-    "multipliers of the residual stream": ("granite", "minicpm", "cohere", "cohere2"),
-    "embeddings of every layer": ("gemma3n", "gemma3n_text"),
-    "norms after each sum": ("openai-gpt", "biogpt"),
-    "norms without a gain": ("olmo",),
-    "layers without positions": ("smollm3",),
-    "relative position biases": ("t5", "mt5", "xlnet"),
+    "experts": "mixtral qwen2_moe qwen3_moe olmoe phimoe dbrx granitemoe llama4 jamba grok",
+    "attention sinks": "gpt_oss",
+    "latent attention": "deepseek_v2 deepseek_v3 minicpm3",
+    "ALiBi positions": "bloom mpt",
+    "its own layout of queries, keys and values": "falcon",
+    "linear attention or state-space layers": "mamba mamba2 falcon_mamba rwkv qwen3_next recurrent_gemma",
+    "multipliers of the residual stream": "granite minicpm cohere cohere2",
+    "embeddings of every layer": "gemma3n gemma3n_text",
+    "norms after each sum": "openai-gpt biogpt",
+    "norms without a gain": "olmo",
+    "layers without positions": "smollm3",
+    "relative position biases": "t5 mt5 xlnet",
 }
 """What is missing here, and `model_type`s that need it."""
 
@@ -493,7 +498,7 @@ def family_of(data: Data, where: str) -> Family:
     kind = str(data.get("model_type", "gpt2"))
     if kind in FAMILIES:
         return FAMILIES[kind]
-    missing = next((part for part, kinds in NOT_SERVED.items() if kind in kinds), "")
+    missing = next((part for part, kinds in NOT_SERVED.items() if kind in kinds.split()), "")
     raise LoadError(
         f"{where}: model_type = {kind!r}" + (f" needs {missing}, which this project does not have" if missing else ""),
         f"expected one of {', '.join(FAMILIES)}",

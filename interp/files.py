@@ -11,54 +11,43 @@ from interp.errors import InterpError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` to write to; renamed to it when the block succeeds, removed when it fails.
 
-    A link stays a link: the file it points to is written. Raises InterpError when the folder cannot be written.
+    A link stays a link: the file it points to is written. With `folder` the temporary path is a new folder, and where
+    `path` is one by then (somebody else was quicker), that one stays. Raises InterpError when it cannot be written.
     """
     path = Path(os.path.realpath(path))
-    temporary = _beside(path)
+    # A name that no other process uses, on this machine or on another that writes to the same disk.
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise InterpError(f"{path} cannot be written: {error.strerror or error}", "choose another place") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new temporary folder beside `path`; renamed to it when the block succeeds, else removed.
-
-    Where `path` is there by then (somebody else was quicker), that one stays. Raises InterpError as `atomic_path` does.
-    """
-    temporary = _beside(path)
-    try:
-        temporary.mkdir(parents=True)
+        (temporary if folder else path.parent).mkdir(parents=True, exist_ok=True)
         yield temporary
         try:
-            temporary.rename(path)
+            temporary.replace(path)
         except OSError:
-            if not path.is_dir():
+            if not (folder and path.is_dir()):
                 raise
     except OSError as error:
         raise InterpError(f"{path} cannot be written: {error.strerror or error}", "choose another place") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a whole file as `atomic_path` does; text as UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def remove_leftovers(path: Path) -> None:
     """Removes what writers of `path` that were killed have left beside it."""
     for leftover in path.parent.glob(f".{path.name[:40]}.*.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        _remove(leftover)
 
 
-def _beside(path: Path) -> Path:
-    """A name that no other process uses, on this machine or on another that writes to the same disk."""
-    return path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

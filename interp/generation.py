@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from interp.errors import InputError, check_seed
 from interp.linear import wide
-from interp.model import HookedGPT
+from interp.migration import refuse_keywords
+from interp.model import HookedGPT, TextOrTokens
 from interp.positions import KVCache
 
 
@@ -31,7 +33,8 @@ def sampling_distribution(
     Raises InputError for values outside these meanings.
     """
     if (
-        not 0 <= temperature < math.inf
+        not all(isinstance(x, (int, float)) for x in (temperature, top_k or 0, top_p or 0))
+        or not 0 <= temperature < math.inf
         or (top_k is not None and top_k < 1)
         or (top_p is not None and not 0 < top_p <= 1)
     ):
@@ -95,7 +98,7 @@ def steps(
 
 def generate(
     model: HookedGPT,
-    text_or_tokens: str | Int[Tensor, "batch pos"],
+    text_or_tokens: TextOrTokens,
     *,
     max_new_tokens: int = 50,
     temperature: float = 1.0,
@@ -105,10 +108,12 @@ def generate(
     use_cache: bool = True,
     attention_mask: Tensor | None = None,
     stop_at_end: bool = True,
+    **unknown: Any,
 ) -> Int[Tensor, "batch pos"]:
     """The tokens given, followed by up to `max_new_tokens` new ones.
 
     Args:
+        text_or_tokens: as the model's call takes them; texts of several lengths come back padded on the left.
         temperature, top_k, top_p: see `sampling_distribution`; temperature 0 is greedy.
         seed: of the random draws; the same seed gives the same tokens.
         use_cache: keep keys and values of earlier positions; the tokens are the same either way.
@@ -117,9 +122,12 @@ def generate(
 
     Raises InputError when text and new tokens together exceed the model's context, or for a seed out of range.
     """
+    refuse_keywords("generate", unknown)
     check_seed(seed)
-    tokens = model.to_tokens(text_or_tokens) if isinstance(text_or_tokens, str) else text_or_tokens
+    tokens, mask = model.as_batch(text_or_tokens, attention_mask)
     room = model.config.n_ctx - tokens.shape[1]
+    if not isinstance(max_new_tokens, int):
+        raise InputError(f"max_new_tokens = {max_new_tokens!r}", "expected a whole number")
     if max_new_tokens < 0 or max_new_tokens > room:
         raise InputError(
             f"{tokens.shape[1]} tokens and {max_new_tokens} new ones",
@@ -132,7 +140,7 @@ def generate(
     ended = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
     new = []
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "use_cache": use_cache}
-    for chosen, _ in steps(model, tokens, max_new_tokens=max_new_tokens, attention_mask=attention_mask, **options):  # type: ignore[arg-type]
+    for chosen, _ in steps(model, tokens, max_new_tokens=max_new_tokens, attention_mask=mask, **options):  # type: ignore[arg-type]
         if ends:
             chosen = chosen.masked_fill(ended, ends[0])
             ended |= torch.isin(chosen, stops)

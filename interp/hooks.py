@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from interp.cache import ActivationCache, Key, find_names, stack_sizes
 from interp.errors import HookNameError, InputError, nearest
+from interp.migration import ATTRIBUTES, unknown_attribute
 
 HookFn: TypeAlias = Callable[[Tensor, "HookPoint"], Tensor | None]
 NameSpec: TypeAlias = Key | Callable[[str], bool] | Sequence["NameSpec"]
@@ -72,6 +73,11 @@ class HookPoint:
         return bool(self.forward_listeners or self.backward_listeners)
 
     @property
+    def edited(self) -> bool:
+        """Whether a listener may change the tensor."""
+        return any(not listener.reads_only for listener in self.forward_listeners)
+
+    @property
     def start(self) -> int:
         """Position in the sequence of the first row of the tensor; 0 unless a KV cache holds earlier ones."""
         return self.context.start
@@ -122,6 +128,13 @@ def _describe(x: object) -> str:
     return type(x).__name__
 
 
+APART = ("hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
+"""Copies of the stream, before the norm: what each head's queries, keys and values, and the MLP, read; for edits that
+only one of these shall see. Computed only for listeners; hooks at the norm itself do not see the heads' copies."""
+DERIVED = ("hook_result", *APART)
+"""Hook points that are large or copies of others: `run_with_cache` keeps them only when asked."""
+
+
 class HookedModule(nn.Module):
     """Base of hooked models: finds its hook points, places hooks for the length of a `with`, runs with a cache."""
 
@@ -141,6 +154,14 @@ class HookedModule(nn.Module):
                     found.append(value)
         self.hook_points = {point.name: point for point in sorted(found, key=lambda point: point.order)}
         self.stack_sizes = stack_sizes(self.hook_points)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in ATTRIBUTES:
+                raise
+        raise unknown_attribute(type(self).__name__, name, ATTRIBUTES)
 
     def match(self, names: NameSpec) -> list[str]:
         """Full names of the hook points that `names` means, in the model's order.
@@ -181,6 +202,10 @@ class HookedModule(nn.Module):
     def _place(
         listeners: list[_Listener], fn: HookFn, reads_only: bool, placed: list[tuple[list[_Listener], _Listener]]
     ) -> None:
+        if not callable(fn):
+            raise InputError(
+                f"a hook of type {type(fn).__name__}", "expected a function fn(tensor, hook), or an intervention"
+            )
         listener = _Listener(fn, reads_only)
         listeners.append(listener)
         placed.append((listeners, listener))
@@ -204,7 +229,7 @@ class HookedModule(nn.Module):
 
         Args:
             inputs: what the model's own call takes: text or tokens.
-            names: which hook points, as in `match`; None keeps all but `hook_result`, which is large and derived.
+            names: which hook points, as in `match`; None keeps all but those in DERIVED.
             pos: positions to keep (queries for scores and pattern); an int keeps that axis with length one.
             device, dtype: where and how to keep them; by default as they are.
             detach: cut the kept tensors off the autograd graph.
@@ -226,7 +251,7 @@ class HookedModule(nn.Module):
     @staticmethod
     def cached_by_default(name: str) -> bool:
         """Whether `run_with_cache` keeps this hook point when no names are given."""
-        return not name.endswith("hook_result")
+        return not name.endswith(DERIVED)
 
 
 def select_positions(x: Tensor, name: str, pos: int | slice | Sequence[int] | None) -> Tensor:
@@ -253,6 +278,8 @@ def match_names(names: NameSpec, known: list[str], sizes: Mapping[str, int] | No
         found = [name for name in known if fnmatchcase(name, names)]
     elif isinstance(names, str) or (isinstance(names, tuple) and _is_key(names)):
         found = find_names(names, known, sizes)
+    elif not isinstance(names, Iterable):
+        raise InputError(f"names of type {type(names).__name__}", "expected a name, a pattern, a predicate, or several")
     else:
         parts = cast(Sequence[NameSpec], names)
         wanted = {name for part in parts for name in match_names(part, known, sizes)}

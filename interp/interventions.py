@@ -21,7 +21,10 @@ Index: TypeAlias = int | Sequence[int] | None
 """One place on an axis, several, or (None) all of them; negative counts from the end."""
 
 PATTERN = ("hook_pattern", "hook_attn_scores")
-PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_z", "hook_result")
+PER_HEAD = (
+    "hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_z", "hook_result", "hook_q_input", "hook_k_input",
+    "hook_v_input",
+)  # fmt: skip
 
 
 def axes(name: str) -> tuple[int, int | None]:

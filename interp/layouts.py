@@ -36,12 +36,14 @@ class Stored:
     """Of the tensor in the file."""
     view: Callable[[Tensor], Tensor] = lambda x: x
     """The part of that tensor that is ours, as a view, with our order of axes (they may be flattened after it)."""
-    optional: bool = False
-    """Whether files leave it out where it is zero."""
+    default: float | None = None
+    """What all its entries are where a file leaves it out; None: it must be there."""
 
 
 Layout: TypeAlias = dict[str, Stored]
 """Our parameter -> where a file keeps it."""
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+"""Of the parameters of a model, by our name."""
 
 
 def linear(
@@ -49,7 +51,7 @@ def linear(
 ) -> tuple[Stored, Stored | None]:
     """Matrix and bias of a linear layer, whose matrix files hold as [out in] and we as [in out]."""
     weight = Stored(f"{key}.weight", (n_out, n_in), lambda x: x.T)
-    return weight, Stored(f"{key}.bias", (n_out,), optional=optional) if bias else None
+    return weight, Stored(f"{key}.bias", (n_out,), default=0.0 if optional else None) if bias else None
 
 
 def norm(key: str, width: int, *, bias: bool = True) -> Layout:
@@ -97,10 +99,10 @@ def fill(
     model: nn.Module,
     layout: Layout,
     readers: Readers,
-    where: Path,
+    where: Path | str,
     *,
     leftover: Callable[[str, Readers], str],
-    device: torch.device,
+    device: torch.device | None,
     dtype: torch.dtype | None,
 ) -> None:
     """Give a model on the meta device its weights, after all names and shapes have been checked.
@@ -116,7 +118,7 @@ def fill(
     wanted = {stored.key: stored for stored in layout.values()}
     check_shapes(
         {key: shape for key, (shape, _) in readers.items()},
-        {key: s.shape for key, s in wanted.items() if not s.optional or key in readers},
+        {key: s.shape for key, s in wanted.items() if s.default is None or key in readers},
         where,
     )
     for key in readers.keys() - wanted.keys():
@@ -127,7 +129,7 @@ def fill(
     for name, parameter in model.named_parameters():
         stored = layout[name]
         if stored.key not in readers:
-            state[name] = torch.zeros(parameter.shape, device=device, dtype=dtype)
+            state[name] = torch.full(parameter.shape, stored.default or 0.0, device=device, dtype=dtype)
             continue
         if stored.key not in read:
             read = {stored.key: readers[stored.key][1]()}  # parts of one tensor follow one another
@@ -136,7 +138,9 @@ def fill(
     model.load_state_dict(state, assign=True)
 
 
-def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: Path | str
+) -> None:
     """Raises LoadError, naming it, for a tensor that is missing or has another shape."""
     for key, shape in expected.items():
         if key not in found:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from interp.config import PRESETS, UNPUBLISHED
+from interp.config import PRESETS, UNPUBLISHED, GPTConfig
 from interp.errors import InputError, LoadError, NotFoundError, nearest
-from interp.families import IGNORED, family_of, own_config, to_hf
+from interp.families import Family, family_of, own_config, to_hf
 from interp.layouts import Readers, fill, read_json, read_tensors, to_tensors, write_model
+from interp.migration import refuse_keywords
 from interp.model import HookedGPT
 from interp.tokenizer import Tokenizer
 
@@ -38,26 +39,41 @@ def bundled_models() -> list[str]:
 
 
 def load(
-    source: str | Path, *, device: str | torch.device = "auto", dtype: torch.dtype | Literal["auto"] = torch.float32
+    source: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    **unknown: Any,
 ) -> AnyModel:
-    """A model of any kind from a bundled name, a directory in Hugging Face layout, or a hub id.
+    """A model of any kind from a bundled name, a directory in Hugging Face layout, one file, or a hub id.
 
     Args:
-        source: "tiny"; a path; or an id such as "gpt2" (looked up in the hub's cache first, downloaded only if absent).
+        source: "tiny"; a directory, or a file of one of the kinds in `interp.single_files`; or an id such as "gpt2"
+            (looked up in the hub's cache first, downloaded only if absent).
         device: "auto" takes CUDA, then MPS, then the CPU.
         dtype: float32, bfloat16, float16 or float64, to which the weights are converted; "auto" keeps the files' own.
 
     Raises NotFoundError when there is no such model or the hub cannot be reached, LoadError when a file is damaged, a
     tensor is missing, unknown or has the wrong shape, or the model needs a part that is not supported.
     """
+    refuse_keywords("from_pretrained", unknown)
+    if not isinstance(source, (str, Path)):
+        raise InputError(f"a model of type {type(source).__name__}", "expected a bundled name, a path or a hub id")
     if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(f"dtype {dtype!r}", "expected a floating-point dtype such as torch.float32, or 'auto'")
     target, directory = choose_device(device), find(source)
-    kind, wanted = model_type(directory), None if dtype == "auto" else dtype
+    wanted = None if dtype == "auto" else dtype
+    if directory.is_file():
+        from interp.single_files import load_file
+
+        model: AnyModel = load_file(directory, target, wanted)
+        model.source, model.weight_files = str(source), (directory,)
+        return model
+    kind = model_type(directory)
     if kind in ENCODERS:
         from interp import encoder_loading
 
-        model: AnyModel = getattr(encoder_loading, ENCODERS[kind])(directory, weight_files(directory), target, wanted)
+        model = getattr(encoder_loading, ENCODERS[kind])(directory, weight_files(directory), target, wanted)
     else:
         model = _load_decoder(directory, target, wanted)
     model.source, model.weight_files = str(source), tuple(weight_files(directory))
@@ -96,31 +112,37 @@ def _load_decoder(directory: Path, device: torch.device, dtype: torch.dtype | No
         tied = data.get("tie_word_embeddings", True)  # of a model that reads pictures too
         data = {"model_type": "gemma3_text", **data["text_config"], "tie_word_embeddings": tied}
     family = family_of(data, str(path))
-    config = family.read(data, str(path))
+    config, tokenizer = family.read(data, str(path)), Tokenizer.from_directory(directory)
     readers = read_tensors(weight_files(directory), family.plain)
-    with torch.device("meta"):
-        model = HookedGPT(config, tokenizer=Tokenizer.from_directory(directory))
-
-    def leftover(key: str, readers: Readers) -> str:
-        if IGNORED.fullmatch(key) or key.startswith(OTHER_PARTS):
-            return ""
-        if key == f"{family.names.unembed}.weight" and config.tied:
-            embed = f"{family.names.embed}.weight"
-            same = readers[key][0] == readers[embed][0] and torch.equal(readers[key][1](), readers[embed][1]())
-            return "" if same else f"differs from {embed}, but config.json ties them (tie_word_embeddings)"
-        if key.endswith(".bias"):
-            return "" if not readers[key][1]().any() else "is not zero, but the config has no such bias"
-        return f"is not part of a {family.title} model"
-
-    layout = family.layout(config, parameter_shapes(model))
-    fill(model, layout, readers, directory, leftover=leftover, device=device, dtype=dtype)
+    model = build(family, config, readers, directory, tokenizer=tokenizer, device=device, dtype=dtype)
     if data.get("model_type", "gpt2") != "gpt2":
         model.origin = {key: value for key, value in data.items() if key not in ("dtype", "torch_dtype")}
     return model
 
 
-OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "vision_model.")
-"""What a checkpoint that reads pictures holds beside the language model, which alone is loaded."""
+def build(
+    family: Family,
+    config: GPTConfig,
+    readers: Readers,
+    where: Path | str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> HookedGPT:
+    """A model of this config with the weights that `readers` give, by the family's names without prefixes.
+
+    Raises LoadError, naming it, for a tensor that is missing, unknown or has another shape.
+    """
+    with torch.device("meta"):
+        model = HookedGPT(config, tokenizer=tokenizer)
+    layout = family.layout(config, parameter_shapes(model))
+
+    def leftover(key: str, readers: Readers) -> str:
+        return family.leftover(key, readers, config)
+
+    fill(model, layout, readers, where, leftover=leftover, device=device, dtype=dtype)
+    return model
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -144,22 +166,33 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def find(source: str | Path) -> Path:
-    """The directory that holds a model. Touches the network only for a hub id that is not in the cache."""
+    """The directory or file that holds a model. Touches the network only for a hub id that is not in the cache."""
     text = str(source)
     if text in bundled_models():
         return BUNDLED / text
     path = Path(source).expanduser()
     if path.is_dir():
+        return path if (path / "config.json").exists() else only_file(path)
+    if path.is_file():
         return path
     if text in UNPUBLISHED:
         raise NotFoundError(f"the weights of {text} were never published", "its shapes are known: interp architecture")
-    if path.is_file():
-        raise NotFoundError(
-            f"{text} is a file", "expected the directory that holds config.json and the weights", f"try {path.parent}"
-        )
     if isinstance(source, Path) or text.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
         raise NotFoundError(f"no model at {text}", "expected a directory, a bundled name or a hub id", _names(text))
     return _from_hub(text)
+
+
+def only_file(directory: Path) -> Path:
+    """The one file of a directory without config.json that may hold a whole model; the directory if there is none."""
+    found = [path for path in sorted(directory.iterdir()) if path.suffix in SINGLE and not path.name.startswith("tok")]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise NotFoundError(f"{directory} has no config.json and {len(found)} model files", f"expected one of: {names}")
+    return found[0] if found else directory
+
+
+SINGLE = (".gguf", ".pt", ".pth", ".ckpt", ".bin")
+"""Endings of files that hold a whole model; see `interp.single_files`."""
 
 
 def _names(text: str) -> str:

@@ -5,10 +5,8 @@ Shapes: tokens [batch pos], residual stream [batch pos d_model], logits [batch p
 """
 
 import math
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +15,11 @@ from torch import Tensor, nn
 
 from interp.config import GPTConfig
 from interp.errors import InputError
-from interp.hooks import HookedModule, HookPoint, NameSpec
-from interp.linear import linear
-from interp.parts import AttentionBlock, Block, ParallelBlock, draw_qkv, hook_shape, norm_of
+from interp.hooked import TextModel
+from interp.hooks import HookPoint, NameSpec
+from interp.linear import linear, wide
+from interp.migration import refuse_keywords
+from interp.parts import AttentionBlock, Block, ParallelBlock, norm_of
 from interp.positions import Frame, KVCache, Rotary, attention_mask_of, banded, check_tokens
 from interp.weights import Weights
 
@@ -27,17 +27,44 @@ if TYPE_CHECKING:
     from interp.tokenizer import Tokenizer
 
 
-class HookedGPT(HookedModule, Weights):
+class Batch(NamedTuple):
+    """Token ids and attention mask, both [batch pos]; padding, where the mask is 0, is on the left."""
+
+    tokens: Tensor
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> "Tensor | Batch":
+        """Rows of ids as [batch pos], or, where they differ in length, padded with 0 on the left and masked."""
+        longest = max(map(len, rows))
+        tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        return tokens if mask.all() else cls(tokens, mask)
+
+    def rows(self) -> list[list[int]]:
+        """The ids of each row, without padding."""
+        real = torch.ones_like(self.tokens) if self.mask is None else self.mask
+        return [ids[there.bool()].tolist() for ids, there in zip(self.tokens, real, strict=True)]
+
+
+TextOrTokens: TypeAlias = str | Sequence[str] | Tensor | Batch
+"""A text, several of any length, token ids [batch pos], or a Batch."""
+
+
+class HookedGPT(TextModel[GPTConfig], Weights):
     """A decoder: `HookedGPT(config)` with random weights, `from_pretrained` with trained ones."""
 
+    SAVED_BY: ClassVar[str] = "interp.loading"
     blocks: Sequence[Block]
 
     def __init__(self, config: GPTConfig, *, tokenizer: "Tokenizer | None" = None) -> None:
-        super().__init__()
-        self.config = config
-        self.tokenizer = tokenizer
-        self.source = "random weights"
-        self.weight_files: tuple[Path, ...] = ()
+        if not isinstance(config, GPTConfig):
+            raise InputError(
+                f"a config of type {type(config).__name__}",
+                "expected a GPTConfig",
+                "trained weights: HookedGPT.from_pretrained(name)",
+            )
+        super().__init__(config, tokenizer)
         self.origin: dict[str, Any] = {}
         """The `config.json` it was loaded from."""
         self.W_E = nn.Parameter(torch.empty(config.d_vocab, config.d_model))
@@ -55,51 +82,94 @@ class HookedGPT(HookedModule, Weights):
         self.ln_final = norm_of(config)
         self.unembed = None if config.tied else nn.Parameter(torch.empty(config.d_vocab_out, config.d_model))
         self.b_U = nn.Parameter(torch.zeros(config.d_vocab_out)) if config.unembed_bias else None
-        self._name_hook_points()
-        self._initialise()
-        self.eval()
+        self._complete()
 
-    def __repr__(self) -> str:
-        c, count = self.config, sum(parameter.numel() for parameter in self.parameters())
+    def _shape(self) -> str:
+        c = self.config
         shared = "" if c.n_kv_heads == c.n_heads else f" over {c.n_kv_heads}"
-        return (
-            f"HookedGPT({self.source!r}: {c.n_layers} layers, {c.n_heads} heads{shared}, d_model {c.d_model}, n_ctx "
-            f"{c.n_ctx}, d_vocab {c.d_vocab}; {count:,} parameters, {str(self.dtype)[6:]} on {self.device})"
-        )
+        heads = f"{c.n_heads} heads{shared}"
+        return f"{c.n_layers} layers, {heads}, d_model {c.d_model}, n_ctx {c.n_ctx}, d_vocab {c.d_vocab}"
 
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """GPT-2's initialisation: normal weights, zero biases, residual projections scaled by 1 / sqrt(2 layers)."""
-        std = self.config.init_std
-        for name, parameter in self.named_parameters():
-            last = name.rsplit(".", 1)[-1]
-            if last == "W_Q_flat":
-                draw_qkv(self, name, partial(nn.init.normal_, std=std))
-            elif last.startswith("b"):
-                nn.init.zeros_(parameter)
-            elif last not in ("w", "W_K_flat", "W_V_flat"):
-                shrink = math.sqrt(2 * self.config.n_layers) if last in ("W_O_flat", "W_out") else 1.0
-                nn.init.normal_(parameter, std=std / shrink)
+    def _draw(self, name: str, parameter: Tensor) -> None:
+        """GPT-2's initialisation: normal weights, residual projections scaled by 1 / sqrt(2 layers)."""
+        shrink = math.sqrt(2 * self.config.n_layers) if name in ("W_O_flat", "W_out") else 1.0
+        nn.init.normal_(parameter, std=self.config.init_std / shrink)
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"] | str,
+        tokens: TextOrTokens,
         *,
         attention_mask: Tensor | None = None,
         past: KVCache | None = None,
+        stop_at_layer: int | None = None,
+        **unknown: Any,
     ) -> Float[Tensor, "batch pos d_vocab_out"]:
         """Logits for every position.
 
         Args:
-            tokens: token ids, or text (then the beginning-of-text token is put in front).
+            tokens: token ids [batch pos], or a text or several (then the beginning-of-text token is put in front, and
+                shorter ones are padded on the left), or what `to_batch` gives.
             attention_mask: [batch pos], 1 for tokens and 0 for padding; positions count from the first token.
             past: keys and values of earlier positions; the new ones are added to it.
+            stop_at_layer: give the residual stream [batch pos d_model] that enters this block instead, and run no
+                further; -1 is the last block.
 
         Raises InputError for tokens outside the vocabulary (on the CPU only: elsewhere the check would have to wait
         for the device) or a sequence longer than the context.
         """
-        tokens = self.to_tokens(tokens) if isinstance(tokens, str) else tokens
-        return self.unembedded(self.ln_final(self.run_to(tokens, attention_mask=attention_mask, past=past)))
+        refuse_keywords("the model's call", unknown)
+        ids, mask = self.as_batch(tokens, attention_mask)
+        if stop_at_layer is None:
+            return self.unembedded(self.ln_final(self.run_to(ids, attention_mask=mask, past=past)))
+        layers = self.config.n_layers
+        if not isinstance(stop_at_layer, int) or not -layers <= stop_at_layer <= layers:
+            raise InputError(f"stop_at_layer = {stop_at_layer!r}", f"expected a block's number, {-layers} to {layers}")
+        last = stop_at_layer - 1 + (layers if stop_at_layer < 0 else 0)
+        return self.run_to(ids, last, attention_mask=mask, past=past)
+
+    def as_batch(self, tokens: TextOrTokens, attention_mask: Tensor | None = None) -> Batch:
+        """Ids [batch pos] and mask of what a model is given: ids, a text, several of any length, or a Batch."""
+        if isinstance(tokens, Tensor):
+            return Batch(tokens, attention_mask)
+        if attention_mask is not None:
+            raise InputError("an attention_mask beside text", "expected it with token ids alone: texts bring their own")
+        if isinstance(tokens, Batch):
+            return tokens
+        texts = [tokens] if isinstance(tokens, str) else tokens
+        if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
+            raise InputError(
+                f"tokens of type {type(tokens).__name__}",
+                "expected a text, several texts, or ids as a tensor [batch pos]",
+            )
+        batch = self.to_batch(texts)
+        return batch if batch.mask is None or not batch.mask.all() else Batch(batch.tokens, None)
+
+    def loss(
+        self, tokens: TextOrTokens, attention_mask: Tensor | None = None, per_token: bool = False
+    ) -> Float[Tensor, ""] | Float[Tensor, "batch pos-1"]:
+        """Cross-entropy of each next token, in nats: the mean over all tokens that have one before them.
+
+        Args:
+            tokens, attention_mask: as the model's call takes them; padding is neither read nor counted.
+            per_token: give all of them [batch pos-1] instead, NaN where a token or the one before it is padding.
+
+        Raises InputError where there is no next token to predict: one token, positions that see later ones, outputs
+        that are not the vocabulary. `torch.nn.functional.cross_entropy(model(tokens)[:, -1], labels)` is for these.
+        """
+        ids, mask = self.as_batch(tokens, attention_mask)
+        c = self.config
+        if not c.causal or c.d_vocab_out != c.d_vocab:
+            raise InputError("loss of a model that does not predict next tokens", "expected cross_entropy with labels")
+        if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] < 2:
+            raise InputError("loss of one token", "expected at least two: the loss is of those that follow another")
+        log_p = wide(self(ids, attention_mask=mask)[:, :-1]).log_softmax(-1)
+        found = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
+        if mask is None:
+            return found if per_token else found.mean()
+        real = (mask[:, 1:] * mask[:, :-1]).bool()
+        if not real.any():
+            raise InputError("no token follows another", "expected an attention_mask with two neighbours in it")
+        return found.masked_fill(~real, torch.nan) if per_token else found[real].mean()
 
     def run_to(
         self,
@@ -175,14 +245,6 @@ class HookedGPT(HookedModule, Weights):
         logits = linear(normalized, matrix, bias)
         return logits if cap is None or not capped else cap * torch.tanh(logits / cap)
 
-    @property
-    def device(self) -> torch.device:
-        return self.W_E.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.W_E.dtype
-
     def cache_bytes(
         self, batch: int, pos: int, names: NameSpec | None = None, *, dtype: torch.dtype | None = None
     ) -> int:
@@ -191,52 +253,28 @@ class HookedGPT(HookedModule, Weights):
         chosen = self.match(self.cached_by_default if names is None else names)
         return sum(item * math.prod(self.hook_shape(name, batch, pos)) for name in chosen)
 
-    def hook_shape(self, name: str, batch: int, pos: int) -> tuple[int, ...]:
-        """The shape of the activation at a hook point for tokens [batch pos]."""
-        return hook_shape(self.config, name, batch, pos, pos)
-
-    # Text in and out, generation, loading and saving: one line each, the work is in the file of that subject.
+    def to_batch(self, texts: Sequence[str], *, prepend_bos: bool = True) -> Batch:  # type: ignore[override]
+        """Texts of any length, padded on the left: token ids and attention mask, both [batch pos]."""
+        return Batch(*super().to_batch(texts, prepend_bos=prepend_bos))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> "HookedGPT":
-        """A trained decoder: a bundled name, a directory or a hub id. Options: see `interp.loading.load`."""
-        from interp.loading import load_as
+    def from_state_dict(
+        cls,
+        state: Mapping[str, Tensor],
+        config: "GPTConfig | Mapping[str, Any] | object",
+        *,
+        layout: str | None = None,
+        tokenizer: "Tokenizer | None" = None,
+    ) -> "HookedGPT":
+        """A model with weights that other code holds, such as nanoGPT's or TransformerLens'.
 
-        return load_as(cls, source, **options)
+        See `interp.state_dicts.from_state_dict` for what is understood.
+        """
+        from interp.state_dicts import from_state_dict
 
-    def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write config, weights and tokenizer in the layout that `transformers` loads. See `interp.loading.save`."""
-        from interp.loading import save
+        return from_state_dict(state, config, layout=layout, tokenizer=tokenizer)
 
-        save(self, directory, dtype=dtype)
-
-    def _tokenizer(self) -> "Tokenizer":
-        if self.tokenizer is None:
-            raise InputError("this model has no tokenizer", "expected token ids [batch pos] instead of text")
-        return self.tokenizer
-
-    def to_tokens(self, text: str | Sequence[str], *, prepend_bos: bool = True) -> Int[Tensor, "batch pos"]:
-        """Text as token ids; several texts must have the same length in tokens (else `to_batch`)."""
-        return self._tokenizer().to_tokens(text, prepend_bos=prepend_bos).to(self.device)
-
-    def to_batch(self, texts: Sequence[str], *, prepend_bos: bool = True) -> tuple[Tensor, Tensor]:
-        """Texts of any length, padded on the left: token ids and attention mask, both [batch pos]."""
-        tokens, mask = self._tokenizer().to_batch(texts, prepend_bos=prepend_bos)
-        return tokens.to(self.device), mask.to(self.device)
-
-    def to_str_tokens(self, text_or_tokens: str | Tensor | Sequence[int], *, prepend_bos: bool = True) -> list[str]:
-        """One string a token; bytes that are not whole UTF-8 characters are shown as \\xNN."""
-        return self._tokenizer().to_str_tokens(text_or_tokens, prepend_bos=prepend_bos)
-
-    def to_single_token(self, text: str) -> int:
-        """The id of a text that is exactly one token. Raises InputError otherwise."""
-        return self._tokenizer().to_single_token(text)
-
-    def to_string(self, tokens: Tensor | Sequence[int]) -> str:
-        """The text of one sequence of token ids."""
-        return self._tokenizer().to_string(tokens)
-
-    def generate(self, text_or_tokens: str | Tensor, **options: Any) -> Int[Tensor, "batch pos"]:
+    def generate(self, text_or_tokens: TextOrTokens, **options: Any) -> Int[Tensor, "batch pos"]:
         """The tokens given, continued. See `interp.generation.generate` for the options."""
         from interp.generation import generate
 

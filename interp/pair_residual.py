@@ -12,7 +12,6 @@ from torch import Tensor
 
 from interp.cache import ActivationCache
 from interp.encoder_decoder import HookedEncoderDecoder
-from interp.parts import Attention, Norm
 
 
 def needed(name: str) -> bool:
@@ -38,34 +37,22 @@ def decompose_decoder(
     stack = torch.stack([*parts, torch.zeros_like(parts[0])])  # the last one gathers the norms' biases
     for layer, block in enumerate(model.decoder):
         at = f"decoder.{layer}."
-        for kind, module, norm, number in (
-            ("dec", block.attn, block.ln1, 1),
-            ("cross", block.cross_attn, block.ln2, 2),
-            ("mlp", None, block.ln3, 3),
+        for kind, attention, site, norm, scale in (
+            ("dec", block.attn, "attn.hook_z", block.ln1, "ln1.hook_scale"),
+            ("cross", block.cross_attn, "cross_attn.hook_z", block.ln2, "ln2.hook_scale"),
+            ("mlp", None, "hook_mlp_out", block.ln3, "ln3.hook_scale"),
         ):
-            if module is None:
-                written, names = cache[at + "hook_mlp_out"][None], [f"mlp {layer}"]
-            else:
-                written, names = _attention_parts(module, cache[f"{at}{'cross_' * (number == 2)}attn.hook_z"])
-                names = [f"{kind} {name.format(layer)}" for name in names]
+            written, names = cache[at + site][None], [f"{kind} {layer}"]
+            if attention is not None:
+                written = torch.einsum("bphd,hdm->hbpm", cache[at + site], attention.W_O)
+                names = [f"{kind} L{layer}H{head}" for head in range(len(written))]
+            if attention is not None and attention.b_O is not None:
+                written = torch.cat([written, attention.b_O.expand_as(written[:1])])
+                names.append(f"{kind} bias {layer}")
             labels += names
-            stack = torch.cat([stack[:-1], written, stack[-1:]])
-            stack = _through(norm, stack, cache[f"{at}ln{number}.hook_scale"])
+            shares = norm.share(torch.cat([stack[:-1], written, stack[-1:]]), cache[at + scale])
+            stack = torch.cat([shares[:-1], shares[-1:] + (0 if norm.b is None else norm.b)])
     return stack, [*labels, "norm bias"]
-
-
-def _attention_parts(attention: Attention, z: Tensor) -> tuple[Float[Tensor, "part batch pos d_model"], list[str]]:
-    heads = torch.einsum("bphd,hdm->hbpm", z, attention.W_O)
-    names = [f"L{{}}H{head}" for head in range(len(heads))]
-    if attention.b_O is None:
-        return heads, names
-    return torch.cat([heads, attention.b_O.expand_as(heads[:1])]), [*names, "bias {}"]
-
-
-def _through(norm: Norm, stack: Tensor, scale: Tensor) -> Tensor:
-    """Each part's share of a layer norm; its bias goes to the last part."""
-    shares = norm.share(stack, scale)
-    return torch.cat([shares[:-1], shares[-1:] + (0 if norm.b is None else norm.b)])
 
 
 def streams(model: HookedEncoderDecoder, run: Callable[[], object]) -> Float[Tensor, "place batch pos d_model"]:

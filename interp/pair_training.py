@@ -4,30 +4,28 @@ Teacher forcing: the decoder reads the right translation and is asked for each n
 and the step alone, so that a run which stops and goes on sees what an unbroken run would have seen.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import ByteLevelBPETokenizer
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from interp.encoder_config import EncoderDecoderConfig
 from interp.encoder_decoder import HookedEncoderDecoder
-from interp.errors import InputError, LoadError
-from interp.files import atomic_path
+from interp.errors import InputError
 from interp.loading import choose_device
 from interp.phrases import Part, Sentence, sentences
 from interp.text_pairs import SharedTokenizer
-from interp.training import CURVE, Progress, carry_out, check_new, write_curve
+from interp.training import Progress, Run, carry_out, check_new
 
 SPECIAL = ("<pad>", "</s>")
 """Tokens 0 and 1: the padding, with which targets also begin, and the end."""
@@ -92,13 +90,13 @@ def train_pairs(
     other settings.
     """
     check_new(out, resume)
-    run = _Run(settings, choose_device(device), out)
+    run = PairRun(settings, choose_device(device), out)
     out.mkdir(parents=True, exist_ok=True)
     carry_out(
         run,
         out,
         run.advance,
-        report=lambda due: run.report(evaluate if due else None, progress),
+        report=lambda due: run.report(evaluate if due else None, progress),  # type: ignore[arg-type]
         report_every=report_every,
         evaluate_every=evaluate_every if evaluate is not None else 0,
         checkpoint_seconds=checkpoint_seconds,
@@ -107,20 +105,20 @@ def train_pairs(
     return run.model
 
 
-class _Run:
-    """The state of a run: what a checkpoint holds."""
+class PairRun(Run):
+    """The state of a run, told and kept as a GPT's."""
+
+    settings: PairSettings  # type: ignore[assignment]
+    model: HookedEncoderDecoder  # type: ignore[assignment]
 
     def __init__(self, settings: PairSettings, device: torch.device, out: Path) -> None:
-        self.settings, self.model, self.out = settings, build(settings).to(device), out
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        model = build(settings).to(device)
+        adamw = torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        self.step = self.tokens = 0
-        self.seconds = 0.0
-        self.losses: list[float] = []
-        self.rows: list[dict[str, float]] = []
+        super().__init__(settings, model, out, [adamw])  # type: ignore[arg-type]
 
-    def advance(self) -> None:
+    def advance(self) -> None:  # type: ignore[override]
         """One step on one batch."""
         begin = time.monotonic()
         settings, model = self.settings, self.model
@@ -130,49 +128,15 @@ class _Run:
             loss, count = translation_loss(model, drawn)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        for group in self.optimiser.param_groups:
+        (optimiser,) = self.optimisers
+        for group in optimiser.param_groups:
             group["lr"] = settings.lr * settings.rate(self.step)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self.losses.append(float(loss.detach()))
+        optimiser.step()
+        optimiser.zero_grad()
+        self.sums = [self.sums[0] + float(loss.detach()), self.sums[1] + 1]
         self.step += 1
         self.tokens += count
         self.seconds += time.monotonic() - begin
-
-    def report(
-        self,
-        evaluate: Callable[[HookedEncoderDecoder], dict[str, float]] | None,
-        tell: Callable[[Progress], None] | None,
-    ) -> None:
-        """Add a row to the curve: the mean loss since the last."""
-        measures = evaluate(self.model) if evaluate is not None else {}
-        loss = sum(self.losses) / max(1, len(self.losses))
-        self.losses = []
-        rate = self.settings.rate(self.step - 1)
-        state = Progress(self.step, self.settings.steps, self.tokens, loss, rate, self.seconds, measures)
-        row = {name: value for name, value in asdict(state).items() if name not in ("steps", "measures")}
-        self.rows.append(row | measures)
-        write_curve(self.rows, self.out / CURVE)
-        if tell is not None:
-            tell(state)
-
-    def save(self, path: Path) -> None:
-        state = {name: getattr(self, name) for name in ("step", "tokens", "seconds", "losses", "rows")}
-        state |= {"settings": json.dumps(asdict(self.settings)), "model": self.model.state_dict()}
-        with atomic_path(path) as temporary:
-            torch.save(state | {"optimiser": self.optimiser.state_dict()}, temporary)
-
-    def restore(self, path: Path) -> None:
-        try:
-            state: dict[str, Any] = torch.load(path, map_location=self.model.device, weights_only=True)
-        except Exception as error:
-            raise LoadError(f"{path} cannot be read", "expected a checkpoint of this project") from error
-        if state["settings"] != json.dumps(asdict(self.settings)):
-            raise InputError(f"{path} is of a run with other settings", "resume with the settings in settings.json")
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        for name in ("step", "tokens", "seconds", "losses", "rows"):
-            setattr(self, name, state[name])
 
 
 def build(settings: PairSettings) -> HookedEncoderDecoder:
@@ -185,7 +149,7 @@ def build(settings: PairSettings) -> HookedEncoderDecoder:
         d_model=settings.d_model,
         d_mlp=settings.d_mlp,
         n_ctx=settings.n_ctx,
-        d_vocab=tokenizer.tokenizer.backend.get_vocab_size(),
+        d_vocab=tokenizer.d_vocab,
         forbidden_tokens=(0,),
     )
     with torch.random.fork_rng(devices=[]):
@@ -201,15 +165,11 @@ def learned_tokens(settings: PairSettings, count: int = 20_000) -> Backend:
             yield " " + one.french
             yield " " + one.english
 
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=settings.d_vocab, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator(
+        texts(), vocab_size=settings.d_vocab, min_frequency=0, special_tokens=list(SPECIAL), show_progress=False
     )
-    backend.train_from_iterator(texts(), trainer)
-    return backend
+    return Backend.from_str(made.to_str())
 
 
 def translation_loss(model: HookedEncoderDecoder, drawn: list[Sentence]) -> tuple[Tensor, int]:

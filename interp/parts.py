@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.config import BlockShape, GPTConfig
+from interp.errors import InputError
 from interp.hooks import HookPoint
 from interp.linear import ACTIVATIONS, linear, wide
 from interp.positions import Frame, KVCache, Rotary
@@ -52,6 +53,11 @@ class Norm(nn.Module):
         self.hooked = hooked
         if hooked:
             self.hook_scale, self.hook_normalized = HookPoint(), HookPoint()
+
+    @property
+    def edited(self) -> bool:
+        """Whether somebody may change the scale or the normalised value."""
+        return self.hooked and (self.hook_scale.edited or self.hook_normalized.edited)
 
     @property
     def gain(self) -> Float[Tensor, " width"]:
@@ -116,7 +122,7 @@ class NoNorm(nn.Module):
     """Where a config has no norm: everything passes as it is."""
 
     gain, b = 1.0, None
-    centred = hooked = False
+    centred = hooked = edited = False
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -187,9 +193,19 @@ class Attention(nn.Module):
         return self.rotary is not None or self.q_norm is not None
 
     def forward(
-        self, x: Float[Tensor, "batch pos d_model"], frame: Frame, past: KVCache | None = None
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        frame: Frame,
+        past: KVCache | None = None,
+        apart: Sequence[Tensor] = (),
     ) -> Float[Tensor, "batch pos d_model"]:
-        q, k, v = self.project_q(x), self.project_k(x), self.project_v(x)
+        """What the heads write. `apart`: what each head's queries, keys and values read, in place of x
+        [batch pos head d_model] (keys and values: kv_head)."""
+        if apart:
+            pairs = zip(apart, (self.W_Q, self.W_K, self.W_V), (self.b_Q, self.b_K, self.b_V), strict=True)
+            q, k, v = (torch.einsum("bphm,hmd->bphd", read, weight) + bias for read, weight, bias in pairs)
+        else:
+            q, k, v = self.project_q(x), self.project_k(x), self.project_v(x)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         if self.prepares:
             tables = None if self.rotary is None else frame.rotations[self.rotary]
@@ -398,6 +414,7 @@ class Block(nn.Module):
         super().__init__()
         reads, writes = place in ("pre", "both"), place in ("both", "post")
         self.hook_resid_pre = HookPoint()
+        self.hook_q_input, self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint(), HookPoint()
         self.ln1 = norm_of(config, reads)
         self.attn = Attention(config, layer, causal=causal, window=window, rotary=rotary)
         self.ln1_post = norm_of(config, writes)
@@ -408,6 +425,7 @@ class Block(nn.Module):
     def _between(self, config: BlockShape, reads: bool, writes: bool) -> None:
         """From what attention wrote to the end of the block."""
         self.hook_resid_mid = HookPoint()
+        self.hook_mlp_in = HookPoint()
         self.ln2 = norm_of(config, reads)
         self.mlp = MLP(config)
         self.ln2_post = norm_of(config, writes)
@@ -415,12 +433,26 @@ class Block(nn.Module):
 
     def attn_out(self, x: Tensor, frame: Frame, past: KVCache | None) -> Tensor:
         """What attention adds to the stream x that enters the block."""
-        return self.hook_attn_out(self.ln1_post(self.attn(self.ln1(x), frame, past)))
+        apart = self._apart(x)
+        return self.hook_attn_out(self.ln1_post(self.attn(self.ln1(x), frame, past, apart)))
+
+    def _apart(self, x: Tensor) -> list[Tensor]:
+        """What each head reads, normed, where somebody listens to these: a copy of the stream x for each."""
+        points = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        if not any(point.active for point in points):
+            return []
+        heads = (self.attn.n_heads, self.attn.n_kv_heads, self.attn.n_kv_heads)
+        read = [point(x[:, :, None].expand(-1, -1, n, -1)) for point, n in zip(points, heads, strict=True)]
+        if not any(point.edited or point.backward_listeners for point in points):
+            return []
+        if self.ln1.edited:
+            raise InputError("edits of what each head reads, and of the norm that follows", "expected one of them")
+        return [self.ln1.observed(copy, lambda site, value: value) for copy in read]
 
     def mlp_out(self, x: Tensor) -> Tensor:
         """What the MLP adds, reading the stream x."""
         assert self.mlp is not None  # blocks without one do not ask
-        return self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(x))))
+        return self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(self.hook_mlp_in(x)))))
 
     def forward(
         self, x: Float[Tensor, "batch pos d_model"], frame: Frame, past: KVCache | None = None
@@ -434,6 +466,7 @@ class ParallelBlock(Block):
     """Attention and MLP side by side: both read what enters the block. There is no stream between them."""
 
     def _between(self, config: BlockShape, reads: bool, writes: bool) -> None:
+        self.hook_mlp_in = HookPoint()
         if isinstance(config, GPTConfig) and config.shared_norm:
             vars(self)["ln2"] = self.ln1  # the same module under a second name, and no second set of parameters
         else:
@@ -481,8 +514,10 @@ def hook_shape(config: BlockShape, name: str, batch: int, queries: int, keys: in
         return (batch, queries, config.n_heads, config.d_head)
     if last in ("hook_attn_scores", "hook_pattern"):
         return (batch, config.n_heads, queries, keys)
-    if last == "hook_result":
+    if last in ("hook_result", "hook_q_input"):
         return (batch, queries, config.n_heads, config.d_model)
+    if last in ("hook_k_input", "hook_v_input"):
+        return (batch, queries, config.n_kv_heads, config.d_model)
     if last in ("hook_pre", "hook_pre_linear", "hook_post") and ".mlp." in name:
         return (batch, queries, config.d_mlp)
     return (batch, queries, 1 if last == "hook_scale" else config.d_model)

@@ -10,36 +10,13 @@ Held out from training are combinations of a subject with its complement: about 
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 from zlib import crc32
 
-from interp.phrase_words import (
-    BE,
-    BE_ENGLISH,
-    DETERMINERS,
-    FOOD,
-    GO,
-    I_YOU,
-    IN_FRONT,
-    JOBS,
-    NAMES,
-    OF_PEOPLE,
-    OF_THINGS,
-    OFTEN,
-    PEOPLE,
-    PLACES,
-    PRONOUNS,
-    THINGS,
-    VERBS,
-    VOWELS,
-    WHEN,
-    Adjective,
-    Noun,
-    Verb,
-    pluralised,
-)
+from interp import phrase_words as lexicon
+from interp.phrase_words import I_YOU, VOWELS, Adjective, Noun, Verb, pluralised
 
 Part = Literal["train", "held out"]
 
@@ -69,22 +46,31 @@ class Sentence:
         return any(map(is_held_out, self.combinations))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Words:
     """Words in both languages with keys that say which belong together; a word may carry several, by spaces."""
 
-    french: list[tuple[str, str]] = field(default_factory=list)
-    english: list[tuple[str, str]] = field(default_factory=list)
+    french: list[tuple[str, str]]
+    english: list[tuple[str, str]]
+    combinations: frozenset[tuple[str, str]] = frozenset()
+    """Subjects with their complements."""
 
-    def both(self, french: str, english: str, key: str) -> None:
-        """Add what one language and the other say for the same thing, in one place."""
-        self.french += [(word, key) for word in french.split()]
-        self.english += [(word, key) for word in english.split()]
+    def __add__(self, other: "_Words") -> "_Words":
+        both = self.combinations | other.combinations
+        return _Words(self.french + other.french, self.english + other.english, both)
 
-    def extend(self, other: "_Words", prefix: str = "") -> None:
-        """Add the words of another, its keys prefixed so that they do not meet those here."""
-        for mine, theirs in ((self.french, other.french), (self.english, other.english)):
-            mine += [(word, " ".join(prefix + key for key in keys.split())) for word, keys in theirs]
+    def prefixed(self, prefix: str) -> "_Words":
+        """The same with longer keys, so that they do not meet those of other words."""
+
+        def keyed(words: list[tuple[str, str]]) -> list[tuple[str, str]]:
+            return [(word, " ".join(prefix + key for key in keys.split())) for word, keys in words]
+
+        return _Words(keyed(self.french), keyed(self.english), self.combinations)
+
+
+def _both(french: str, english: str, key: str) -> _Words:
+    """What one language and the other say for the same thing, in one place."""
+    return _Words([(word, key) for word in french.split()], [(word, key) for word in english.split()])
 
 
 @dataclass(frozen=True)
@@ -97,6 +83,10 @@ class _Subject:
     plural: bool
     thing: bool = False
 
+    @classmethod
+    def of(cls, noun: Noun, words: _Words, plural: bool = False, thing: bool = False) -> "_Subject":
+        return cls(words, noun.english, 5 if plural else 2, noun.feminine, plural, thing)
+
     @property
     def pronoun(self) -> tuple[str, str]:
         """What stands for a third person in the next clause: French, English."""
@@ -105,9 +95,7 @@ class _Subject:
 
     def referred_to(self) -> "_Subject":
         """The same, as a pronoun."""
-        words = _Words()
-        words.both(*self.pronoun, "s")
-        return replace(self, words=words)
+        return replace(self, words=_both(*self.pronoun, "s"))
 
 
 def is_held_out(combination: tuple[str, str]) -> bool:
@@ -125,30 +113,25 @@ def sentences(seed: int | str, part: Part | None = None) -> Iterator[Sentence]:
 
 def sentence(rng: Random) -> Sentence:
     """One random sentence: a clause, or two of which the second takes up the subject or the object of the first."""
-    combinations: set[tuple[str, str]] = set()
-    words, kind = _Words(), rng.random()
+    kind = rng.random()
     if kind < 0.55:
-        question = rng.random() < 0.2
-        if rng.random() < 0.5:
-            words = _being(rng, _subject(rng), combinations, question)
-        else:
-            words, _ = _doing(rng, _subject(rng), combinations, question)
-        mark = "?" if question else "."
+        question, being = rng.random() < 0.2, rng.random() < 0.5
+        words = _being(rng, _subject(rng), question) if being else _doing(rng, _subject(rng), question)[0]
+        return _spelled(words, "?" if question else ".")
+    if kind < 0.75:
+        subject = _subject(rng, third=True)
+        first, taken_up = _being(rng, subject), [subject]
+        conjunction = rng.choice((("et", "and"), ("mais", "but")))
     else:
-        mark = "."
-        if kind < 0.75:
-            subject = _subject(rng, third=True)
-            first, taken_up = _being(rng, subject, combinations), [subject]
-            conjunction = rng.choice((("et", "and"), ("mais", "but")))
-        else:
-            subject = _subject(rng, thing=False)
-            first, thing = _doing(rng, subject, combinations, referable=True)
-            taken_up, conjunction = _referents(subject, thing), ("parce que", "because")
-        words.extend(first, "1")
-        words.both(*conjunction, "link")
-        words.extend(_being(rng, rng.choice(taken_up).referred_to(), combinations, adjective=True), "2")
-    words.both(mark, mark, "end")
-    return _spelled(words, frozenset(combinations))
+        subject = _subject(rng, thing=False)
+        first, thing = _doing(rng, subject, referable=True)
+        taken_up, conjunction = _referents(subject, thing), ("parce que", "because")
+    second = _being(rng, rng.choice(taken_up).referred_to(), adjective=True)
+    return _spelled(_two_clauses(first, conjunction, second), ".")
+
+
+def _two_clauses(first: _Words, conjunction: tuple[str, str], second: _Words) -> _Words:
+    return first.prefixed("1") + _both(*conjunction, "link") + second.prefixed("2")
 
 
 def _referents(subject: _Subject, thing: _Subject | None) -> list[_Subject]:
@@ -159,33 +142,30 @@ def _referents(subject: _Subject, thing: _Subject | None) -> list[_Subject]:
 
 
 def _subject(rng: Random, third: bool = False, thing: bool | None = None) -> _Subject:
-    kind, words, plural = rng.random(), _Words(), rng.random() < 0.3
+    kind, plural = rng.random(), rng.random() < 0.3
     if kind < 0.4 and not third:
         person = rng.randrange(6)
         feminine = rng.random() < 0.5
-        french = PRONOUNS[person].replace("il", "elle") if feminine else PRONOUNS[person]
-        words.both(french, I_YOU[french], "s")
-        return _Subject(words, french, person, feminine, person in (3, 5) or (person == 4 and plural))
+        french = lexicon.PRONOUNS[person].replace("il", "elle") if feminine else lexicon.PRONOUNS[person]
+        plural = person in (3, 5) or (person == 4 and plural)
+        return _Subject(_both(french, I_YOU[french], "s"), french, person, feminine, plural)
     if kind < 0.5 and thing is None:
-        name = rng.choice(list(NAMES))
-        words.both(name, name, "s")
-        return _Subject(words, name, 2, NAMES[name], plural=False)
+        name = rng.choice(list(lexicon.NAMES))
+        return _Subject(_both(name, name, "s"), name, 2, lexicon.NAMES[name], plural=False)
     is_thing = rng.random() < 0.5 if thing is None else thing
-    noun = rng.choice(THINGS if is_thing else PEOPLE)
-    words = _noun_phrase(rng, noun, plural, rng.choice(("the", "the", "this", "my", "your", "our", "their")), "s")
-    return _Subject(words, noun.english, 5 if plural else 2, noun.feminine, plural, is_thing)
+    noun = rng.choice(lexicon.THINGS if is_thing else lexicon.PEOPLE)
+    words = _noun_phrase(noun, plural, rng.choice(("the", "the", "this", "my", "your", "our", "their")), "s")
+    return _Subject.of(noun, words, plural, is_thing)
 
 
-def _noun_phrase(
-    rng: Random, noun: Noun, plural: bool, determiner: str, key: str, adjective: Adjective | None = None
-) -> _Words:
+def _noun_phrase(noun: Noun, plural: bool, determiner: str, key: str, adjective: Adjective | None = None) -> _Words:
     """Such as `la petite pomme`, `the small apple`."""
     french, english = [(pluralised(noun.french) if plural else noun.french, f"{key}noun")], []
     if adjective is not None:
         french.insert(0 if adjective.before else 1, (adjective.agreeing(noun.feminine, plural), f"{key}adj"))
         english.append((adjective.english, f"{key}adj"))
     english.append((noun.plural if plural else noun.english, f"{key}noun"))
-    article = DETERMINERS[determiner][2 if plural else int(noun.feminine)]
+    article = lexicon.DETERMINERS[determiner][2 if plural else int(noun.feminine)]
     if article == "des" and adjective is not None and adjective.before:
         article = "de"
     if french[0][0][0] in VOWELS:
@@ -197,104 +177,90 @@ def _noun_phrase(
     return _Words([(article, f"{key}det"), *french], [(determiner, f"{key}det"), *english])
 
 
-def _being(
-    rng: Random,
-    subject: _Subject,
-    combinations: set[tuple[str, str]],
-    question: bool = False,
-    adjective: bool = False,
-) -> _Words:
+def _being(rng: Random, subject: _Subject, question: bool = False, adjective: bool = False) -> _Words:
     """`je suis étudiant`, `la pomme n'est pas rouge`; with `adjective` the complement is one."""
     past, negative = rng.random() < 0.25, not question and rng.random() < 0.25
-    rest, kind = _Words(), rng.random()
+    kind = rng.random()
     if not adjective and not subject.thing and kind < 0.4:
-        job = rng.choice(JOBS)
+        job = rng.choice(lexicon.JOBS)
         french, english = job.agreeing(subject.feminine, subject.plural), job.english
-        rest.both(french, english + "s" if subject.plural else f"{_a(english)} {english}", "c")
-        combinations.add((subject.name, english))
+        rest = _both(french, english + "s" if subject.plural else f"{_a(english)} {english}", "c")
     elif not adjective and kind < 0.55:
-        place = rng.choice(PLACES)
-        rest.both("dans", "in", "in")
-        rest.extend(_noun_phrase(rng, place, False, rng.choice(("the", "this", "our")), "c"))
-        combinations.add((subject.name, place.english))
+        place = rng.choice(lexicon.PLACES)
+        english = place.english
+        rest = _both("dans", "in", "in") + _noun_phrase(place, False, rng.choice(("the", "this", "our")), "c")
     else:
-        quality = rng.choice(IN_FRONT + (OF_THINGS if subject.thing else OF_PEOPLE))
-        if rng.random() < 0.25:
-            rest.both(*rng.choice((("très", "very"), ("trop", "too"))), "very")
-        rest.both(quality.agreeing(subject.feminine, subject.plural), quality.english, "c")
-        combinations.add((subject.name, quality.english))
-    verb = [(BE_ENGLISH[past][subject.person], "v")]
-    words = _Words(_french_verb(subject, BE[past][subject.person], negative, question), [])
-    words.english += verb + subject.words.english if question else subject.words.english + verb
-    words.english += [("not", "neg")] if negative else []
-    words.extend(rest)
-    return words
+        quality = rng.choice(lexicon.IN_FRONT + (lexicon.OF_THINGS if subject.thing else lexicon.OF_PEOPLE))
+        degree = rng.choice((("très", "very"), ("trop", "too"))) if rng.random() < 0.25 else ("", "")
+        english = quality.english
+        rest = _both(*degree, "very") + _both(quality.agreeing(subject.feminine, subject.plural), english, "c")
+    forms = lexicon.BE[past][subject.person], lexicon.BE_ENGLISH[past][subject.person]
+    words = _begun(subject, *forms, "v", negative, question) + rest
+    return replace(words, combinations=frozenset({(subject.name, english)}))
 
 
 def _doing(
-    rng: Random,
-    subject: _Subject,
-    combinations: set[tuple[str, str]],
-    question: bool = False,
-    referable: bool = False,
+    rng: Random, subject: _Subject, question: bool = False, referable: bool = False
 ) -> tuple[_Words, _Subject | None]:
     """`elle mange souvent la pomme rouge`, `nous allons au marché`; and the object, as what a pronoun takes up.
 
     With `referable` the object is one that a pronoun can take up without doubt.
     """
-    negative, rest, thing = not question and rng.random() < 0.25, _Words(), None
+    negative, thing = not question and rng.random() < 0.25, None
     if not referable and rng.random() < 0.15:
-        verb, place = GO, rng.choice(PLACES)
-        rest = _noun_phrase(rng, place, False, "the", "c")
-        if rest.french[0][0] == "le" and place.french[0] not in VOWELS:
-            rest.french[0] = ("au", "to cdet")
-        else:
-            rest.french.insert(0, ("à", "to"))
-        rest.english.insert(0, ("to", "to"))
-        combinations.add((subject.name, place.english))
+        verb, place = lexicon.GO, rng.choice(lexicon.PLACES)
+        rest = _both("à", "to", "to") + _noun_phrase(place, False, "the", "c")
+        if rest.french[1][0] == "le" and place.french[0] not in VOWELS:
+            rest.french[:2] = [("au", "to cdet")]
+        combinations = {(subject.name, place.english)}
     else:
-        verb = rng.choice(VERBS)
+        verb = rng.choice(lexicon.VERBS)
         while True:
-            noun, plural = rng.choice(FOOD if verb.food else THINGS), rng.random() < 0.3
-            thing = _Subject(_Words(), noun.english, 5 if plural else 2, noun.feminine, plural, thing=True)
+            noun, plural = rng.choice(lexicon.FOOD if verb.food else lexicon.THINGS), rng.random() < 0.3
+            thing = _Subject.of(noun, _both("", "", ""), plural, thing=True)
             if not referable or _referents(subject, thing):
                 break
-        quality = rng.choice(IN_FRONT + OF_THINGS) if rng.random() < 0.4 else None
-        determiner = rng.choice([name for name in DETERMINERS if name != "a" or not negative])
-        rest = _noun_phrase(rng, noun, plural, determiner, "c", quality)
-        combinations.add((subject.name, noun.english))
+        quality = rng.choice(lexicon.IN_FRONT + lexicon.OF_THINGS) if rng.random() < 0.4 else None
+        determiner = rng.choice([name for name in lexicon.DETERMINERS if name != "a" or not negative])
+        rest = _noun_phrase(noun, plural, determiner, "c", quality)
+        combinations = {(subject.name, noun.english)}
         if quality is not None:
             combinations.add((noun.english, quality.english))
-    often = rng.choice(list(OFTEN)) if rng.random() < 0.2 else ""
-    adverb = [(OFTEN[often], "often")] if often else []
-    third = subject.person == 2 and not negative and not question
-    english_verb = [(word, "v") for word in (verb.third if third else verb.english).split()]
-    do = [("does" if subject.person == 2 else "do", "do")]
-    words = _Words(_french_verb(subject, verb.french[subject.person], negative, question), [])
-    words.english += do + subject.words.english if question else subject.words.english
-    words.english += [*do, ("not", "neg")] if negative else []
-    words.english += adverb + english_verb
-    words.french += [(often, "often")] if often else []
-    words.extend(rest)
-    if rng.random() < 0.2 and not referable:
-        when = rng.choice(list(WHEN))
-        words.both(when, WHEN[when], "when")
-    return words, thing
+    often = rng.choice(list(lexicon.OFTEN)) if rng.random() < 0.2 else ""
+    when = rng.choice(list(lexicon.WHEN)) if rng.random() < 0.2 and not referable else ""
+    third, plain = subject.person == 2, not negative and not question
+    do = "" if plain else "does" if third else "do"
+    words = (
+        _begun(subject, verb.french[subject.person], do, "do", negative, question)
+        + _both(often, lexicon.OFTEN.get(often, ""), "often")
+        + _both("", verb.third if third and plain else verb.english, "v")
+        + rest
+        + _both(when, lexicon.WHEN.get(when, ""), "when")
+    )
+    return replace(words, combinations=frozenset(combinations)), thing
 
 
-def _french_verb(subject: _Subject, form: str, negative: bool, question: bool) -> list[tuple[str, str]]:
-    """The subject and the verb, with what negation and question put around them."""
+def _begun(
+    subject: _Subject, french: str, english: str, key: str, negative: bool = False, question: bool = False
+) -> _Words:
+    """Subject and verb (in English perhaps only an auxiliary), with what negation and question put around them."""
     asked = [("est-ce", "do"), ("que", "do")] if question else []
     around = ([("ne", "do neg")], [("pas", "neg")]) if negative else ([], [])
-    return [*asked, *subject.words.french, *around[0], (form, "v"), *around[1]]
+    verb = [(word, key) for word in english.split()]
+    theirs = subject.words.english
+    return _Words(
+        [*asked, *subject.words.french, *around[0], (french, "v"), *around[1]],
+        [*(verb + theirs if question else theirs + verb), *([("not", "neg")] if negative else [])],
+    )
 
 
 def _a(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _spelled(words: _Words, combinations: frozenset[tuple[str, str]]) -> Sentence:
-    """The sentence as it is written, and where its words stand."""
+def _spelled(words: _Words, mark: str) -> Sentence:
+    """The sentence as it is written, with a mark at its end, and where its words stand."""
+    words += _both(mark, mark, "end")
     elided = [word for word, _ in words.french]
     for number, after in enumerate(elided[1:]):
         if elided[number] in ("je", "ne", "le", "la", "que") and after[0] in VOWELS:
@@ -307,7 +273,7 @@ def _spelled(words: _Words, combinations: frozenset[tuple[str, str]]) -> Sentenc
         for j, (_, theirs) in enumerate(words.english)
         if set(ours.split()) & set(theirs.split())
     )
-    return Sentence(french, english, french_spans, english_spans, links, combinations)
+    return Sentence(french, english, french_spans, english_spans, links, words.combinations)
 
 
 def _joined(words: list[str], spaced: str) -> tuple[str, tuple[tuple[int, int], ...]]:
@@ -325,11 +291,9 @@ def reference(sentence: Sentence) -> tuple[int, int, int] | None:
     """Of a sentence in which a pronoun can take up one of two nouns: the French words that are the pronoun, the noun it
     agrees with, and the other noun, by number. None for every other sentence."""
     words = [sentence.french[start:end].lower() for start, end in sentence.french_spans]
-    forms = {
-        pluralised(noun.french) if many else noun.french: (noun.feminine, many)
-        for noun in PEOPLE + THINGS
-        for many in (False, True)
-    }
+    known = lexicon.PEOPLE + lexicon.THINGS
+    forms = {noun.french: (noun.feminine, False) for noun in known}
+    forms |= {pluralised(noun.french): (noun.feminine, True) for noun in known}
     if "parce" not in words:
         return None
     pronoun = words.index("parce") + 2
@@ -350,7 +314,7 @@ def pronoun_pairs(seed: int | str, *, same_pronoun: bool = False) -> Iterator[tu
     """
     rng = Random(f"pronoun pairs {seed}")
     while True:
-        verb, quality = rng.choice([verb for verb in VERBS if not verb.food]), rng.choice(IN_FRONT)
+        verb, quality = rng.choice([verb for verb in lexicon.VERBS if not verb.food]), rng.choice(lexicon.IN_FRONT)
         feminine = rng.random() < 0.5
         first = _person_and_thing(rng, feminine)
         second = _person_and_thing(rng, not feminine) if same_pronoun else first
@@ -359,23 +323,18 @@ def pronoun_pairs(seed: int | str, *, same_pronoun: bool = False) -> Iterator[tu
 
 def _person_and_thing(rng: Random, feminine: bool) -> tuple[_Subject, _Subject]:
     """A person of this gender and a thing of the other."""
-    person = rng.choice([noun for noun in PEOPLE if noun.feminine == feminine])
-    thing = rng.choice([noun for noun in THINGS if noun.feminine != feminine])
+    person = rng.choice([noun for noun in lexicon.PEOPLE if noun.feminine == feminine])
+    thing = rng.choice([noun for noun in lexicon.THINGS if noun.feminine != feminine])
     return (
-        _Subject(_noun_phrase(rng, person, False, "the", "s"), person.english, 2, feminine, False),
-        _Subject(_noun_phrase(rng, thing, False, "the", "c"), thing.english, 2, not feminine, False, thing=True),
+        _Subject.of(person, _noun_phrase(person, False, "the", "s")),
+        _Subject.of(thing, _noun_phrase(thing, False, "the", "c"), thing=True),
     )
 
 
 def _because(nouns: tuple[_Subject, _Subject], meant: _Subject, verb: Verb, quality: Adjective) -> Sentence:
-    words, second, pronoun = _Words(), _Words(), meant.referred_to()
-    words.extend(nouns[0].words, "1")
-    words.both(verb.french[2], verb.third, "1v")
-    words.extend(nouns[1].words, "1")
-    words.both("parce que", "because", "link")
-    second.extend(pronoun.words)
-    second.both("est", "is", "v")
-    second.both(quality.agreeing(meant.feminine, False), quality.english, "c")
-    words.extend(second, "2")
-    words.both(".", ".", "end")
-    return _spelled(words, frozenset({(nouns[0].name, nouns[1].name), (meant.name, quality.english)}))
+    said = _begun(nouns[0], verb.french[2], verb.third, "v") + nouns[1].words
+    why = _begun(meant.referred_to(), "est", "is", "v")
+    why += _both(quality.agreeing(meant.feminine, False), quality.english, "c")
+    combinations = frozenset({(nouns[0].name, nouns[1].name), (meant.name, quality.english)})
+    words = replace(_two_clauses(said, ("parce que", "because"), why), combinations=combinations)
+    return _spelled(words, ".")

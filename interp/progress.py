@@ -14,13 +14,10 @@ _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default
 
 def track(items: Sequence[Item]) -> Iterator[Item]:
     """The items, one after the other, telling the listener before each and after the last how many are done."""
-    listener = _listener.get()
     for done, item in enumerate(items):
-        if listener is not None:
-            listener(done, len(items))
+        tell(done, len(items))
         yield item
-    if listener is not None:
-        listener(len(items), len(items))
+    tell(len(items), len(items))
 
 
 def tell(done: int, total: int) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from interp.cache import ActivationCache
 from interp.errors import InputError
+from interp.hooks import select_positions
 from interp.model import HookedGPT
 
 
@@ -18,19 +19,27 @@ def decompose_names(model: HookedGPT) -> list[str]:
 
 
 def decompose(
-    model: HookedGPT, cache: ActivationCache, layer: int | None = None, *, heads: bool = True
+    model: HookedGPT,
+    cache: ActivationCache,
+    layer: int | None = None,
+    *,
+    heads: bool = True,
+    pos: int | slice | None = None,
 ) -> tuple[Float[Tensor, "component batch pos d_model"], list[str]]:
     """The residual stream that enters block `layer` (None: that leaves the last block), split by who wrote it.
 
     Components in order: `embed`, `pos_embed` (where positions are learned), then for each earlier block its heads
     `L0H0` ... (or `attn 0` when heads are not split), its output bias `bias 0`, its MLP `mlp 0` (which includes b_out).
     Their sum is the residual stream. Where a norm follows attention, a head's component is its share at this scale.
+    `pos` takes these positions only (an int keeps the axis, with length one).
 
     Raises HookNameError when the cache lacks one of `decompose_names`.
     """
     layers = model.config.n_layers if layer is None else layer
     if not 0 <= layers <= model.config.n_layers:
         raise InputError(f"layer {layer}", f"expected 0 to {model.config.n_layers}")
+    if pos is not None:
+        cache = ActivationCache({name: select_positions(x, name, pos) for name, x in cache.items()}, model.stack_sizes)
     parts, labels = [cache["embed"][None]], ["embed"]
     if model.config.positions == "learned":
         parts, labels = [*parts, cache["pos_embed"][None]], [*labels, "pos_embed"]
@@ -46,6 +55,57 @@ def decompose(
             parts.append(cache["mlp_out", index][None])
             labels.append(f"mlp {index}")
     return torch.cat(parts), labels
+
+
+def accumulated(
+    model: HookedGPT,
+    cache: ActivationCache,
+    layer: int | None = None,
+    *,
+    mid: bool = False,
+    pos: int | slice | None = None,
+) -> tuple[Float[Tensor, "place batch pos d_model"], list[str]]:
+    """The residual stream as it grows: entering each block up to `layer` (None: and leaving the last), with labels.
+
+    `mid` puts the stream between attention and MLP in too, where blocks have one. Raises HookNameError when the cache
+    lacks one of these.
+    """
+    layers = model.config.n_layers if layer is None else layer
+    if not 0 <= layers <= model.config.n_layers:
+        raise InputError(f"layer {layer}", f"expected 0 to {model.config.n_layers}")
+    names, labels = list[str](), list[str]()
+    for index in range(min(layers + 1, model.config.n_layers)):
+        names.append(f"blocks.{index}.hook_resid_pre")
+        labels.append(f"{index} pre")
+        if mid and index < layers and f"blocks.{index}.hook_resid_mid" in model.hook_points:
+            names.append(f"blocks.{index}.hook_resid_mid")
+            labels.append(f"{index} mid")
+    if layers == model.config.n_layers:
+        names.append(f"blocks.{layers - 1}.hook_resid_post")
+        labels.append("final post")
+    return torch.stack([select_positions(cache[name], name, pos) for name in names]), labels
+
+
+def logit_attrs(
+    model: HookedGPT,
+    cache: ActivationCache,
+    parts: Float[Tensor, "component batch pos d_model"],
+    answer: int | Int[Tensor, " batch"],
+    wrong: int | Int[Tensor, " batch"] | None = None,
+    *,
+    pos: int | slice | None = None,
+) -> Float[Tensor, "component batch pos"]:
+    """What each part of the last residual stream adds to the answer's logit (minus a wrong answer's).
+
+    The final norm's scale is held at the run's value, so that the parts of a stream add up to the whole; its bias, b_U
+    and a soft-cap are apart (Elhage et al. 2021). `pos` are the positions that `parts` have of the run's.
+    """
+    batch = parts.shape[1]
+    ids = [torch.as_tensor(x, device=parts.device).expand(batch) for x in (answer, wrong) if x is not None]
+    name = "ln_final.hook_scale"
+    scale = select_positions(cache[name], name, pos) if model.ln_final.hooked else parts.new_ones(())
+    towards = logit_direction(model, ids[0], ids[1] if len(ids) > 1 else None)  # [batch d_model]
+    return torch.einsum("cbpd,bd->cbp", model.ln_final.share(parts, scale), towards)
 
 
 def head_results(model: HookedGPT, cache: ActivationCache, layer: int) -> Float[Tensor, "head batch pos d_model"]:

@@ -10,6 +10,7 @@ threads as this process does. A worker that dies is replaced, and what it was do
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from interp.progress import tell
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
+ADDRESSES = "local, auto, host:port or ray://host:port"
 ATTEMPTS = 3
 """How many workers may die of one item."""
 AHEAD = 4
@@ -54,10 +56,7 @@ def map_items(fn: Callable[[Item], Value], items: Iterable[Item]) -> Iterator[Va
     Raises whatever fn raises; InterpError when three workers have died of one item.
     """
     current = _cluster.get()
-    if current is None:
-        yield from map(fn, items)
-    else:
-        yield from current.map(fn, items)
+    yield from map(fn, items) if current is None else current.map(fn, items)
 
 
 @contextmanager
@@ -79,15 +78,15 @@ def cluster(address: str = "local", *, workers: int | None = None) -> Iterator["
     joined = ray.is_initialized()
     if not joined:
         _start(ray, address, workers)
-    token = None
     try:
         made = Cluster(ray, workers)
         token = _cluster.set(made)
-        yield made
-    finally:
-        if token is not None:
+        try:
+            yield made
+        finally:
             _cluster.reset(token)
             made.close()
+    finally:
         if not joined:
             ray.shutdown()
 
@@ -106,33 +105,27 @@ def _start(ray: Any, address: str, workers: int | None) -> None:
     if address == "local":
         cpus = workers or max(1, (os.cpu_count() or 1) // torch.get_num_threads())
         options |= {"num_cpus": cpus, "include_dashboard": False}
-    else:
+    elif address != "auto":
         _check_reachable(address)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise NotFoundError(
-            f"no Ray cluster at {address!r}: {str(error).strip().splitlines()[0][:200]}",
-            "expected local, auto, host:port or ray://host:port",
-            "local starts one on this machine",
-        ) from error
+        raise _no_cluster(f"at {address!r}: {_first_line(error)}") from error
 
 
 def _check_reachable(address: str, seconds: float = 5.0) -> None:
     """Raises NotFoundError when nobody answers at host:port; Ray itself would try for ten minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        if address != "auto":
-            raise InputError(f"the Ray address {address!r}", "expected local, auto, host:port or ray://host:port")
-        return
+        raise InputError(f"the Ray address {address!r}", f"expected {ADDRESSES}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
     except OSError as error:
-        raise NotFoundError(
-            f"no Ray cluster answers at {address}: {error.strerror or error}",
-            "expected local, auto, host:port or ray://host:port",
-            "local starts one on this machine",
-        ) from error
+        raise _no_cluster(f"answers at {address}: {error.strerror or error}") from error
+
+
+def _no_cluster(why: str) -> NotFoundError:
+    return NotFoundError(f"no Ray cluster {why}", f"expected {ADDRESSES}", "local starts one on this machine")
 
 
 class _Worker:
@@ -179,58 +172,47 @@ class Cluster:
         """As `map_items`."""
         self._maps += 1
         reference, key = [self.ray.put(fn)], self._maps
-        source = (_Task(number, item) for number, item in enumerate(items))
+        source, deaths = enumerate(items), Counter[int]()
         total = len(items) if isinstance(items, Sized) else 0
-        again: list[_Task] = []
-        running: dict[Any, tuple[_Task, int]] = {}  # the promise of a result -> what it is of, place of the worker
+        again: list[tuple[int, Item]] = []
+        # The promise of a result -> the item with its number, and the place of the worker.
+        running: dict[Any, tuple[tuple[int, Item], int]] = {}
         idle = list(range(len(self.actors)))
         done: dict[int, Value] = {}
-        following, ended = 0, False
+        following = 0
         while True:
             while idle and (again or len(done) < AHEAD * len(self.actors)):
                 task = again.pop() if again else next(source, None)
                 if task is None:
-                    ended = True
                     break
                 place = idle.pop()
-                running[self.actors[place].run.remote(key, reference, task.item)] = (task, place)
-            if running:
-                (ready, *_), _ = self.ray.wait(list(running), num_returns=1)
-                task, place = running.pop(ready)
-                try:
-                    done[task.number] = self.ray.get(ready)
-                except self.ray.exceptions.RayTaskError as error:
-                    raise error.cause from error
-                except self.ray.exceptions.RayError as error:  # the worker, or the machine with its result, is gone
-                    task.mourn(error)
-                    again.append(task)
-                    self.ray.kill(self.actors[place])
-                    self.actors[place] = self._new()
-                idle.append(place)
+                running[self.actors[place].run.remote(key, reference, task[1])] = (task, place)
+            if not running:
+                return
+            (ready, *_), _ = self.ray.wait(list(running), num_returns=1)
+            task, place = running.pop(ready)
+            number = task[0]
+            try:
+                done[number] = self.ray.get(ready)
+            except self.ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except self.ray.exceptions.RayError as error:  # the worker, or the machine with its result, is gone
+                deaths[number] += 1
+                if deaths[number] == ATTEMPTS:
+                    raise InterpError(
+                        f"{ATTEMPTS} workers died of item {number}: {_first_line(error)}",
+                        "expected at least one to live; did they run out of memory?",
+                        "use fewer workers on a machine",
+                    ) from error
+                again.append(task)
+                self.ray.kill(self.actors[place])
+                self.actors[place] = self._new()
+            idle.append(place)
             while following in done:
                 yield done.pop(following)
                 following += 1
                 if total:
                     tell(following, total)
-            if ended and not running and not again:
-                return
-
-
-class _Task:
-    """An item, its number, and how many workers have died of it."""
-
-    def __init__(self, number: int, item: Any) -> None:
-        self.number, self.item, self.deaths = number, item, 0
-
-    def mourn(self, error: Exception) -> None:
-        """Raises InterpError when it has been too many."""
-        self.deaths += 1
-        if self.deaths == ATTEMPTS:
-            raise InterpError(
-                f"{ATTEMPTS} workers died of item {self.number}: {_first_line(error)}",
-                "expected at least one to live; did they run out of memory?",
-                "use fewer workers on a machine",
-            ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,7 +16,6 @@ class Sequences(NamedTuple):
     """[place] for all sequences: the position of the corpus that stands there; -1 for a beginning-of-text token."""
     bounds: np.ndarray
     """[sequence + 1], where each begins."""
-    packed: bool
 
     @property
     def lengths(self) -> np.ndarray:
@@ -29,40 +28,28 @@ class Sequences(NamedTuple):
         return np.add.reduceat((self.source >= 0).astype(np.int64), self.bounds[:-1])
 
 
-def one_text_a_row(corpus: Corpus, context: int, bos: bool) -> Sequences:
-    """Each text in windows that do not overlap, as long as the context allows with the beginning token in front."""
+def rows_of(corpus: Corpus, context: int, *, bos: bool, packed: bool) -> Sequences:
+    """Texts in windows that do not overlap, as long as the context allows with the beginning token in front.
+
+    Each text has windows of its own; with `packed` all texts of a split are one stream, a beginning token before each.
+    """
     width = context - bos
     if width < 1:
         raise InputError(f"a context of {context}", "expected room for a token after the beginning one")
+    splits = [np.flatnonzero(corpus.split == split).tolist() for split in range(len(SPLITS))]
+    beginning = [np.array([-1])] if bos else []
     pieces, lengths = [], []
-    for start, end in zip(corpus.starts[:-1].tolist(), corpus.starts[1:].tolist(), strict=True):
-        for first in range(start, end, width):
-            piece = np.arange(first, min(first + width, end))
-            pieces += [np.array([-1]), piece] if bos else [piece]
-            lengths.append(len(piece) + bos)
-    return Sequences(np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)]), packed=False)
-
-
-def packed_rows(corpus: Corpus, context: int, bos: bool) -> Sequences:
-    """All texts of a split in one stream, a beginning token before each, cut into windows behind one more of them."""
-    width = context - bos
-    if width < 1:
-        raise InputError(f"a context of {context}", "expected room for a token after the beginning one")
-    pieces, lengths = [], []
-    for split in range(len(SPLITS)):
-        stream: list[np.ndarray] = []
-        for text in np.flatnonzero(corpus.split == split).tolist():
-            stream += [np.array([-1])] if bos else []
-            stream.append(np.arange(corpus.starts[text], corpus.starts[text + 1]))
-        whole = np.concatenate(stream) if stream else np.empty(0, dtype=np.int64)
+    for texts in filter(len, splits) if packed else ([text] for text in range(len(corpus.ids))):
+        spans = [np.arange(corpus.starts[text], corpus.starts[text + 1]) for text in texts]
+        stream = np.concatenate([part for span in spans for part in (*beginning, span)])
         first = 0
-        while first < len(whole):
-            first += bos and whole[first] < 0  # the window's own beginning token stands for it
-            window = whole[first : first + width]
+        while first < len(stream):
+            first += bos and stream[first] < 0  # the window's own beginning token stands for it
+            window = stream[first : first + width]
             first += len(window)
-            pieces += [np.array([-1]), window] if bos else [window]
+            pieces += [*beginning, window]
             lengths.append(len(window) + bos)
-    return Sequences(np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)]), packed=True)
+    return Sequences(np.concatenate(pieces), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def divide(stored: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
@@ -77,11 +64,9 @@ def divide(stored: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
 
 def batches(lengths: np.ndarray, tokens: int) -> Iterator[list[int]]:
     """Sequences of like length together: at most `tokens` positions with padding, one sequence at least."""
-    chosen: list[int] = []
-    for place in np.argsort(-lengths, kind="stable").tolist():
-        if chosen and (len(chosen) + 1) * int(lengths[chosen[0]]) > tokens:
-            yield chosen
-            chosen = []
-        chosen.append(place)
-    if chosen:
-        yield chosen
+    order: list[int] = np.argsort(-lengths, kind="stable").tolist()
+    first = 0
+    while first < len(order):
+        end = first + max(1, tokens // int(lengths[order[first]]))
+        yield order[first:end]
+        first = end

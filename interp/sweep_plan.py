@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError, MemoryLimitError
-from interp.hooks import NameSpec
+from interp.hooks import APART, NameSpec
 from interp.interventions import PATTERN, Intervention, axes
 from interp.linear import wide
 from interp.model import HookedGPT
@@ -69,6 +69,8 @@ class Plan:
         layers = [int(name.split(".")[1]) for name in self.names if name.startswith("blocks.")]
         self.last = model.config.n_layers - 1 if self.final else max(layers, default=-1)
         edited = {edit.name for edits in sources for edit in edits}
+        if apart := [name for name in (*sorted(edited), *self.names) if name.endswith(APART)]:
+            raise InputError(f"{apart[0]} in a sweep", "expected another hook point", "use slow_sweep, or model.hooks")
         self.sees_patterns = any(name.endswith(PATTERN) for name in (*edited, *self.names))
         ahead = self.sees_patterns or not model.config.causal  # an edited pattern may look ahead
         kept = length if ahead else self.read[-1] + 1

@@ -5,28 +5,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 
 from interp.texts import SPLITS, Column, Corpus
 
 
 def manifest_bytes(columns: dict[str, np.ndarray], labels: Mapping[str, Column]) -> bytes:
     """A manifest as Parquet; split and labels, which come as codes, as their values."""
-    import pyarrow as pa
+    arrays: dict[str, Any] = {name: values.astype(np.int32) for name, values in columns.items()}
+    arrays |= {name: _label_array(columns[name], column) for name, column in labels.items()}
+    return _table_bytes(arrays | {"split": _split_array(columns["split"])})
 
-    arrays: dict[str, Any] = {}
-    for name, values in columns.items():
-        if name == "split":
-            arrays[name] = pa.DictionaryArray.from_arrays(pa.array(values.astype(np.int8)), pa.array(list(SPLITS)))
-        elif name in labels:
-            arrays[name] = _label_array(values, labels[name])
-        else:
-            arrays[name] = pa.array(values.astype(np.int32))
-    return _table_bytes(pa.table(arrays))
+
+def _split_array(codes: np.ndarray) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int8)), pa.array(SPLITS))
 
 
 def _label_array(codes: np.ndarray, column: Column) -> Any:
-    import pyarrow as pa
-
     types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string()}
     convert = {"bool": bool, "int": int, "float": float, "string": str}[column.kind]
     values = pa.array([convert(value) for value in column.values], type=types[column.kind])
@@ -36,17 +32,11 @@ def _label_array(codes: np.ndarray, column: Column) -> Any:
 
 
 def texts_bytes(corpus: Corpus) -> bytes:
-    import pyarrow as pa
-
-    split = pa.DictionaryArray.from_arrays(pa.array(corpus.split.astype(np.int8)), pa.array(list(SPLITS)))
-    tokens = pa.array(np.diff(corpus.starts).astype(np.int32))
-    number = pa.array(np.arange(len(corpus.ids), dtype=np.int32))
-    return _table_bytes(pa.table({"text": number, "id": pa.array(corpus.ids), "split": split, "tokens": tokens}))
+    number, tokens = np.arange(len(corpus.ids), dtype=np.int32), np.diff(corpus.starts).astype(np.int32)
+    return _table_bytes({"text": number, "id": corpus.ids, "split": _split_array(corpus.split), "tokens": tokens})
 
 
-def _table_bytes(table: Any) -> bytes:
-    import pyarrow.parquet as parquet
-
+def _table_bytes(columns: dict[str, Any]) -> bytes:
     stream = io.BytesIO()
-    parquet.write_table(table, stream, compression="zstd")
+    parquet.write_table(pa.table(columns), stream, compression="zstd")
     return stream.getvalue()

@@ -1,35 +1,17 @@
 """Tokenizers of translation models: one side reads the source language, the other writes the target language."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from shutil import copyfile
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-from tokenizers import Tokenizer as Backend
+from torch import Tensor
 
 from interp.errors import InputError, LoadError
-from interp.files import atomic_path
-from interp.layouts import read_json
-from interp.tokenizer import Tokenizer
-
-WORD = "▁"
-"""Sentencepiece's sign for the space in front of a word."""
-
-
-class PairTokenizer(Protocol):
-    """What a translation model asks of its tokenizer. The model itself adds its start and end tokens."""
-
-    def encode_source(self, text: str) -> list[int]: ...
-
-    def encode_target(self, text: str) -> list[int]: ...
-
-    def to_string(self, tokens: Sequence[int]) -> str: ...
-
-    def to_str_tokens(self, tokens: Sequence[int]) -> list[str]: ...
-
-    def save(self, directory: Path) -> None: ...
+from interp.files import atomic_path, atomic_write
+from interp.layouts import read_json, write_json
+from interp.tokenizer import SPACE, Tokenizer
 
 
 class SentencePiecePair:
@@ -57,9 +39,9 @@ class SentencePiecePair:
 
     def encode_source(self, text: str) -> list[int]:
         """Token ids of a source text. A language code in front (`>>pt<<`) is one token."""
-        code, rest = text[: text.find("<<") + 2] if text.startswith(">>") else "", text
+        code = text[: text.find("<<") + 2] if text.startswith(">>") else ""
         if code in self.ids:
-            return [self.ids[code], *self._encode(self.source_model, rest[len(code) :])]
+            return [self.ids[code], *self._encode(self.source_model, text[len(code) :])]
         return self._encode(self.source_model, text)
 
     def encode_target(self, text: str) -> list[int]:
@@ -77,56 +59,45 @@ class SentencePiecePair:
 
     def to_str_tokens(self, tokens: Sequence[int]) -> list[str]:
         """One string a token; words begin with a space."""
-        return [self.pieces.get(int(token), f"<{token}>").replace(WORD, " ") for token in tokens]
+        return [self.pieces.get(int(token), f"<{token}>").replace(SPACE, " ") for token in tokens]
 
     def save(self, directory: Path) -> None:
         """Copy the three files."""
         for name in self.FILES:
             with atomic_path(directory / name) as path:
                 copyfile(self.directory / name, path)
-        with atomic_path(directory / "tokenizer_config.json") as path:
-            path.write_text(json.dumps({"tokenizer_class": "MarianTokenizer"}) + "\n")
+        write_json(directory / "tokenizer_config.json", {"tokenizer_class": "MarianTokenizer"})
 
 
-class SharedTokenizer:
+class SharedTokenizer(Tokenizer):
     """One byte-level tokenizer (`tokenizer.json`) for both languages."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.tokenizer = Tokenizer(backend)
 
     def encode_source(self, text: str) -> list[int]:
         """Token ids of a source text; a space is put in front, so that the first word is written like the others."""
         if not text.strip():
             raise InputError("the text is empty", "expected at least one character")
-        return self.tokenizer.encode(" " + text.strip())
+        return self.encode(" " + text.strip())
 
     encode_target = encode_source
 
-    def to_string(self, tokens: Sequence[int]) -> str:
+    def to_string(self, tokens: Tensor | Sequence[int]) -> str:
         """The text of token ids."""
-        return self.tokenizer.to_string(tokens).strip()
-
-    def to_str_tokens(self, tokens: Sequence[int]) -> list[str]:
-        """One string a token; words begin with a space."""
-        return self.tokenizer.to_str_tokens(tokens)
+        return super().to_string(tokens).strip()
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json`."""
-        with atomic_path(directory / "tokenizer.json") as path:
-            self.tokenizer.backend.save(str(path))
+        atomic_write(directory / "tokenizer.json", self.backend.to_str(pretty=True))
+
+
+PairTokenizer: TypeAlias = SentencePiecePair | SharedTokenizer
+"""What a translation model reads and writes text with. The model itself adds its start and end tokens."""
 
 
 def load_pair_tokenizer(directory: Path) -> PairTokenizer | None:
     """The tokenizer in a directory, None if there is none. Raises LoadError for files that cannot be read."""
     if all((directory / name).exists() for name in SentencePiecePair.FILES):
         return SentencePiecePair(directory)
-    whole = directory / "tokenizer.json"
-    if not whole.exists():
-        return None
-    try:
-        return SharedTokenizer(Backend.from_file(str(whole)))
-    except Exception as error:  # tokenizers raises bare Exception for damaged files
-        raise LoadError(f"{whole} cannot be read ({str(error).splitlines()[0]})", "expected tokenizer.json") from error
+    return SharedTokenizer.from_directory(directory)  # type: ignore[return-value]
 
 
 def _sentencepiece(path: Path) -> Any:

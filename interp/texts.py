@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -132,18 +131,16 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 
 def _entry(entry: dict[str, Any], where: str) -> Text:
-    given = [name for name in ("text", "words", "tokens") if entry.get(name)]
-    if len(given) != 1:
-        raise InputError(
-            f"{where}: {' and '.join(given) if given else 'no text'}", "expected one of text, words, tokens"
-        )
     kinds = {"text": str, "words": str, "tokens": int}
-    value = entry[given[0]]
-    good = isinstance(value, str) if given[0] == "text" else isinstance(value, list)
-    if not good or not all(isinstance(part, kinds[given[0]]) for part in value):
-        raise InputError(f"{where}: {given[0]} = {value!r}"[:200], "expected text, or lists of words or of token ids")
-    labels = {name: value for name, value in entry.items() if name not in ("text", "words", "tokens", "id")}
-    return Text(**{given[0]: value}, id="" if entry.get("id") is None else str(entry["id"]), labels=labels)
+    given = [name for name in kinds if entry.get(name)]
+    if len(given) != 1:
+        raise InputError(f"{where}: {' and '.join(given) or 'no text'}", "expected one of text, words, tokens")
+    name = given[0]
+    value = entry[name]
+    if not isinstance(value, str if name == "text" else list) or not all(isinstance(x, kinds[name]) for x in value):
+        raise InputError(f"{where}: {name} = {value!r}"[:200], "expected text, or lists of words or of token ids")
+    labels = {name: value for name, value in entry.items() if name not in (*kinds, "id")}
+    return Text(**{name: entry[name]}, id="" if entry.get("id") is None else str(entry["id"]), labels=labels)
 
 
 def build_corpus(
@@ -164,6 +161,8 @@ def build_corpus(
     """
     shares = _shares(split)
     given = list(_as_texts(texts))
+    if not given:
+        raise InputError("no texts", "expected at least one")
     for name, column in (labels or {}).items():
         if len(column) != len(given):
             raise InputError(f"label {name!r} has {len(column)} entries", f"expected {len(given)}, one a text")
@@ -180,7 +179,7 @@ def build_corpus(
         _check_ids(model, row, where)
         entries = {**text.labels, **{name: column[number] for name, column in (labels or {}).items()}}
         for name, coder in coders.items():
-            coder.add(entries.get(name), len(row), len(text.words), owner, where)
+            coder.add(entries.get(name), owner, 0 if text.tokens else len(text.words), where)
         key = text.id or hashlib.sha256(row.tobytes()).hexdigest()
         chosen.append(_choose(entries.get("split"), key, seed, shares, where))
         ids.append(text.id or str(number))
@@ -212,9 +211,7 @@ def _as_texts(texts: Texts) -> Iterator[Text]:
             raise InputError(f"tokens of shape {tuple(texts.shape)} and {texts.dtype}", "expected ids [batch pos]")
         texts = texts.tolist()
     found: Iterable[object] = [texts] if isinstance(texts, str) else texts
-    empty = True
     for one in found:
-        empty = False
         if isinstance(one, Text):
             yield one
         elif isinstance(one, str):
@@ -223,14 +220,12 @@ def _as_texts(texts: Texts) -> Iterator[Text]:
             yield Text(tokens=[int(token) for token in one])
         else:
             raise InputError(f"a text of type {type(one).__name__}", "expected text, Text, or a list of token ids")
-    if empty:
-        raise InputError("no texts", "expected at least one")
 
 
-def _encoded(model: HookedGPT, texts: list[Text], at_once: int = 512) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Token ids of each text; and of which word each token is the last (-1: of none), None where there are no words."""
-    todo = iter(texts)
-    while chunk := list(islice(todo, at_once)):
+def _encoded(model: HookedGPT, texts: list[Text], at_once: int = 512) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Token ids of each text; and of which word each token is the last (-1: of none), without words its own number."""
+    for start in range(0, len(texts), at_once):
+        chunk = texts[start : start + at_once]
         strings = [" ".join(text.words) if text.words else text.text for text in chunk if not text.tokens]
         try:
             made = iter(model._tokenizer().backend.encode_batch(strings, add_special_tokens=False) if strings else ())
@@ -238,57 +233,48 @@ def _encoded(model: HookedGPT, texts: list[Text], at_once: int = 512) -> Iterato
             raise InputError("a text with lone surrogates", "expected valid Unicode") from None
         for text in chunk:
             if text.tokens:
-                yield np.array(text.tokens, dtype=np.int32), None
+                yield np.array(text.tokens, dtype=np.int32), np.arange(len(text.tokens))
                 continue
             encoding = next(made)
-            owner = _last_tokens(text.words, encoding.offsets) if text.words else None
+            owner = _last_tokens(text.words, encoding.offsets) if text.words else np.arange(len(encoding.ids))
             yield np.array(encoding.ids, dtype=np.int32), owner
 
 
 def _last_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     """[token] the number of the word whose last character the token ends with; -1 for tokens inside a word."""
-    ends = np.cumsum([len(word) + 1 for word in words]) - 1
-    owner = np.full(len(offsets), -1)
-    word = 0
-    for token, (start, end) in enumerate(offsets):
-        while word < len(ends) and ends[word] <= start:
-            word += 1
-        if word < len(ends) and start < ends[word] <= end:
-            owner[token] = word
-            if token and owner[token - 1] == word:  # a character in several tokens: the last has it all
-                owner[token - 1] = -1
+    ends = np.append(np.cumsum([len(word) + 1 for word in words]) - 1, np.iinfo(np.int64).max)
+    first, last = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    owner = np.searchsorted(ends, first, side="right")
+    owner[ends[owner] > last] = -1
+    owner[:-1][owner[:-1] == owner[1:]] = -1  # a character in several tokens: the last has it all
     return owner
 
 
 def _check_ids(model: HookedGPT, row: np.ndarray, where: str) -> None:
     if not len(row):
         raise InputError(f"{where} is empty", "expected at least one token")
-    low, high = int(row.min()), int(row.max())
-    if low < 0 or high >= model.config.d_vocab:
-        wrong = low if low < 0 else high
-        raise InputError(f"{where}: token id {wrong}", f"expected 0 to {model.config.d_vocab - 1}, this vocabulary")
+    wrong = row[(row < 0) | (row >= model.config.d_vocab)]
+    if len(wrong):
+        raise InputError(f"{where}: token id {wrong[0]}", f"expected 0 to {model.config.d_vocab - 1}, this vocabulary")
 
 
+@dataclass
 class _Coder:
     """Gathers one label as codes, position by position."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.numbers: dict[tuple[type, Any], int] = {}
-        self.parts: list[np.ndarray] = []
+    name: str
+    numbers: dict[tuple[type, Any], int] = field(default_factory=dict)
+    parts: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, value: object, length: int, words: int, owner: np.ndarray | None, where: str) -> None:
+    def add(self, value: object, owner: np.ndarray, words: int, where: str) -> None:
         if not isinstance(value, (list, tuple, np.ndarray)):
-            self.parts.append(np.full(length, self._code(value, where), dtype=np.int32))
+            self.parts.append(np.full(len(owner), self._code(value, where), dtype=np.int32))
             return
         codes = np.array([*(self._code(one, where) for one in value), -1], dtype=np.int32)
-        expected = length if owner is None else words
-        if len(codes) - 1 != expected:
-            kind = "token" if owner is None else "word"
-            raise InputError(
-                f"{where}: label {self.name!r} has {len(codes) - 1} values", f"expected {expected}, one a {kind}"
-            )
-        self.parts.append(codes[:-1] if owner is None else codes[owner])  # -1 picks the last entry, which is -1
+        found, expected = len(codes) - 1, f"{words}, one a word" if words else f"{len(owner)}, one a token"
+        if found != (words or len(owner)):
+            raise InputError(f"{where}: label {self.name!r} has {found} values", f"expected {expected}")
+        self.parts.append(codes[owner])  # -1 picks the last entry, which is -1
 
     def _code(self, value: object, where: str) -> int:
         if isinstance(value, np.generic):
@@ -300,9 +286,7 @@ class _Coder:
         return self.numbers.setdefault((type(value), value), len(self.numbers))
 
     def column(self) -> Column:
-        values = tuple(value for _, value in self.numbers)
-        codes = np.concatenate(self.parts)
         kinds = {kind for kind, _ in self.numbers}
         if str in kinds and len(kinds) > 1:
             raise InputError(f"label {self.name!r} is text in some places and a number in others", "expected one kind")
-        return Column(values, codes)
+        return Column(tuple(value for _, value in self.numbers), np.concatenate(self.parts))

@@ -19,7 +19,7 @@ from interp.files import atomic_path
 from interp.layouts import read_json, write_json
 
 END_OF_TEXT = "<|endoftext|>"
-_SPACE = "\u2581"
+SPACE = "\u2581"
 """Sentencepiece's sign for a space."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """How it writes a byte of a character that is no piece."""
@@ -60,7 +60,7 @@ class Tokenizer:
         decoding = list(_parts(backend.decoder))
         parts = [*decoding, *_parts(backend.pre_tokenizer), *_parts(backend.normalizer)]
         self._byte_of = _byte_of_character() if any(part["type"] == "ByteLevel" for part in parts) else {}
-        self._spaced = not self._byte_of and _SPACE in str(parts)
+        self._spaced = not self._byte_of and SPACE in str(parts)
         self._separator = b"" if decoding or self._byte_of or self._spaced else b" "  # of whole words
         self._stripped = any(
             part.get("start", 0) > 0 or part.get("prepend_scheme", "never") != "never"  # Strip or Metaspace
@@ -159,7 +159,7 @@ class Tokenizer:
         """The id of a text that is exactly one token. Raises InputError, with the pieces, otherwise."""
         ids = self.encode(text)
         if self._spaced:  # encoding may put a space in front: a piece of that name is the token inside a text
-            names = (text.replace(" ", _SPACE), f"<0x{text.encode().hex().upper()}>")
+            names = (text.replace(" ", SPACE), f"<0x{text.encode().hex().upper()}>")
             exact = [token for token in map(self.backend.token_to_id, names) if token is not None]
             ids = next(([token] for token in exact if self.token_bytes(token) == text.encode()), ids)
         pieces = self.to_str_tokens(ids)
@@ -204,7 +204,7 @@ class Tokenizer:
             byte = _BYTE.fullmatch(text) if self._spaced else None
             if byte:
                 return bytes([int(byte[1], 16)])
-        return (text.replace(_SPACE, " ") if self._spaced else text).encode()
+        return (text.replace(SPACE, " ") if self._spaced else text).encode()
 
     @cached_property
     def _added(self) -> frozenset[int]:

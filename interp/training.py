@@ -5,18 +5,18 @@ resumed ends with the same weights as one that was not (on the same machine with
 """
 
 import csv
-import io
 import json
 import math
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from interp import corpus
 from interp.config import GPTConfig
 from interp.errors import InputError, LoadError
-from interp.files import atomic_path
+from interp.files import atomic_path, atomic_write
 from interp.initial import nanogpt_weights
 from interp.loading import choose_device
 from interp.model import HookedGPT
@@ -40,6 +40,10 @@ CHECKPOINT = "checkpoint.pt"
 CURVE = "curve.csv"
 COMPILED_FROM = 500
 """Steps from which a run on the CPU is compiled first; that takes ten seconds or more."""
+FEW_BYTES = 50_000
+"""Of text, below which it is read byte by byte."""
+LARGE = 5_000_000
+"""Bytes of text from which the defaults are those for a dump: a larger model, hours on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +63,9 @@ class Stage:
     """Share of the sequences that are random tokens repeated to the end (`corpus.periods`). All others are text."""
 
     @property
-    def shortest(self) -> int:
-        """Fewest tokens that a sequence must have."""
-        return 2 if self.pairs or self.pieces or self.repeats else 1
+    def copied(self) -> tuple[float, float, float]:
+        """The shares of the three kinds of random tokens."""
+        return self.pairs, self.pieces, self.repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +76,11 @@ class TrainSettings:
     """Architecture."""
     stages: tuple[Stage, ...]
     """What is trained on, in order."""
-    corpus: str = ""
-    """Path of a MediaWiki XML dump (plain or .gz); not needed when `train` is given batches."""
+    corpus: str | Sequence[str] = ""
+    """Path of a MediaWiki XML dump (plain or .gz), or of what `corpus.documents` takes, or several of these; not needed
+    when `train` is given batches."""
+    characters: bool = False
+    """Whether a token is a character, not byte pairs (nor a byte, which it is with a vocabulary of 257)."""
     optimiser: Literal["muon", "adamw"] = "muon"
     """`muon`: Muon for the blocks' matrices, AdamW for all else. `adamw`: AdamW for everything."""
     matrix_lr: float = 0.02
@@ -111,14 +118,13 @@ class TrainSettings:
     """Of the forward and backward pass (autocast); weights and optimiser are float32."""
 
     def __post_init__(self) -> None:
-        if not self.stages or any(s.steps < 1 or s.batch < 1 or s.length < s.shortest for s in self.stages):
+        if not self.stages or any(s.steps < 1 or s.batch < 1 or s.length < 1 + any(s.copied) for s in self.stages):
             raise InputError(
                 "training needs stages of at least one step, one sequence and one token (two for random tokens)"
             )
         if max(stage.length for stage in self.stages) > self.config.n_ctx:
             raise InputError("a stage is longer than the context", f"expected length <= n_ctx = {self.config.n_ctx}")
-        shares = [(stage.pairs, stage.pieces, stage.repeats) for stage in self.stages]
-        if any(min(share) < 0 or sum(share) > 1 for share in shares):
+        if any(min(stage.copied) < 0 or sum(stage.copied) > 1 for stage in self.stages):
             raise InputError("pairs, pieces and repeats are shares of a batch", "expected 0 to 1 together")
 
     @property
@@ -127,11 +133,8 @@ class TrainSettings:
 
     def stage_of(self, step: int) -> Stage:
         """The stage that a step, counted from 0, belongs to."""
-        for stage in self.stages:
-            if step < stage.steps:
-                return stage
-            step -= stage.steps
-        return self.stages[-1]
+        ends = accumulate(stage.steps for stage in self.stages)
+        return next((stage for stage, end in zip(self.stages, ends, strict=True) if step < end), self.stages[-1])
 
     def rate(self, step: int) -> float:
         """What the learning rates are multiplied by at a step: up, level, down to zero (a trapezoid)."""
@@ -184,14 +187,13 @@ def orthogonalise(x: Float[Tensor, "*batch row column"], steps: int = 5) -> Floa
 
     The quintic Newton-Schulz iteration of Jordan et al. (2024), in bfloat16 with their coefficients.
     """
-    y: Tensor = x.bfloat16()
-    wide: Tensor = y if y.shape[-2] <= y.shape[-1] else y.mT
+    tall = x.shape[-2] > x.shape[-1]
+    wide: Tensor = (x.mT if tall else x).bfloat16()
     wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         square = wide @ wide.mT
         wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
-    result: Tensor = wide if y.shape[-2] <= y.shape[-1] else wide.mT
-    return result.type_as(x)
+    return (wide.mT if tall else wide).type_as(x)
 
 
 class TextAndCopies:
@@ -214,11 +216,9 @@ class TextAndCopies:
     def __call__(self, step: int) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
         stage = self.settings.stage_of(step)
         rng = np.random.default_rng((self.settings.seed, step))
-        kinds = [corpus.pairs] * round(stage.batch * stage.pairs)
-        kinds += [corpus.pieces] * round(stage.batch * stage.pieces)
-        kinds += [corpus.periods] * round(stage.batch * stage.repeats)
-        x = np.zeros((stage.batch, stage.length), np.int64)
-        y = np.zeros((stage.batch, stage.length), np.int64)
+        shares = zip((corpus.pairs, corpus.pieces, corpus.periods), stage.copied, strict=True)
+        kinds = [kind for kind, share in shares for _ in range(round(stage.batch * share))]
+        x, y = np.zeros((2, stage.batch, stage.length), np.int64)
         for row in range(stage.batch):
             if row < len(kinds):
                 order, known = kinds[row](rng, stage.length)
@@ -230,6 +230,54 @@ class TextAndCopies:
                 y[row] = sequence
             x[row, 1:] = sequence[:-1]
         return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def settings_for_text(
+    texts: Sequence[str],
+    *,
+    tokenizer: Literal["bpe", "bytes", "characters"] | None = None,
+    layers: int | None = None,
+    heads: int | None = None,
+    width: int | None = None,
+    context: int | None = None,
+    vocabulary: int | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    repeats: float = 0.0,
+    **others: Any,
+) -> TrainSettings:
+    """Settings that suit these texts (minutes on two cores up to LARGE bytes), where they are not given.
+
+    Bytes for less than FEW_BYTES, else byte pairs, about one token for every 200 bytes of text. `others` are fields of
+    TrainSettings. Raises InputError as `corpus.train_tokenizer` does.
+    """
+    size = sum(len(text.encode()) for text in texts)
+    large = size >= LARGE
+    kind = tokenizer or ("bytes" if size < FEW_BYTES else "bpe")
+    if vocabulary is not None and kind != "bpe":
+        raise InputError(f"a vocabulary of {vocabulary} for {kind}", "expected one for bpe only")
+    if kind == "characters":
+        learned = corpus.character_tokenizer(texts)
+    else:
+        suited = 2 ** round(math.log2(max(1, size) / 200))
+        wanted = corpus.BYTES if kind == "bytes" else vocabulary or min(4096, max(512, suited))
+        learned = corpus.train_tokenizer(corpus.split_text(texts)[0], wanted)
+    width = width or (256 if large else 128)
+    context = context or (256 if large or kind != "bpe" else 128)
+    steps = steps or (6000 if large else 300)
+    config = GPTConfig(
+        n_layers=layers or (4 if large else 2),
+        n_heads=heads or max(1, width // 32),
+        d_model=width,
+        n_ctx=context,
+        d_vocab=learned.get_vocab_size(),
+    )
+    stage = Stage(
+        steps=steps, batch=batch or (32 if large else max(1, 2048 // context)), length=context, repeats=repeats
+    )
+    shape: dict[str, Any] = {"config": config, "stages": (stage,), "characters": kind == "characters"}
+    pace = {"warm_up": max(1, steps // 10), "decay": steps // 2} if not large else {}
+    return TrainSettings(**{"dtype": "bfloat16" if large else "float32", **shape, **pace, **others})
 
 
 def train(
@@ -247,6 +295,9 @@ def train(
 ) -> HookedGPT:
     """Train a model and leave it in `out`, in Hugging Face layout, with `curve.csv` and `settings.json`.
 
+    The weights are the last, or, where `evaluate` gives a `held_out_loss`, those for which that was lowest (the curve's
+    `best_step`).
+
     Args:
         settings: what decides the weights.
         out: a directory; also holds the checkpoint while the run is going.
@@ -260,12 +311,23 @@ def train(
     """
     check_new(out, resume)
     model = build(settings).to(choose_device(device))
+    run = Run(settings, model, out, optimisers(settings, model))
     if batches is None:
-        corpus.prepare(Path(settings.corpus), out / "corpus", settings.config.d_vocab)
-        model.tokenizer = Tokenizer.from_directory(out / "corpus")
-        batches = TextAndCopies(np.memmap(out / "corpus" / "train.bin", dtype="<u2", mode="r"), settings)
+        folder, d_vocab = out / "corpus", settings.config.d_vocab
+        sources = [settings.corpus] if isinstance(settings.corpus, str) else settings.corpus
+        corpus.prepare(
+            [Path(source) for source in sources],
+            folder,
+            d_vocab,
+            characters=settings.characters,
+            check=lambda tokens: TextAndCopies(tokens, settings),
+        )
+        model.tokenizer = Tokenizer.from_directory(folder)
+        tokens = np.memmap(folder / "train.bin", dtype="<u2", mode="r")
+        batches = TextAndCopies(tokens, settings)
+        if not any(any(stage.copied) for stage in settings.stages):
+            run.tokens_per_byte = len(tokens) / (folder / "train.txt").stat().st_size
     out.mkdir(parents=True, exist_ok=True)  # not before the corpus is known to do
-    run = _Run(settings, model, out)
     carry_out(
         run,
         out,
@@ -275,21 +337,10 @@ def train(
         evaluate_every=evaluate_every if evaluate is not None else 0,
         checkpoint_seconds=checkpoint_seconds,
     )
+    if run.best:
+        model.load_state_dict(run.best["weights"])
     model.save_pretrained(out, dtype=torch.bfloat16 if settings.dtype == "bfloat16" else None)
     return model
-
-
-class Run(Protocol):
-    """What `carry_out` has to know of a training run."""
-
-    step: int
-
-    @property
-    def settings(self) -> Any: ...
-
-    def save(self, path: Path) -> None: ...
-
-    def restore(self, path: Path) -> None: ...
 
 
 def check_new(out: Path, resume: bool) -> None:
@@ -301,7 +352,7 @@ def check_new(out: Path, resume: bool) -> None:
 
 
 def carry_out(
-    run: Run,
+    run: "Run",
     out: Path,
     advance: Callable[[], None],
     *,
@@ -317,8 +368,7 @@ def carry_out(
     checkpoint, steps = out / CHECKPOINT, run.settings.steps
     if checkpoint.exists():
         run.restore(checkpoint)
-    with atomic_path(out / "settings.json") as path:
-        path.write_text(json.dumps(asdict(run.settings), indent=2) + "\n")
+    atomic_write(out / "settings.json", json.dumps(asdict(run.settings), indent=2) + "\n")
     saved = time.monotonic()
     with held_back_interrupt() as interrupted:
         while run.step < steps:
@@ -381,33 +431,37 @@ def next_token_loss(model: HookedGPT, tokens: Tensor, targets: Tensor) -> Tensor
     frame = model.frame(None, positions, tokens.shape[1])
     x = model.run_blocks(model.embedded(tokens, positions), frame)
     logits = model.unembedded(model.ln_final(x))
-    total: Tensor = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
-    return total
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
 
 
-class _Run:
+_COUNTS = ("step", "tokens", "seconds", "sums", "rows", "best")
+"""What a checkpoint keeps of a run, besides weights, optimisers and settings."""
+
+
+class Run:
     """The state of a run: what a checkpoint holds."""
 
-    def __init__(self, settings: TrainSettings, model: HookedGPT, out: Path) -> None:
-        self.settings, self.model, self.out = settings, model, out
-        self.optimisers = optimisers(settings, model)
+    def __init__(
+        self, settings: TrainSettings, model: HookedGPT, out: Path, optimisers: list[torch.optim.Optimizer]
+    ) -> None:
+        self.settings, self.model, self.out, self.optimisers = settings, model, out, optimisers
         self.base = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.sums = [0.0, 0.0]  # loss and number of targets since the last report
         self.rows: list[dict[str, float]] = []
-        self.loss = (
-            torch.compile(next_token_loss, dynamic=False)
-            if settings.steps >= COMPILED_FROM and _compiler() and model.device.type == "cpu"
-            else next_token_loss
-        )
+        self.tokens_per_byte = 0.0
+        """Of the text, where all that is trained on is text: the curve then has the loss in bits per byte too."""
+        self.best: dict[str, Any] = {}
+        """Loss, step and weights of the lowest held-out loss so far."""
+        compiled = settings.steps >= COMPILED_FROM and _compiler() and model.device.type == "cpu"
+        self.loss = torch.compile(next_token_loss, dynamic=False) if compiled else next_token_loss
 
     def advance(self, tokens: Tensor, targets: Tensor) -> None:
         """One step of the optimisers on one batch."""
         begin = time.monotonic()
         device = self.model.device
-        narrow = self.settings.dtype == "bfloat16"
-        with torch.autocast(device.type, torch.bfloat16) if narrow else nullcontext():
+        with torch.autocast(device.type, torch.bfloat16) if self.settings.dtype == "bfloat16" else nullcontext():
             total = self.loss(self.model, tokens.to(device), targets.to(device))
         count = int((targets >= 0).sum())
         (total / max(1, count)).backward()
@@ -432,37 +486,28 @@ class _Run:
         self, evaluate: Callable[[HookedGPT], dict[str, float]] | None, tell: Callable[[Progress], None] | None
     ) -> None:
         """Add a row to the curve."""
-        measures: dict[str, float] = {}
-        if evaluate is not None:
-            measures = evaluate(self.model)
-        rate = self.settings.rate(self.step - 1)
-        state = Progress(
-            self.step,
-            self.settings.steps,
-            self.tokens,
-            self.sums[0] / max(1.0, self.sums[1]),
-            rate,
-            self.seconds,
-            measures,
-        )
+        measures = {} if evaluate is None else dict(evaluate(self.model))
+        held_out = measures.get("held_out_loss", math.inf)
+        if held_out < self.best.get("loss", math.inf):
+            weights = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+            self.best = {"loss": held_out, "step": self.step, "weights": weights}
+        if "held_out_loss" in measures:
+            measures["best_step"] = self.best.get("step", 0)
+        loss, rate = self.sums[0] / max(1.0, self.sums[1]), self.settings.rate(self.step - 1)
         self.sums = [0.0, 0.0]
-        row = {name: value for name, value in asdict(state).items() if name not in ("steps", "measures")} | measures
-        self.rows.append(row)
+        if self.tokens_per_byte:
+            measures = {"bits_per_byte": loss / math.log(2) * self.tokens_per_byte, **measures}
+        state = Progress(self.step, self.settings.steps, self.tokens, loss, rate, self.seconds, measures)
+        row = {name: value for name, value in asdict(state).items() if name not in ("steps", "measures")}
+        self.rows.append(row | measures)
         write_curve(self.rows, self.out / CURVE)
         if tell is not None:
             tell(state)
 
     def save(self, path: Path) -> None:
-        state = {
-            "settings": fingerprint(self.settings),
-            "model": self.model.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "sums": self.sums,
-            "rows": self.rows,
-        }
+        state = {name: getattr(self, name) for name in _COUNTS}
+        state |= {"settings": fingerprint(self.settings), "model": self.model.state_dict()}
+        state["optimisers"] = [optimiser.state_dict() for optimiser in self.optimisers]
         with atomic_path(path) as temporary:
             torch.save(state, temporary)
 
@@ -476,48 +521,38 @@ class _Run:
         self.model.load_state_dict(state["model"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.sums, self.rows = state["sums"], state["rows"]
+        for name in _COUNTS:
+            setattr(self, name, state.get(name, getattr(self, name)))
 
 
 def optimisers(settings: TrainSettings, model: HookedGPT) -> list[torch.optim.Optimizer]:
     """AdamW for embeddings, gains and biases (or for everything), and Muon for the blocks' matrices."""
-    matrices = [(name, x) for name, x in model.named_parameters() if name.startswith("blocks.") and x.ndim == 2]
-    if settings.optimiser == "adamw":
-        matrices = []
-    with_muon = {id(weight) for _, weight in matrices}
-    others = [weight for weight in model.parameters() if id(weight) not in with_muon]
-    embeddings = [model.W_E, model.W_pos]
-    inner = [weight for weight in others if weight is not model.W_E and weight is not model.W_pos]
+    embeddings, matrices = [model.W_E, model.W_pos], []
+    if settings.optimiser == "muon":
+        matrices = [x for name, x in model.named_parameters() if name.startswith("blocks.") and x.ndim == 2]
+    apart = {id(weight) for weight in embeddings + matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in apart]
     decay = settings.weight_decay
     groups = [
-        {"params": [x for x in inner if x.ndim == 2], "weight_decay": decay},
-        {"params": [x for x in inner if x.ndim != 2], "weight_decay": decay if settings.decay_all else 0.0},
+        {"params": [x for x in others if x.ndim == 2], "weight_decay": decay},
+        {"params": [x for x in others if x.ndim != 2], "weight_decay": decay if settings.decay_all else 0.0},
         {"params": embeddings, "weight_decay": decay, "lr": settings.embed_lr or settings.lr},
     ]
     groups = [group for group in groups if group["params"]]
     adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
     if not matrices:
         return [adamw]
-    muon = Muon(
-        [weight for _, weight in matrices],
-        lr=settings.matrix_lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
-    return [adamw, muon]
+    return [adamw, Muon(matrices, lr=settings.matrix_lr, momentum=settings.momentum, weight_decay=decay)]
 
 
 def write_curve(rows: list[dict[str, float]], path: Path) -> None:
     """The curve as CSV; columns that a row lacks are left empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
-    with atomic_path(path) as temporary:
-        temporary.write_text(text.getvalue())
+    texts = [{name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows]
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(texts)
 
 
 def fingerprint(settings: TrainSettings) -> str:

@@ -62,11 +62,11 @@ def translate_tokens(
             f"expected at least 1 beam, and a length of 2 to {model.config.n_ctx}",
         )
     if num_beams == 1:
-        return _greedy(model, source, source_mask, longest, use_cache)
+        return _greedy(_Decoder(model, source, source_mask, 1, use_cache), longest)
     rows = []
     for row in range(len(source)):  # one by one: sentences finish at different times
         mask = None if source_mask is None else source_mask[row : row + 1]
-        rows.append(_beam(model, source[row : row + 1], mask, num_beams, longest, use_cache))
+        rows.append(_beam(_Decoder(model, source[row : row + 1], mask, num_beams, use_cache), longest))
     return rows
 
 
@@ -90,11 +90,6 @@ class _Decoder:
             self.model.context.growing = False
         return wide(logits)
 
-    def follow(self, rows: Int[Tensor, " batch"]) -> None:
-        """From here on row i continues what row `rows[i]` was."""
-        if self.past is not None:
-            self.past.select(rows)
-
 
 def _restrict(model: HookedEncoderDecoder, scores: Tensor, last: bool) -> Tensor:
     """Scores with what may not be written at minus infinity."""
@@ -107,13 +102,10 @@ def _restrict(model: HookedEncoderDecoder, scores: Tensor, last: bool) -> Tensor
     return scores
 
 
-def _greedy(
-    model: HookedEncoderDecoder, source: Tensor, source_mask: Tensor | None, longest: int, use_cache: bool
-) -> list[list[int]]:
-    decoder = _Decoder(model, source, source_mask, 1, use_cache)
-    end = model.config.end_token
-    written = torch.full((len(source), 1), model.config.start_token, device=model.device)
-    ended = torch.zeros(len(source), dtype=torch.bool, device=model.device)
+def _greedy(decoder: _Decoder, longest: int) -> list[list[int]]:
+    model, batch, end = decoder.model, len(decoder.memory), decoder.model.config.end_token
+    written = torch.full((batch, 1), model.config.start_token, device=model.device)
+    ended = torch.zeros(batch, dtype=torch.bool, device=model.device)
     while written.shape[1] < longest and not bool(ended.all()):
         scores = _restrict(model, decoder.logits(written), written.shape[1] == longest - 1)
         chosen = scores.argmax(-1).masked_fill(ended, end)
@@ -127,15 +119,13 @@ def _until_end(row: list[int], end: int) -> list[int]:
     return row[: row.index(end, 1) + 1] if end in row[1:] else row
 
 
-def _beam(
-    model: HookedEncoderDecoder, source: Tensor, source_mask: Tensor | None, beams: int, longest: int, use_cache: bool
-) -> list[int]:
+def _beam(decoder: _Decoder, longest: int) -> list[int]:
     """The best of the hypotheses that ended, by log-probability over length to the power of `length_penalty`.
 
     Each step takes the 2 x beams best continuations: those among the first `beams` that end join the ended ones, and
     the best that do not end go on. It is over when no hypothesis that goes on can beat the worst of `beams` ended ones.
     """
-    config, decoder = model.config, _Decoder(model, source, source_mask, beams, use_cache)
+    model, config, beams = decoder.model, decoder.model.config, len(decoder.memory)
     written = torch.full((beams, 1), config.start_token, device=model.device)
     scores = torch.full((beams,), NEVER, device=model.device)
     scores[0] = 0.0  # all beginnings are the same: follow one
@@ -156,7 +146,8 @@ def _beam(
         scores, kept = (best + finished * NEVER).topk(beams)
         rows = rows[kept]
         written = torch.cat([written[rows], tokens[kept, None]], dim=1)
-        decoder.follow(rows)
+        if decoder.past is not None:
+            decoder.past.select(rows)
         if len(ended) == beams and float(scores[0]) / length**config.length_penalty <= ended[-1][0]:
             break
     return ended[0][1]

@@ -62,19 +62,14 @@ class Translators:
     def save(self, path: str | Path) -> None:
         """Write them as safetensors."""
         facts = {"tokens": self.tokens, "model": self.model}
-        tensors = {"weight": self.weight, "bias": self.bias}
-        _write(Path(path), {name: x.detach().cpu().contiguous() for name, x in tensors.items()}, facts)
+        _write(Path(path), {"weight": self.weight, "bias": self.bias}, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> "Translators":
         """Read what `save` wrote. Raises NotFoundError or LoadError."""
         tensors, facts = _read(Path(path))
-        return cls(
-            weight=tensors["weight"],
-            bias=tensors["bias"],
-            tokens=int(facts.get("tokens", 0)),
-            model=str(facts.get("model", "")),
-        )
+        told = {"tokens": int(facts.get("tokens", 0)), "model": str(facts.get("model", ""))}
+        return cls(weight=tensors["weight"], bias=tensors["bias"], **told)  # type: ignore[arg-type]
 
     @classmethod
     def identity(cls, model: HookedGPT) -> "Translators":
@@ -220,8 +215,7 @@ def train(
         if progress is not None:
             progress(TrainState(step=step + 1, steps=steps, loss=losses))
         if state_path is not None and (step + 1) % save_every == 0 and step + 1 < steps:
-            kept = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-            _write(state_path, kept, settings | {"done": step + 1})
+            _write(state_path, tensors, settings | {"done": step + 1})
     made = Translators(
         weight=tensors["weight"], bias=tensors["bias"], tokens=steps * batch * length, model=fingerprint(model)
     )
@@ -276,8 +270,9 @@ def _resumed(path: Path, settings: dict[str, object], model: HookedGPT) -> tuple
 
 
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
+    kept = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata={"facts": json.dumps(facts)})
+        save_file(kept, str(temporary), metadata={"facts": json.dumps(facts)})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,23 +4,20 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import tokenizers
 import torch
 from jaxtyping import Int
+from tokenizers import BertWordPieceTokenizer
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from interp.errors import InputError, LoadError
-from interp.files import atomic_path
+from interp.errors import LoadError
+from interp.files import atomic_write
+from interp.hooked import padded
+from interp.tokenizer import Tokenizer
 
 
-class WordPiece:
-    """Tokens of a BERT: [CLS] in front, [SEP] behind."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        backend.no_truncation()
-        backend.no_padding()
+class WordPiece(Tokenizer):
+    """Tokens of a BERT: `prepend_bos` puts [CLS] in front and [SEP] behind."""
 
     @classmethod
     def from_directory(cls, directory: Path) -> "WordPiece | None":
@@ -34,7 +31,9 @@ class WordPiece:
                 return cls(Backend.from_file(str(whole)))
             if vocabulary.exists():
                 options = json.loads(told.read_text()) if told.exists() else {}
-                return cls(_from_vocabulary(vocabulary, lowercase=options.get("do_lower_case", True)))
+                lowercase = options.get("do_lower_case", True)
+                made = BertWordPieceTokenizer.from_file(str(vocabulary), lowercase=lowercase)
+                return cls(Backend.from_str(made.to_str()))
         except Exception as error:  # tokenizers raises bare Exception for damaged files
             raise LoadError(
                 f"{directory}: the tokenizer cannot be read ({str(error).splitlines()[0]})",
@@ -44,8 +43,7 @@ class WordPiece:
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json`."""
-        with atomic_path(directory / "tokenizer.json") as path:
-            self.backend.save(str(path))
+        atomic_write(directory / "tokenizer.json", self.backend.to_str(pretty=True))
 
     @property
     def mask(self) -> int | None:
@@ -53,44 +51,23 @@ class WordPiece:
         mask: int | None = self.backend.token_to_id("[MASK]")
         return mask
 
-    def to_tokens(self, text: str) -> Int[Tensor, "1 pos"]:
-        """A text as token ids. Raises InputError for an empty one."""
-        if not text:
-            raise InputError("the text is empty", "expected at least one character")
-        return torch.tensor([self.backend.encode(text).ids])
+    def encode(self, text: str, *, prepend_bos: bool = False) -> list[int]:
+        """Token ids of a text."""
+        ids: list[int] = self.backend.encode(text, add_special_tokens=prepend_bos).ids
+        return ids
 
     def to_pair(self, first: str, second: str) -> tuple[Int[Tensor, "1 pos"], Int[Tensor, "1 pos"]]:
         """Two sentences as token ids, and the type of each token (0 or 1)."""
         encoded = self.backend.encode(first, second)
         return torch.tensor([encoded.ids]), torch.tensor([encoded.type_ids])
 
-    def to_batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def to_batch(self, texts: Sequence[str], *, prepend_bos: bool = True) -> tuple[Tensor, Tensor]:
         """Texts of any length, padded on the right: token ids and attention mask, both [batch pos]."""
-        rows = [self.to_tokens(text)[0].tolist() for text in texts]
-        longest, pad = max(map(len, rows), default=0), self.backend.token_to_id("[PAD]") or 0
-        tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        return tokens, mask
-
-    def to_str_tokens(self, tokens: Tensor | Sequence[int]) -> list[str]:
-        """One string a token; pieces inside a word begin with ##."""
-        ids = tokens.flatten().tolist() if isinstance(tokens, Tensor) else tokens
-        return [self.backend.id_to_token(int(token)) or f"<{token}>" for token in ids]
+        rows = [self.to_tokens(text, prepend_bos=prepend_bos)[0].tolist() for text in texts]
+        return padded(rows, self.backend.token_to_id("[PAD]") or 0)
 
     def to_string(self, tokens: Tensor | Sequence[int]) -> str:
         """The text of one sequence of token ids, without [CLS] and [SEP]."""
         ids = tokens.flatten().tolist() if isinstance(tokens, Tensor) else list(tokens)
         text: str = self.backend.decode(ids)
         return text
-
-
-def _from_vocabulary(path: Path, *, lowercase: bool) -> Backend:
-    words = tokenizers.models.WordPiece.read_file(str(path))
-    backend = Backend(tokenizers.models.WordPiece(words, unk_token="[UNK]"))
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    backend.decoder = tokenizers.decoders.WordPiece()
-    special = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in words]
-    backend.add_special_tokens(special)
-    backend.post_processor = tokenizers.processors.BertProcessing(("[SEP]", words["[SEP]"]), ("[CLS]", words["[CLS]"]))
-    return backend

@@ -19,6 +19,7 @@ from reports.commands import (
     File,
     Force,
     Group,
+    Ids,
     Model,
     Open,
     Out,
@@ -65,6 +66,7 @@ def report(
     texts: Texts = None,
     file: File = None,
     lines: ByLine = False,
+    tokens: Ids = None,
     analyses: Annotated[
         Optional[str], typer.Option(metavar="<name,...>", help="Only these analyses, such as logit-lens,ablation.")  # noqa: UP045
     ] = None,
@@ -83,7 +85,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Run all analyses and write one HTML page that opens offline."""
-    given = commands.read_texts(texts, file, lines)
+    given, rows = commands.read_given(texts, file, lines, tokens)
     chosen = None if analyses is None else _chosen(analyses)
     check_seed(seed)
     target = out or Path(_default_name(model, given[0] if texts or file else ""))
@@ -114,7 +116,7 @@ def report(
 
         made = run.report(
             loaded,
-            given if len(given) > 1 else given[0],
+            commands.as_tokens(rows, loaded) if rows is not None else given if len(given) > 1 else given[0],
             analyses=chosen,
             seed=seed,
             command=commands.command_line(),
@@ -163,7 +165,8 @@ app.command(cls=Command, epilog=cli_models.EXAMPLE)(cli_models.models)
 
 @app.command(cls=Command, epilog='Example: interp generate "The river" --max-new-tokens 40 --temperature 0.7 --seed 3')
 def generate(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to go on from.")],
+    text: Annotated[Optional[str], typer.Argument(metavar="TEXT", help="What to go on from.")] = None,  # noqa: UP045
+    ids: Ids = None,
     model: Model = commands.DEFAULT_MODEL,
     device: Device = "auto",
     dtype: DtypeOption = "float32",
@@ -181,14 +184,19 @@ def generate(
     if out is not None:
         output.check_target(out, force)
     check_seed(seed)
-    (prompt,) = commands.read_texts([text], None, False)
+    if text is None and ids is None:
+        raise InputError("nothing to go on from", "expected TEXT, or --tokens")
+    given, rows = commands.read_given(None if text is None else [text], None, False, ids)
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     with output.progress(quiet) as step:
         loaded = commands.load_model(model, device, dtype)
         step("generating", 0, 1)
+        prompt = given[0] if rows is None else commands.as_tokens(rows[:1], loaded)
         tokens = loaded.generate(prompt, seed=seed, **options)[0].tolist()
-    bos = loaded.tokenizer.bos if loaded.tokenizer is not None else None
-    whole = loaded.to_string([token for token in tokens if token != bos])
+    if loaded.tokenizer is None:
+        whole = " ".join(map(str, tokens))
+    else:
+        whole = loaded.to_string([token for token in tokens if token != loaded.tokenizer.bos])
     if out is None:
         print(output.shown(whole))
     else:

@@ -32,7 +32,9 @@ DEFAULT_TEXT = (
 )
 """A name comes back twice, so that heads which copy have something to copy."""
 
-COMMON = {"file", "lines", "model", "device", "dtype", "format", "out", "open", "force", "quiet", "debug", "help"}
+COMMON = {"file", "lines", "tokens", "ids", "model", "device", "dtype", "format", "out", "open"} | {
+    "force", "quiet", "debug", "help",
+}  # fmt: skip
 """Options that commands share."""
 Format = Literal["table", "json", "csv", "html"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16", "auto"]
@@ -46,10 +48,18 @@ File = Annotated[
     typer.Option("--file", metavar="<path>", help="Read the text from a file; - is stdin."),
 ]
 ByLine = Annotated[bool, typer.Option("--lines", help="With --file: each line is a text of its own.")]
+Ids = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--tokens", metavar="<ids>", help="Instead of a text: ids or symbols such as '3 1 4'; a .npy or .jsonl of rows."
+    ),
+]
 Model = Annotated[
     str,
     typer.Option(
-        "--model", metavar="<name>", help="A bundled name, a directory, or a hub id, of any family in: interp models."
+        "--model",
+        metavar="<name>",
+        help="A bundled name, a directory, a file (.gguf, .bin, .pt), or a hub id; families: interp models.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="<name>", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -137,15 +147,20 @@ def command_of(analysis: Analysis) -> TyperCommand:
     }
 
     def run(**values: Any) -> None:
+        context = values.pop("_context")
         given = {option.name: _value(flag(name), option, values.pop(name)) for name, option in options.items()}
+        for option in options.values():
+            if option.alone and given[option.name] is not None:
+                _refuse_beside(context, option.name)
         run_command(analysis, given, **values)
 
     own = [parameter(name, option) for name, option in options.items()]
     own += [PROMPTS] if analysis.takes_prompts else []
     own += [RAY] if analysis.scales else []
     own += [RESUME] if analysis.sweeps else []
-    run.__signature__ = inspect.Signature([shared[0], *own, *shared[1:]])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in [*shared, *own]}
+    asked = inspect.Parameter("_context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    run.__signature__ = inspect.Signature([asked, shared[0], *own, *shared[1:]])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [asked, *shared, *own]}
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
     example = _example(analysis, list(options.values()))
     app.command(analysis.command, cls=Command, help=_help(analysis), epilog=example)(run)
@@ -194,6 +209,7 @@ def shared_options(
     texts: Texts = None,
     file: File = None,
     lines: ByLine = False,
+    tokens: Ids = None,
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: DtypeOption = "float32",
@@ -298,6 +314,26 @@ def read_texts(texts: Sequence[str] | None, file: Path | None, lines: bool) -> l
     return found
 
 
+def read_given(
+    texts: Sequence[str] | None, file: Path | None, lines: bool, tokens: str | None
+) -> "tuple[list[str], list[list[int | str]] | None]":
+    """The texts meant, and the rows of ids or symbols that stand in their place, if any."""
+    if tokens is None:
+        return read_texts(texts, file, lines), None
+    if texts or file or lines:
+        raise InputError("--tokens beside a text", "expected one of the two")
+    from reports.ids import read_ids
+
+    return [], read_ids(tokens)
+
+
+def as_tokens(rows: "list[list[int | str]]", model: Any) -> Any:
+    """Rows of ids or symbols as the model takes them."""
+    from reports import ids
+
+    return ids.as_tokens(rows, model)
+
+
 def _read(file: Path) -> str:
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.expanduser().read_bytes()
@@ -348,6 +384,7 @@ def run_command(
     texts: list[str] | None,
     file: Path | None,
     lines: bool,
+    tokens: str | None,
     model: str,
     device: str,
     dtype: Dtype,
@@ -363,6 +400,9 @@ def run_command(
 ) -> None:
     """One analysis on the texts, to stdout or a file."""
     form = format or _format_of(out, open)
+    alone = next((o.name for o in analysis.options() if o.alone and options.get(o.name) is not None), None)
+    if alone is not None and form == "html":
+        raise InputError(f"a page of {flag(alone)}", "expected --format table, json or csv")
     if form == "html":
         out = out or Path(f"interp-{analysis.command}.html")
     elif open:
@@ -372,17 +412,20 @@ def run_command(
     _check_values(options)
     if ray is not None and resume is not None:
         raise InputError("both --ray and --resume", "expected one of the two: workers keep nothing on disk")
-    given = read_texts(texts, file, lines)
-    if prompts is not None and (texts or file):
+    given, rows = read_given(texts, file, lines, tokens)
+    if prompts is not None and (texts or file or tokens):
         raise InputError(f"both a text and --prompts {prompts}", "expected one of the two")
     written = None if prompts is None else _read(prompts)
     with _resumable(resume), progress(quiet) as step:
         step("loading the model", 0, 1)
         shape = shape_of(model) if analysis.takes_config else None
         lower = dtype if analysis.sweeps and dtype in ("bfloat16", "float16") else None
-        loaded = load_any_model(model, device, "float32" if lower else dtype) if shape is None else None
-        text: Any = given if len(given) > 1 else given[0]
-        if not (texts or file) and (shape is not None or analysis.takes_prompts):
+        needed = shape is None and alone is None
+        loaded = load_any_model(model, device, "float32" if lower else dtype) if needed else None
+        text: Any = given if len(given) != 1 else given[0]
+        if rows is not None:
+            text = as_tokens(rows, loaded) if loaded is not None else None
+        elif not (texts or file) and (not needed or analysis.takes_prompts):
             text = None
         step(analysis.title.lower(), 0, 1)
         asked = Asked(model, text, options, written, str(prompts), lower)
@@ -404,11 +447,22 @@ def run_command(
     if lower and rounding is not None and rounding.checked:
         apart = ", ".join(f"{name} {value:.2g}" for name, value in rounding.difference.items())
         hint(quiet, f"{lower} against float32, on {rounding.checked} runs done in both, largest difference: {apart}")
-    hint(quiet, f"{analysis.command}: {section.seconds:.1f} s on {model if loaded is None else loaded.source}")
+    where = options[alone] if alone else model
+    hint(quiet, f"{analysis.command}: {section.seconds:.1f} s on {where if loaded is None else loaded.source}")
     if open and out is not None:
         typer.launch(str(out))
     if section.result.facts().get("passed") is False:
-        raise CheckFailed(f"{analysis.command}: not everything agreed on {model}", "the table says what did not")
+        raise CheckFailed(f"{analysis.command}: not everything agreed on {where}", "the table says what did not")
+
+
+def _refuse_beside(context: typer.Context, alone: str) -> None:
+    """Raises InputError for something typed beside an option that takes the place of model, text and all the rest."""
+    read = {alone, "format", "out", "force", "quiet", "debug"}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name not in read and source is not None and source.name == "COMMANDLINE":
+            what = "a text" if parameter.param_type_name == "argument" else parameter.opts[0]
+            raise InputError(f"{what} beside {flag(alone)}, which does not read it", f"expected {flag(alone)} alone")
 
 
 def _cluster(address: str | None) -> AbstractContextManager[object]:

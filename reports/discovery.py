@@ -47,6 +47,8 @@ class Option:
     """Makes the value of what was typed: a model of its source, translators of their file."""
     beside: str = ""
     """A file of this name beside the model's weights is loaded when nothing was given."""
+    alone: bool = False
+    """Given, it takes the place of model, text and everything else."""
     hidden: bool = False
     """Of use from Python only: the command line leaves it out."""
 
@@ -211,12 +213,13 @@ def _option(analysis: str, parameter: inspect.Parameter, hint: Any) -> Option:
             raise wrong
         kind = get_args(kind)[0]
     load = getattr(kind, "from_pretrained", None) or getattr(kind, "load", None)
-    beside = getattr(kind, "FILE_NAME", "")
+    beside, alone = getattr(kind, "FILE_NAME", ""), getattr(kind, "ALONE", False)
     if load is not None:
         kind = str
     if kind not in _PLAIN and get_origin(kind) is not Literal:
         raise wrong
     default = None if required else parameter.default
     return Option(
-        parameter.name, kind, default, str(help), many, optional, required, load, beside, package.PYTHON_ONLY in marks
-    )
+        parameter.name, kind, default, str(help), many, optional, required, load, beside, alone,
+        package.PYTHON_ONLY in marks,
+    )  # fmt: skip

@@ -41,10 +41,11 @@ def request(command: str, text: Any, options: Mapping[str, Any], **more: Any) ->
 
     Args:
         command: the name it is run again by: "report", or an analysis' command.
-        text: a text, several, token ids [batch pos], or None.
+        text: a text, several, token ids [batch pos] or a Batch of them, or None.
         options: of the analysis; in a report, of each by its name.
     """
-    given = text.tolist() if hasattr(text, "tolist") else text
+    rows = getattr(text, "rows", None)  # of a Batch
+    given = rows() if rows else text.tolist() if hasattr(text, "tolist") else text
     plain = given if given is None or isinstance(given, str) else list(given)
     return {"command": command, "text": plain, "options": options, **more}
 

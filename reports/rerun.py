@@ -290,15 +290,16 @@ Analyses need no entry.
 
 
 def tensor(text: Any) -> Any:
-    """Rows of token ids as a tensor [batch pos]; a text or several as they are. Raises InputError for uneven rows."""
+    """Rows of token ids as a tensor [batch pos] or a Batch; a text or several as they are. Raises InputError for ids
+    that are out of all range."""
     if not isinstance(text, list) or isinstance(text[0], str):
         return text
-    import torch
+    from interp.model import Batch
 
     try:
-        return torch.tensor(text)
+        return Batch.of(text)
     except (ValueError, OverflowError, RuntimeError):
-        raise InputError("the token ids of the page are damaged", "expected rows of one length") from None
+        raise InputError("the token ids of the page are damaged", "expected whole numbers") from None
 
 
 def _checked(analysis: "Analysis | StudyFile", given: Mapping[str, Any], *, loads: bool = True) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError, InterpError, NotApplicable, check_seed
 from interp.files import atomic_path
 from interp.loading import weights_sha256
-from interp.model import HookedGPT
+from interp.model import Batch, HookedGPT
 from reports import record
 from reports.discovery import Analysis, discover, find
 from reports.errors import first_line, out_of_memory
@@ -236,7 +236,7 @@ def _failed(error: Exception) -> Failed:
 
 
 def _beginning(text: TextOrTokens, limit: int = 60) -> str:
-    if isinstance(text, torch.Tensor):
+    if isinstance(text, (torch.Tensor, Batch)):
         return ""
     first, *others = [text] if isinstance(text, str) else text
     first = " ".join(first.split())

@@ -8,11 +8,12 @@ from handmade import induction_model, repeated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analyses import _replacements
 from analyses._components import choose
 from analyses._prompts import Prompt, PromptSet
 from analyses._replacements import Replacements
 from analyses.ablation import ablation
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 
 MODEL = make_gpt(dtype=torch.float64, n_layers=2, n_heads=3, d_model=24)
 TOKENS = torch.randint(0, 300, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -80,7 +81,7 @@ def test_zero_ablation_equals_a_loop_with_hooks(groups, positions, answer):
 
 @pytest.mark.parametrize("tokens", [TOKENS, TOKENS[:1]], ids=["several", "one"])
 def test_means_and_resamples_equal_a_loop_over_the_same_values(tokens):
-    kinds = ("mean", "mean_by_position", "resample")
+    kinds = ("mean", "mean_by_position", "mean_over_texts", "resample")
     parts = choose(MODEL, "heads,mlps")
     result = ablation(MODEL, tokens, components="heads,mlps", kinds=kinds, draws=3, seed=4)
     rows = [row[None] for row in tokens]
@@ -110,6 +111,8 @@ def test_what_replacement_values_are_made_of():
         (by_position,) = source.values([0, 2], 7, "mean_by_position")
         torch.testing.assert_close(by_position[name][0], z[[1, 2]].mean(0), rtol=0, atol=1e-12)  # never from itself
         torch.testing.assert_close(by_position[name][1], z[[0, 1]].mean(0), rtol=0, atol=1e-12)
+        (over_texts,) = source.values([0, 2], 7, "mean_over_texts")
+        torch.testing.assert_close(over_texts[name], z.mean(0, keepdim=True), rtol=0, atol=1e-12)
         for draw in source.values([1], 7, "resample"):
             assert any(torch.allclose(draw[name][0], z[other], rtol=0, atol=1e-12) for other in (0, 2))
         # A single text: shuffles of its own tokens, the first in place.
@@ -121,6 +124,135 @@ def test_what_replacement_values_are_made_of():
         # Texts that are too short are continued with the next ones.
         short = Replacements(MODEL, [TOKENS[:1, :3], TOKENS[1:2]], None, ["resample"], parts, draws=1, seed=0)
         assert short._fit(0, 7)[0].tolist() == [*TOKENS[0, :3].tolist(), *TOKENS[1, 1:5].tolist()]
+
+
+def fitted(rows, index, length):
+    """A text cut, or continued with those that follow, token by token."""
+    ids, others = rows[index][0].tolist(), [*rows[index + 1 :], *rows[: index + 1]]
+    while len(ids) < length:
+        ids += others[0][0].tolist()[1:]
+        others = [*others[1:], others[0]]
+    return torch.tensor([ids[:length]])
+
+
+def slow_mean(model, rows, index, name, with_own):
+    """[pos ...] the mean over texts of the same length (all, cut or continued, where there is no other), run singly."""
+    length = rows[index].shape[1]
+    donors = [i for i, row in enumerate(rows) if row.shape[1] == length]
+    donors = donors if len(donors) > 1 else list(range(len(rows)))
+    chosen = [i for i in donors if with_own or i != index]
+    return sum(model.run_with_cache(fitted(rows, i, length), names=name)[1][name][0] for i in chosen) / len(chosen)
+
+
+def ids_of(lengths, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 300, (1, length), generator=generator) for length in lengths]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("lengths", [(7,) * 18, (7, 5, 7, 9, 7, 4)], ids=["one length", "several lengths"])
+def test_means_are_over_all_texts_and_no_seed_moves_them(lengths, causal, monkeypatch):
+    monkeypatch.setattr(_replacements, "AT_ONCE", 40)  # several passes
+    model = make_gpt(dtype=torch.float64, n_layers=2, n_heads=3, d_model=24, causal=causal)
+    rows, parts = ids_of(lengths), choose(model, "heads,mlps")
+    kinds = ("mean", "mean_by_position", "mean_over_texts")
+    with torch.no_grad():
+        for length in dict.fromkeys(lengths):
+            indices = [i for i, row in enumerate(rows) if row.shape[1] == length]
+            first, second = (Replacements(model, rows, None, kinds, parts, draws=1, seed=seed) for seed in (0, 1))
+            for kind, with_own in (("mean_by_position", False), ("mean_over_texts", True)):
+                ((values,), (again,)) = (source.values(indices, length, kind) for source in (first, second))
+                for name in ("blocks.0.attn.hook_z", "blocks.1.hook_mlp_out"):
+                    assert torch.equal(values[name], again[name])
+                    slow = torch.stack([slow_mean(model, rows, i, name, with_own) for i in indices])
+                    found = values[name].expand_as(slow)
+                    torch.testing.assert_close(found, slow, rtol=0, atol=1e-12)
+                    other = torch.stack([slow_mean(model, rows, i, name, not with_own) for i in indices])
+                    assert not torch.allclose(found, other, rtol=0, atol=1e-6)  # the control: own text in, or out
+            ((values,), (again,)) = (source.values(indices, length, "mean") for source in (first, second))
+            name = "blocks.1.attn.hook_z"
+            every = torch.cat([model.run_with_cache(row, names=name)[1][name][0] for row in rows])
+            torch.testing.assert_close(values[name][0, 0], every.mean(0), rtol=0, atol=1e-12)
+            assert torch.equal(values[name], again[name])
+
+
+def test_effects_of_means_do_not_follow_the_seed_and_those_of_draws_do():
+    tokens = torch.cat(ids_of((6,) * 30))
+    kinds = ("mean", "mean_by_position", "mean_over_texts", "resample")
+    first, second = (ablation(MODEL, tokens, kinds=kinds, draws=1, seed=seed).values for seed in (0, 1))
+    np.testing.assert_array_equal(first[:, :, :3], second[:, :, :3])
+    assert np.abs(first[:, :, 3] - second[:, :, 3]).max() > 1e-6
+    few = ablation(MODEL, tokens[:16], kinds=kinds[1:3]).values  # the control: a sample of 16 texts is another mean
+    assert np.abs(few - first[:16, :, 1:3]).max() > 1e-6
+
+
+@pytest.mark.parametrize("lengths", [(7,) * 40, tuple(range(4, 24))], ids=["one length", "each its own"])
+def test_texts_are_run_a_fixed_number_of_times_in_bounded_passes(lengths, monkeypatch):
+    monkeypatch.setattr(_replacements, "AT_ONCE", 50)
+    rows, parts, seen = ids_of(lengths), choose(MODEL, "heads"), []
+    kinds = {"mean": 1, "mean_over_texts": 1, "mean_by_position": 2, "resample": 4}  # at most so often; draws=4
+    if len(set(lengths)) == 1:
+        kinds["mean_by_position"] = 1
+    with torch.no_grad(), MODEL.hooks([("hook_embed", lambda x, hook: seen.append(x.shape[:2]))]):
+        for kind, most in kinds.items():
+            seen.clear()
+            source = Replacements(MODEL, rows, None, (kind,), parts, draws=4, seed=0)
+            for length in dict.fromkeys(lengths):
+                source.values([i for i, row in enumerate(rows) if row.shape[1] == length], length, kind)
+            assert sum(batch for batch, _ in seen) <= most * len(rows)
+            assert all(batch * pos <= 50 for batch, pos in seen)
+
+
+def test_all_reference_texts_count(toy_gpt):
+    words = ["cat", "dog", "man", "boy", "girl", "bird", "horse", "cow", "pig", "hen"]
+    reference = [f"The {word} sat on the mat." for word in words] * 3
+    text, name = "Mary and John went to the store.", "blocks.0.attn.hook_z"
+    rows, parts = [toy_gpt.to_tokens(text)], choose(toy_gpt, "heads")
+    theirs, length = [toy_gpt.to_tokens(one) for one in reference], rows[0].shape[1]
+    source = Replacements(toy_gpt, rows, reference, ["mean_by_position"], parts, draws=1, seed=0)
+    assert source.notes == ("Means by position are over the 30 reference texts.",)
+    with torch.no_grad():
+        (values,) = source.values([0], length, "mean_by_position")
+        every = [toy_gpt.run_with_cache(fitted(theirs, i, length), names=name)[1][name][0] for i in range(len(theirs))]
+    torch.testing.assert_close(values[name][0], torch.stack(every).mean(0), rtol=0, atol=1e-5)
+    assert not torch.allclose(values[name][0], torch.stack(every[:16]).mean(0), rtol=0, atol=1e-5)
+
+
+def test_what_is_said_of_means():
+    def said(lengths, kind):
+        rows = ids_of(lengths)
+        (note,) = Replacements(MODEL, rows, None, [kind], choose(MODEL, "heads"), draws=1, seed=0).notes
+        return note
+
+    assert said((7, 7, 7), "mean_by_position") == "Means by position are over all other texts."
+    assert "over all other texts that have as many tokens." in said((7, 7, 5, 5), "mean_by_position")
+    assert "cut to it or continued" in said((7, 7, 5), "mean_by_position")
+    assert "the text itself among them" in said((7, 7), "mean_over_texts")
+    assert "16 shuffles of this text's own tokens" in said((7,), "mean_over_texts")
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_classes_of_a_model_that_predicts_no_tokens(causal):
+    """The answer may be a class; positions that see later ones are no obstacle; only the loss makes no sense."""
+    model = make_gpt(dtype=torch.float64, n_layers=2, n_heads=3, d_model=24, causal=causal, d_vocab_out=2, tied=False)
+    tokens = torch.cat(ids_of((6,) * 5))
+    label = torch.tensor([0, 1, 1, 0, 1])
+    found = ablation(
+        model, tokens, kinds=("zero", "mean_over_texts"), metrics=("logit_diff",), answer=label, wrong=1 - label
+    )
+    with torch.no_grad():
+        for c, part in enumerate(choose(model, "heads")):
+            for k in range(2):
+
+                def edit(x, hook, head=part.index, k=k):
+                    x[:, :, head] = x[:, :, head].mean(0, keepdim=True) if k else 0
+                    return x
+
+                last = model.run_with_hooks(tokens, fwd_hooks=[(part.names[0], edit)])[:, -1]
+                slow = (last.gather(1, label[:, None]) - last.gather(1, 1 - label[:, None]))[:, 0]
+                np.testing.assert_allclose(found.values[:, c, k, 0], slow.numpy(), **TIGHT)
+    with pytest.raises(NotApplicable, match="metrics=\\('logit_diff',\\)"):
+        ablation(model, tokens)
 
 
 def test_texts_of_different_lengths_equal_one_text_at_a_time(toy_gpt):

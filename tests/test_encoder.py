@@ -237,6 +237,11 @@ def test_text_goes_in_and_the_tokenizer_is_saved(vocabulary, tmp_path) -> None:
     model = make(dtype=torch.float32, head="masked-language", **BERT | {"d_vocab": len(WORDS)})
     model.tokenizer = WordPiece.from_directory(vocabulary)
     assert model.to_str_tokens("the cats") == ["[CLS]", "the", "cat", "##s", "[SEP]"]
+    assert model.to_str_tokens("the cats", prepend_bos=False) == ["the", "cat", "##s"]
+    assert model.to_string(model.to_tokens("the cats")) == "the cats"
+    assert model.to_single_token("cat") == WORDS.index("cat")
+    with pytest.raises(InputError, match=r"2 tokens: 'cat' \+ '##s'"):
+        model.to_single_token("cats")
     assert model("the [MASK]").shape == (1, 4, len(WORDS))
     model.save_pretrained(tmp_path / "saved")
     again = HookedEncoder.from_pretrained(tmp_path / "saved", device="cpu")

@@ -72,7 +72,7 @@ def check(done: Done, code: int, *words: str) -> None:
         (("report", "--file", "missing.txt"), 3, ("missing.txt", "No such file")),
         (("report", TEXT, "--model", "./missing"), 3, ("./missing", "known names: ", "gpt2")),
         (("report", TEXT, "--model", "a/b/c"), 3, ("a/b/c",)),
-        (("report", TEXT, "--model", "{toy}/model.safetensors"), 3, ("is a file", "directory")),
+        (("report", TEXT, "--model", "{toy}/config.json"), 2, ("not a model file", "directory")),
         (("report", TEXT, "--model", "{toy}", "--device", "abacus"), 2, ("'abacus'", "expected auto, cpu")),
         (("report", "word " * 200, "--model", "{toy}"), 2, ("expected at most 64", "context")),
         (("logit-lens", "word " * 200, "--model", "{toy}"), 2, ("expected at most 64", "context")),

@@ -58,7 +58,11 @@ def test_every_point_is_really_on_the_path(name: str, seed: int) -> None:
         return x + torch.randn(x.shape, generator=noise, dtype=x.dtype).masked_fill(x.isinf(), 0)
 
     kept = {}
-    with MODEL.hooks([(name, disturb)]), MODEL.hooks([(NAMES, lambda x, hook: kept.update({hook.name: x}))]):
+
+    def keep(x, hook):
+        kept[hook.name] = x.clone()
+
+    with MODEL.hooks([(name, disturb)]), MODEL.hooks([(NAMES, keep)], reads_only=True):
         logits = MODEL(TOKENS)
     _, clean = MODEL.run_with_cache(TOKENS, names=NAMES)
     assert (logits - MODEL(TOKENS)).abs().max() > 1e-6

@@ -94,9 +94,10 @@ def test_cache_has_every_hook_point_with_the_stated_shape() -> None:
 
 def test_hook_points_are_the_classic_names() -> None:
     block = (  # noqa: SIM905
-        "hook_resid_pre ln1.hook_scale ln1.hook_normalized attn.hook_q attn.hook_k attn.hook_v attn.hook_attn_scores "
-        "attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out hook_resid_mid "
-        "ln2.hook_scale ln2.hook_normalized mlp.hook_pre mlp.hook_post hook_mlp_out hook_resid_post"
+        "hook_resid_pre hook_q_input hook_k_input hook_v_input ln1.hook_scale ln1.hook_normalized attn.hook_q "
+        "attn.hook_k attn.hook_v attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out "
+        "hook_resid_mid hook_mlp_in ln2.hook_scale ln2.hook_normalized mlp.hook_pre mlp.hook_post hook_mlp_out "
+        "hook_resid_post"
     ).split()
     expected = ["hook_embed", "hook_pos_embed"]
     expected += [f"blocks.{layer}.{name}" for layer in range(2) for name in block]

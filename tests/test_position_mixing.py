@@ -10,6 +10,7 @@ from shapes import SHAPES, toy
 
 from analyses.position_mixing import EMBEDDING, MEETING, UNEMBEDDING, compare, operations, position_mixing
 from interp.errors import InputError
+from interp.hooks import APART
 from interp.model import HookedGPT
 
 IDS = torch.tensor([[5, 9, 2, 7, 7, 1, 30]])
@@ -85,7 +86,7 @@ def test_every_shape(shape: str) -> None:
     assert (result.leak > 1e-3) == (not model.config.causal)
     assert (result.head_leak > 1e-3) == (model.config.qk_norm == "flat")  # OLMo 2's one norm over all heads' queries
     points = {name.removeprefix("blocks.0.") for name in model.hook_points if name.startswith("blocks.0.")}
-    aside = {name for name in points if name.endswith("hook_scale") or "_post." in name}
+    aside = {name for name in points if name.endswith("hook_scale") or "_post." in name or name.endswith(APART)}
     assert points - aside - {output for *_, output in operations(model)} == {"hook_resid_pre", "attn.hook_result"}
     heads = next(iter(result.heads.values()))
     assert heads.shape[1:] == (model.config.n_kv_heads, model.config.n_heads)

@@ -15,6 +15,7 @@ from shapes import SHAPES, toy
 from torch import Tensor
 
 from interp.errors import HookNameError, InputError, InterpError, MemoryLimitError
+from interp.hooks import APART
 from interp.interventions import (
     PATTERN,
     Add,
@@ -74,10 +75,14 @@ def assert_same(model: HookedGPT, tokens: Tensor, variants: list, metric=everyth
         torch.testing.assert_close(fast[name], expected, atol=limit, rtol=0, equal_nan=True)
 
 
+def served(model: HookedGPT) -> list[str]:
+    return [name for name in model.hook_points if not name.endswith(APART)]
+
+
 @st.composite
 def interventions(draw, model: HookedGPT, batch: int, length: int) -> Intervention:
     """Anything that Replace, Add and Affine can say of a hook point."""
-    name = draw(st.sampled_from(list(model.hook_points)))
+    name = draw(st.sampled_from(served(model)))
     shape = model.hook_shape(name, batch, length)
     pos_axis, head_axis = axes(name)
 
@@ -120,9 +125,9 @@ def sweeps(draw) -> tuple[HookedGPT, Tensor, list, dict]:
     variants: list = draw(st.lists(st.one_of(edit, st.lists(edit, max_size=4)), min_size=1, max_size=5))
     if draw(st.booleans()):
         _, cache = model.run_with_cache(tokens, attention_mask=mask, names=lambda name: True)
-        frozen = draw(st.lists(st.sampled_from(list(model.hook_points)), min_size=1, max_size=6, unique=True))
+        frozen = draw(st.lists(st.sampled_from(served(model)), min_size=1, max_size=6, unique=True))
         variants.append([*freeze(frozen, cache), draw(edit)])
-    position, name = st.integers(-length, length - 1), st.sampled_from(list(model.hook_points))
+    position, name = st.integers(-length, length - 1), st.sampled_from(served(model))
     options = {
         "read": draw(st.one_of(st.none(), st.lists(position, min_size=1, max_size=length))),
         "vocab": draw(st.sampled_from([None, [5, 0, -1]])),
@@ -166,6 +171,11 @@ def test_every_hook_point(shape: str, name: str) -> None:
     head = None if head_axis is None else at[head_axis] - 1
     edits = [Replace(name=name, value=value, pos=pos, head=head) for pos in (None, 2, [0, 3])]
     edits += [Add(name=name, value=value, unit=0), Replace(name=name, value=0.5)]
+    if name.endswith(APART):  # a copy that only some read: model.hooks alone serve it
+        for variants, collect in ((edits, "hook_embed"), ([()], name)):
+            with pytest.raises(InputError, match=f"{name} in a sweep"):
+                sweep(model, tokens, variants, collect=collect)
+        return
     edits += (
         []
         if name.endswith((*PATTERN, "hook_scale"))
