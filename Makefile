@@ -14,7 +14,7 @@ gallery: $(VENV)/.run  ## write every study, the report and a page that links th
 	$(BIN)/interp study --all --out interp-gallery --force
 
 test: $(VENV)/.test  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 slow: $(VENV)/.test  ## the slow tests
 	$(BIN)/python -m pytest -m slow

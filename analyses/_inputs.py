@@ -1,6 +1,7 @@
 """What analyses are given (text, several texts or token ids) as one sequence of ids per text; labels for tokens."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +20,8 @@ def sequences(
 
     Args:
         tokens: a text or several (the beginning-of-text token is put in front of each), ids [batch pos], used as they
-            are, or what `to_batch` gives, whose padding is left out.
+            are, or what `to_batch` gives, whose padding is left out. For a model without a tokenizer a text of whole
+            numbers is ids.
         at_least: fewest tokens that the analysis can use, the beginning-of-text token included.
         longer: whether texts longer than the context will do, because they are read in pieces or only shown.
 
@@ -67,6 +69,10 @@ def _rows(model: HookedGPT, tokens: TextOrTokens) -> list[Tensor]:
             )
         _refuse_padding(model, tokens)
         return [row[None].to(model.device, torch.long) for row in tokens]
+    if not isinstance(tokens, Iterable):
+        raise InputError(
+            f"a text of type {type(tokens).__name__}", "expected text, or token ids as a tensor [batch pos]"
+        )
     texts = [tokens] if isinstance(tokens, str) else list(tokens)
     if not texts:
         raise InputError("no texts", "expected at least one")
@@ -75,6 +81,8 @@ def _rows(model: HookedGPT, tokens: TextOrTokens) -> list[Tensor]:
             raise InputError(
                 f"a text of type {type(text).__name__}", "expected text, or token ids as a tensor [batch pos]"
             )
+    if model.tokenizer is None and all(re.fullmatch(r"\s*\d+(\s+\d+)*\s*", text) for text in texts):
+        return [torch.tensor([list(map(int, text.split()))], device=model.device) for text in texts]  # ids, as typed
     return [model.to_tokens(text) for text in texts]
 
 

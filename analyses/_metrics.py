@@ -196,10 +196,12 @@ def token_ids(model: "HookedGPT | HookedEncoderDecoder", choice: TokenChoice, co
     items = [several] if isinstance(several, (str, int)) else list(several)
     if len(items) not in (1, count):
         raise InputError(f"{len(items)} tokens for {count} texts", "expected one for all texts, or one for each")
+    bare, known = model.tokenizer is None, getattr(model.config, "d_vocab_out", model.config.d_vocab)
+    items = [int(item) if bare and isinstance(item, str) and item.isdigit() else item for item in items]
     ids = [model.to_single_token(item) if isinstance(item, str) else int(item) for item in items]
     for token in ids:
-        if not 0 <= token < model.config.d_vocab:
-            raise InputError(f"token id {token}", f"expected 0 to {model.config.d_vocab - 1}, this model's vocabulary")
+        if not 0 <= token < known:
+            raise InputError(f"token id {token}", f"expected 0 to {known - 1}, this model's vocabulary")
     return torch.tensor(ids * (count if len(ids) == 1 else 1), device=model.device)
 
 

@@ -35,7 +35,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import lacking
+from analyses._capabilities import checked, lacking
 from analyses._components import Component, choose, component_panels
 from analyses._metrics import TITLES, UNITS, MetricName, Readout, TokenChoice, check_metrics
 from analyses._pair_effects import translation_ablation
@@ -244,6 +244,7 @@ class AblationResult(Result):
         )
 
 
+@checked
 @torch.no_grad()
 def ablation(
     model: HookedGPT | HookedEncoderDecoder,

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from analyses import PYTHON_ONLY
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._components import layer_numbers
 from analyses._inputs import TextOrTokens
 from analyses._metrics import CustomReadout, Readout, TokenChoice
@@ -265,6 +265,7 @@ def _title(patched: Patched) -> str:
     return f"{SITES[patched.site][0].upper()}{SITES[patched.site][1:]}, copied from the {source} into the {base} run"
 
 
+@checked
 @torch.no_grad()
 def activation_patching(
     model: HookedGPT | HookedEncoderDecoder,

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import checked
 from analyses._inputs import sequences
 from analyses._operations import ACTIVATIONS, NORMS, Operation, longest_path, operations_of
 from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table
@@ -240,6 +241,7 @@ class ArchitectureResult(Result):
         return [Note(key="sparse", title="Sparse attention", text=text)]
 
 
+@checked
 def architecture(
     model: HookedGPT | GPTConfig,
     tokens: str | Sequence[str] | Tensor | None = None,

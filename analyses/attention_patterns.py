@@ -40,7 +40,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._inputs import TextOrTokens, run_blocks, sequences, token_labels
 from analyses._pair_patterns import encoder_patterns, translation_patterns
 from analyses._panels import AttentionGrid, Finding, Matrix, Note, Panel, Result, Table, Tokens
@@ -255,6 +255,7 @@ class AttentionPatternsResult(Result):
         return [Finding(text=text, key="first", weight=0.3 + 0.3 * count / total, value=count, unit="heads")]
 
 
+@checked
 def attention_patterns(
     model: HookedGPT | HookedEncoderDecoder | HookedEncoder,
     tokens: TextOrTokens,

@@ -27,7 +27,7 @@ from scipy import stats
 from torch import Tensor
 
 from analyses import PYTHON_ONLY
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._components import Component, choose, component_panels
 from analyses._gradients import scores
 from analyses._inputs import TextOrTokens
@@ -292,6 +292,7 @@ def _agreement(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
+@checked
 def attribution_patching(
     model: HookedGPT,
     clean: TextsOrPrompts = None,

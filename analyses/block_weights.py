@@ -25,6 +25,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
+from analyses._capabilities import checked
 from analyses._distributions import moving_average, window_side, window_test
 from analyses._inputs import TextOrTokens
 from analyses._matrices import numpy_of, whole_matrices
@@ -164,6 +165,7 @@ class BlockWeightsResult(Result):
         return [Finding(text=text, key="windows", weight=0.15, value=ratios[block], unit="ratio of variances")]
 
 
+@checked
 def block_weights(
     model: HookedGPT,
     tokens: TextOrTokens | None = None,

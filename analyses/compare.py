@@ -23,7 +23,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._inputs import sequences, token_labels
 from analyses._metrics import token_loss
 from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
@@ -296,6 +296,7 @@ class CompareResult(Result):
         return found
 
 
+@checked
 @torch.no_grad()
 def compare(
     model: HookedGPT,

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses._capabilities import checked
 from analyses._circuits import Circuits, circuits
 from analyses._distributions import one_thread
 from analyses._inputs import TextOrTokens
@@ -148,6 +149,7 @@ class CompositionResult(Result):
 _READS = {"Q": "query", "K": "key", "V": "value"}
 
 
+@checked
 @torch.no_grad()
 def composition(
     model: HookedGPT,

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._inputs import TextOrTokens, sequences, token_labels, token_list
 from analyses._panels import Bars, Finding, Panel, Result, Table, Tokens
 from interp.errors import InputError
@@ -75,6 +75,7 @@ class ContinuationsResult(Result):
         return [Finding(text=text, key="words", weight=0.2, value=float(best["probability"]), unit="probability")]
 
 
+@checked
 @torch.no_grad()
 def continuations(
     model: HookedGPT,

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._inputs import TextOrTokens, sequences, text_names, token_labels
 from analyses._metrics import TokenChoice, token_ids
 from analyses._pair_attribution import translation_attribution
@@ -239,6 +239,7 @@ class DirectLogitAttributionResult(Result):
         ]  # fmt: skip
 
 
+@checked
 @torch.no_grad()
 def direct_logit_attribution(
     model: HookedGPT | HookedEncoderDecoder,

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import checked
 from analyses._inputs import sequences, token_labels
 from analyses._panels import Finding, Lines, Matrix, Panel, Result, Table, Tokens, TokenStrip
 from analyses._statistics import null_p_value
@@ -303,6 +304,7 @@ class EmbeddingsResult(Result):
         ]
 
 
+@checked
 @torch.no_grad()
 def embeddings(
     model: HookedGPT,

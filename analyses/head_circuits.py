@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses._capabilities import checked
 from analyses._circuits import Circuits, added, circuits, factor_svd
 from analyses._inputs import TextOrTokens, token_labels, token_list
 from analyses._panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
@@ -164,6 +165,7 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return out
 
 
+@checked
 @torch.no_grad()
 def head_circuits(
     model: HookedGPT,

@@ -31,7 +31,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._circuits import added, reading
 from analyses._inputs import TextOrTokens, sequences
 from analyses._metrics import TokenChoice, token_ids
@@ -209,6 +209,7 @@ def _count(n: int, role: str) -> str:
     return f"{n} {role.replace('_', '-')} head{'s' * (n != 1)}"
 
 
+@checked
 @torch.no_grad()
 def head_roles(
     model: HookedGPT,

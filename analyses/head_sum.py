@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analyses._capabilities import checked
 from analyses._inputs import TextOrTokens, sequences, token_labels
 from analyses._panels import Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError
@@ -136,6 +137,7 @@ class HeadSumResult(Result):
         return [Finding(text=text, key="errors", weight=0.1, value=value, unit="relative difference")]
 
 
+@checked
 @torch.no_grad()
 def head_sum(
     model: HookedGPT,

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._inputs import TextOrTokens, run_blocks, sequences, token_labels
 from analyses._metrics import token_ids
 from analyses._panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens, TokenStrip
@@ -286,6 +286,7 @@ class LogitLensResult(Result):
         return [Finding(text=text, key="probability", weight=0.45, value=value, unit="probability", low=low, high=high)]
 
 
+@checked
 def logit_lens(
     model: HookedGPT | HookedEncoderDecoder,
     tokens: TextOrTokens,

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._chains import (
     closed_classes,
     distances,
@@ -308,6 +308,7 @@ class MarkovChainResult(Result):
         ]
 
 
+@checked
 def markov_chain(
     model: HookedGPT,
     tokens: TextOrTokens | None = None,

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._circuits import added, reading
 from analyses._inputs import TextOrTokens, sequences, text_names, token_labels, token_list
 from analyses._metrics import Readout
@@ -165,6 +165,7 @@ class NeuronsResult(Result):
         )]  # fmt: skip
 
 
+@checked
 @torch.no_grad()
 def neurons(
     model: HookedGPT,

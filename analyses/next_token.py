@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._inputs import sequences, text_names, token_labels
 from analyses._panels import Bars, Finding, Lines, Note, Panel, Result, Table, TokenGrid, Tokens, TokenStrip
 from analyses._statistics import bootstrap
@@ -265,6 +265,7 @@ class NextTokenResult(Result):
         ]
 
 
+@checked
 @torch.no_grad()
 def next_token(
     model: HookedGPT,

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._inputs import TextOrTokens, sequences, token_labels
 from analyses._panels import Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError
@@ -121,6 +121,7 @@ class OuterLoopResult(Result):
         return [Finding(text=text, key="steps", weight=0.15, value=self.computed[0], unit="operations")]
 
 
+@checked
 @torch.no_grad()
 def outer_loop(
     model: HookedGPT,

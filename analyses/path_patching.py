@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from analyses import PYTHON_ONLY
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._components import Component, choose, component_panels
 from analyses._inputs import TextOrTokens
 from analyses._metrics import TokenChoice
@@ -219,6 +219,7 @@ def _key(receiver: str) -> str:
     return receiver.lower().replace(".", "-").replace(" ", "-").replace("+", "-and-")
 
 
+@checked
 @torch.no_grad()
 def path_patching(
     model: HookedGPT,

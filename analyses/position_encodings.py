@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._inputs import TextOrTokens
 from analyses._matrices import numpy_of
 from analyses._panels import Finding, Lines, Matrix, Panel, Result
@@ -130,6 +130,7 @@ class PositionEncodingsResult(Result):
         return [Finding(text=text, key="by-distance", weight=0.2, value=value, unit="share of variance")]
 
 
+@checked
 def position_encodings(
     model: HookedGPT,
     tokens: TextOrTokens | None = None,

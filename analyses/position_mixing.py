@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import checked
 from analyses._inputs import TextOrTokens, sequences, token_labels
 from analyses._panels import Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError, check_seed
@@ -193,6 +194,7 @@ class PositionMixingResult(Result):
         ]
 
 
+@checked
 @torch.no_grad()
 def position_mixing(
     model: HookedGPT,

@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import checked
 from analyses._inputs import sequences, token_labels
 from analyses._panels import Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
 from analyses._token_features import TASKS
@@ -155,6 +156,7 @@ class ProbingResult(Result):
         ]
 
 
+@checked
 @torch.no_grad()
 def probing(
     model: HookedGPT,

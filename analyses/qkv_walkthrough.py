@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analyses._capabilities import checked
 from analyses._inputs import TextOrTokens, sequences, token_labels, token_list
 from analyses._panels import Bars, Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError
@@ -209,6 +210,7 @@ class QKVWalkthroughResult(Result):
         return [Finding(text=text, key="steps", weight=0.2, value=float(self.weights[top]), unit="weight")]
 
 
+@checked
 def qkv_walkthrough(
     model: HookedGPT,
     tokens: TextOrTokens,

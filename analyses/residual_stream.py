@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import checked
 from analyses._inputs import TextOrTokens, sequences, text_names, token_labels
 from analyses._panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from analyses._statistics import Interval, bootstrap
@@ -170,6 +171,7 @@ class ResidualStreamResult(Result):
         return found
 
 
+@checked
 @torch.no_grad()
 def residual_stream(
     model: HookedGPT,

@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import checked
 from analyses._inputs import TextOrTokens, sequences, token_labels
 from analyses._panels import Finding, Lines, Note, Panel, Result, Tokens
 from interp.errors import InputError, check_seed
@@ -91,6 +92,7 @@ class TokenOrderResult(Result):
         return [Finding(text=text, key="change", weight=0.2, value=value, unit="relative change")]
 
 
+@checked
 @torch.no_grad()
 def token_order(
     model: HookedGPT,

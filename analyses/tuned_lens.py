@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import require
+from analyses._capabilities import checked, require
 from analyses._inputs import sequences, token_labels
 from analyses._panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens
 from analyses._statistics import Interval, bootstrap
@@ -175,6 +175,7 @@ class TunedLensResult(Result):
         ]
 
 
+@checked
 @torch.no_grad()
 def tuned_lens(
     model: HookedGPT,

@@ -31,6 +31,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses._capabilities import checked
 from analyses._metrics import logit_difference
 from analyses._panels import Finding, Matrix, Note, Panel, Result, Table
 from analyses._zoo import Zoo, measure
@@ -204,6 +205,7 @@ class VerifyResult(Result):
         ]
 
 
+@checked
 @torch.no_grad()
 def verify(
     model: HookedGPT | None,

@@ -36,6 +36,7 @@ import pandas as pd
 from scipy import stats
 from torch import Tensor
 
+from analyses._capabilities import checked
 from analyses._distributions import (
     HISTOGRAM_EDGES,
     Entries,
@@ -393,6 +394,7 @@ def extreme(frame: pd.DataFrame, column: str, sign: int = 1) -> pd.Series:
     return frame.iloc[int(np.nanargmax(sign * frame[column].to_numpy(dtype=float)))]
 
 
+@checked
 def weight_statistics(
     model: HookedGPT | HookedEncoderDecoder,
     tokens: TextOrTokens | None = None,

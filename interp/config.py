@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal
 
@@ -45,7 +45,7 @@ class RotaryScaling:
     """Context, in tokens, of the first training."""
 
 
-NUMBERS = ("eps", "gain_offset", "attn_scale", "rotary_base", "embed_scale", "init_std")
+MAY_BE_ZERO = ("eps", "gain_offset", "init_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +103,23 @@ class BlockShape:
         for name in ("bias_qkv", "bias_out", "bias_mlp"):
             fill(name, self.bias if getattr(self, name) is None else getattr(self, name))
         fill("attn_scale", self.attn_scale or self.d_head**-0.5)
-        for name in NUMBERS:
-            value = getattr(self, name, 1.0)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise InputError(f"config: {name} = {value!r}", "expected a number")
+        self._check_kinds()
         acts = dict.fromkeys(ACTIVATION_NAMES.values())
         self.check_choices({"act_fn": acts, "norm": ("layer", "rms", None), "qk_norm": ("head", "flat", None)})
+
+    def _check_kinds(self) -> None:
+        """Raises InputError for a switch that is no bool, a number that is none, or one that makes no sense."""
+        for entry in fields(self):
+            value, name = getattr(self, entry.name), entry.name
+            if entry.type is bool or name in ("bias_qkv", "bias_out", "bias_mlp"):
+                if not isinstance(value, bool):
+                    raise InputError(f"config: {name} = {value!r}", "expected True or False")
+            elif entry.type in (float, float | None) and not (value is None and entry.type is not float):
+                real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+                if not real or (name != "length_penalty" and (value < 0 or (value == 0 and name not in MAY_BE_ZERO))):
+                    raise InputError(f"config: {name} = {value!r}", "expected a number above 0")
+            elif name == "rotary_scaling" and not isinstance(value, (RotaryScaling, type(None))):
+                raise InputError(f"config: {name} = {value!r}", "expected a RotaryScaling, or None")
 
     def check_choices(self, choices: Mapping[str, Iterable[object]]) -> None:
         """Raises InputError for an entry that is none of its choices."""

@@ -1,5 +1,5 @@
-"""The training data: Wikipedia XML, text files or JSON lines -> documents -> tokens, and the copied sequences that teach
-induction.
+"""The training data: Wikipedia XML, text files or JSON lines -> documents -> tokens, and the copied sequences that
+teach induction.
 
 `prepare` does all of it once and leaves five files in a directory: `train.txt` and `held_out.txt` (UTF-8, documents
 separated by a form feed), `tokenizer.json` (byte-level BPE, or characters), `train.bin` (little-endian uint16 tokens,
@@ -113,7 +113,7 @@ def documents(sources: Sequence[Path]) -> list[str]:
 
 
 def decoded(path: Path) -> str:
-    """A UTF-8 file, its byte-order mark gone and its line ends newlines. Raises NotFoundError, or InputError with the line."""
+    """A UTF-8 file without byte-order mark, line ends as newlines. Raises NotFoundError, or InputError with a line."""
     _check_there(path)
     advice = "save it as UTF-8 text, or leave it out"
     try:
@@ -217,7 +217,7 @@ def character_tokenizer(texts: Iterable[str]) -> Tokenizer:
     ids = {piece: token for token, piece in enumerate([END_OF_TEXT, UNKNOWN, *found])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s)."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?m)."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
 

@@ -61,7 +61,7 @@ class FactoredMatrix:
         """Part of the stack, such as one head of one layer."""
         dims = len(self.shape) - 2
         chosen = index if isinstance(index, tuple) else (index,)
-        if len(chosen) > dims:
+        if len(chosen) > dims or any(one is Ellipsis or one is None for one in chosen):
             raise InputError(
                 f"index {index!r} of a stack with {dims} axes", "expected at most these; .AB[...] has entries"
             )

@@ -350,6 +350,8 @@ class Family:
         """A file's name of a tensor without the prefixes."""
         for prefix in sorted(self.names.prefixes, key=len, reverse=True):
             key = key.removeprefix(prefix)
+        if key.startswith("lm_head."):  # what transformers' models call it, whatever their files do
+            return f"{self.names.unembed}.{key.removeprefix('lm_head.')}"
         return key
 
     def leftover(self, key: str, readers: Readers, config: GPTConfig) -> str:

@@ -12,7 +12,7 @@ from interp.errors import InputError, check_seed
 from interp.linear import wide
 from interp.migration import refuse_keywords
 from interp.model import HookedGPT, TextOrTokens
-from interp.positions import KVCache
+from interp.positions import KVCache, check_tokens
 
 
 def sampling_distribution(
@@ -33,7 +33,8 @@ def sampling_distribution(
     Raises InputError for values outside these meanings.
     """
     if (
-        not all(isinstance(x, (int, float)) for x in (temperature, top_k or 0, top_p or 0))
+        not all(isinstance(x, (int, float)) for x in (temperature, top_p or 0))
+        or not isinstance(top_k or 0, int)
         or not 0 <= temperature < math.inf
         or (top_k is not None and top_k < 1)
         or (top_p is not None and not 0 < top_p <= 1)
@@ -125,6 +126,7 @@ def generate(
     refuse_keywords("generate", unknown)
     check_seed(seed)
     tokens, mask = model.as_batch(text_or_tokens, attention_mask)
+    check_tokens(tokens, model.config.n_ctx, model.config.d_vocab)
     room = model.config.n_ctx - tokens.shape[1]
     if not isinstance(max_new_tokens, int):
         raise InputError(f"max_new_tokens = {max_new_tokens!r}", "expected a whole number")

@@ -67,6 +67,8 @@ def load(file: Path) -> tuple[Family, GPTConfig, Readers, Tokenizer | None]:
     own = {key.removeprefix(f"{kind}."): value for key, value in told.items() if key.startswith(f"{kind}.")}
     if refused := [key for key in REFUSED if own.get(key)]:
         raise LoadError(f"{file}: {kind}.{refused[0]} = {own[refused[0]]!r}", "expected a model without that part")
+    if kind == "llama" and own.get("attention.sliding_window"):
+        family = FAMILIES["mistral"]  # which these files call llama
     readers: Readers = {
         _renamed(name, family): (tuple(int(n) for n in tensor.shape[::-1]), partial(dequantised, tensor, file))
         for name, tensor in tensors.items()

@@ -261,6 +261,9 @@ def select_positions(x: Tensor, name: str, pos: int | slice | Sequence[int] | No
     axis = 2 if name.endswith(("hook_pattern", "hook_attn_scores")) else 1
     if isinstance(pos, int):
         pos = [pos]
+    length = x.shape[axis]
+    if not isinstance(pos, slice) and (wrong := [place for place in pos if not -length <= place < length]):
+        raise InputError(f"position {wrong[0]} of {name}", f"expected {-length} to {length - 1}")
     index = pos if isinstance(pos, slice) else torch.as_tensor(list(pos), device=x.device)
     return x[(slice(None),) * axis + (index,)].clone()  # a view would keep the whole tensor alive
 

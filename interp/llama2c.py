@@ -80,10 +80,16 @@ FAMILY = FAMILIES["llama"]
 
 
 def read_tokenizer(model: Path, d_vocab: int) -> Tokenizer | None:
-    """The vocabulary in the one `tok*.bin` beside the model that has its size; None where there is none."""
-    found = [pieces for file in sorted(model.parent.glob("tok*.bin")) if len(pieces := _pieces(file)) == d_vocab]
-    if len(found) != 1:
+    """The vocabulary in the one `tok*.bin` beside the model that has its size; None where there is no such file.
+
+    Raises LoadError for a damaged file, or several that fit.
+    """
+    files = [file for file in sorted(model.parent.glob("tok*.bin")) if file != model]
+    found = [pieces for file in files if len(pieces := _pieces(file)) == d_vocab]
+    if not found:
         return None
+    if len(found) > 1:
+        raise LoadError(f"{model}: {len(found)} vocabularies of {d_vocab} pieces beside it", "expected one tok*.bin")
     scores, texts = zip(*found[0], strict=True)
     names = [text.replace(" ", SPACE) for text in texts]
     names[:3] = ["<unk>", "<s>", "</s>"]
@@ -98,10 +104,12 @@ def _pieces(file: Path) -> list[tuple[float, str]]:
         while at < len(data):
             score, length = struct.unpack_from("<fi", data, at)
             text = data[at + 8 : at + 8 + length].decode("utf-8")
-            if length < 0 or len(text.encode()) != length:
-                return []
+            if len(text.encode()) != length:
+                raise ValueError("cut short")
             found.append((score, text))
             at += 8 + length
-    except (struct.error, UnicodeDecodeError):
-        return []
+    except (struct.error, ValueError):
+        raise LoadError(
+            f"{file} cannot be read", "expected a vocabulary of llama2.c, or no tok*.bin", "fetch it again"
+        ) from None
     return found

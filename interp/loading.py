@@ -11,7 +11,7 @@ from torch import nn
 from interp.config import PRESETS, UNPUBLISHED, GPTConfig
 from interp.errors import InputError, LoadError, NotFoundError, nearest
 from interp.families import Family, family_of, own_config, to_hf
-from interp.layouts import Readers, fill, read_json, read_tensors, to_tensors, write_model
+from interp.layouts import Layout, Readers, fill, read_json, read_tensors, to_tensors, write_model
 from interp.migration import refuse_keywords
 from interp.model import HookedGPT
 from interp.tokenizer import Tokenizer
@@ -59,8 +59,7 @@ def load(
     refuse_keywords("from_pretrained", unknown)
     if not isinstance(source, (str, Path)):
         raise InputError(f"a model of type {type(source).__name__}", "expected a bundled name, a path or a hub id")
-    if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InputError(f"dtype {dtype!r}", "expected a floating-point dtype such as torch.float32, or 'auto'")
+    check_dtype(None if dtype == "auto" else dtype)
     target, directory = choose_device(device), find(source)
     wanted = None if dtype == "auto" else dtype
     if directory.is_file():
@@ -126,6 +125,7 @@ def build(
     readers: Readers,
     where: Path | str,
     *,
+    layout: Layout | None = None,
     tokenizer: Tokenizer | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -136,7 +136,8 @@ def build(
     """
     with torch.device("meta"):
         model = HookedGPT(config, tokenizer=tokenizer)
-    layout = family.layout(config, parameter_shapes(model))
+    if layout is None:
+        layout = family.layout(config, parameter_shapes(model))
 
     def leftover(key: str, readers: Readers) -> str:
         return family.leftover(key, readers, config)
@@ -177,9 +178,19 @@ def find(source: str | Path) -> Path:
         return path
     if text in UNPUBLISHED:
         raise NotFoundError(f"the weights of {text} were never published", "its shapes are known: interp architecture")
+    if path.suffix in SINGLE:
+        raise NotFoundError(
+            f"there is no file {text}", "expected a model's file or directory, a bundled name or a hub id"
+        )
     if isinstance(source, Path) or text.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
         raise NotFoundError(f"no model at {text}", "expected a directory, a bundled name or a hub id", _names(text))
     return _from_hub(text)
+
+
+def check_dtype(dtype: object) -> None:
+    """Raises InputError for what is no dtype that weights can have; None is none."""
+    if dtype not in (None, torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise InputError(f"dtype {dtype!r}", "expected torch.float32, float64, float16 or bfloat16, or 'auto' to load")
 
 
 def only_file(directory: Path) -> Path:
@@ -266,6 +277,9 @@ def save(model: HookedGPT, directory: str | Path, *, dtype: torch.dtype | None =
     Args:
         dtype: of the weights on disk; by default as they are.
     """
+    if not isinstance(directory, (str, Path)) or Path(directory).is_file():
+        raise InputError(f"{str(directory)[:60]!r} to save to", "expected the path of a folder")
+    check_dtype(dtype)
     config, directory = model.config, Path(directory)
     data = model.origin or to_hf(config) or own_config(config)
     family = family_of(data, "config.json")

@@ -20,7 +20,7 @@ from interp.hooks import HookPoint, NameSpec
 from interp.linear import linear, wide
 from interp.migration import refuse_keywords
 from interp.parts import AttentionBlock, Block, ParallelBlock, norm_of
-from interp.positions import Frame, KVCache, Rotary, attention_mask_of, banded, check_tokens
+from interp.positions import Frame, KVCache, Rotary, attention_mask_of, banded, check_mask, check_tokens
 from interp.weights import Weights
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class HookedGPT(TextModel[GPTConfig], Weights):
     def as_batch(self, tokens: TextOrTokens, attention_mask: Tensor | None = None) -> Batch:
         """Ids [batch pos] and mask of what a model is given: ids, a text, several of any length, or a Batch."""
         if isinstance(tokens, Tensor):
+            check_mask(tokens, attention_mask)
             return Batch(tokens, attention_mask)
         if attention_mask is not None:
             raise InputError("an attention_mask beside text", "expected it with token ids alone: texts bring their own")

@@ -89,10 +89,11 @@ def check_tokens(tokens: Tensor, n_ctx: int, d_vocab: int, what: str = "", *, st
     `start` tokens came before; `what` names the tokens where there are several kinds. Ids are checked on the CPU only.
     """
     named = f"{what}: " if what else ""
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
+    whole = tokens.dtype in (torch.int64, torch.int32)
+    if tokens.ndim != 2 or not whole or not tokens.numel():
         raise InputError(
             f"{what or 'tokens'} of shape {tuple(tokens.shape)} and dtype {tokens.dtype}",
-            "expected whole numbers [batch pos], pos >= 1",
+            "expected whole numbers [batch pos] as int64, pos >= 1",
         )
     if start + tokens.shape[1] > n_ctx:
         raise InputError(
@@ -105,6 +106,17 @@ def check_tokens(tokens: Tensor, n_ctx: int, d_vocab: int, what: str = "", *, st
         if low < 0 or high >= d_vocab:
             wrong = low if low < 0 else high
             raise InputError(f"{named}token id {wrong}", f"expected 0 to {d_vocab - 1}, this model's vocabulary")
+
+
+def check_mask(tokens: Tensor, mask: object) -> None:
+    """Raises InputError for a mask that is no tensor of ones and zeros with the tokens' shape; None is none."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.shape != tokens.shape:
+        what = f"of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"of type {type(mask).__name__}"
+        raise InputError(f"attention_mask {what}", f"expected a tensor {tuple(tokens.shape)}")
+    if mask.device.type == "cpu" and not ((mask == 0) | (mask == 1)).all():
+        raise InputError("attention_mask with other values than 0 and 1", "expected 1 for tokens, 0 for padding")
 
 
 def banded(

@@ -36,8 +36,8 @@ def decompose(
     Raises HookNameError when the cache lacks one of `decompose_names`.
     """
     layers = model.config.n_layers if layer is None else layer
-    if not 0 <= layers <= model.config.n_layers:
-        raise InputError(f"layer {layer}", f"expected 0 to {model.config.n_layers}")
+    if not isinstance(layers, int) or not 0 <= layers <= model.config.n_layers:
+        raise InputError(f"layer {layer!r}", f"expected 0 to {model.config.n_layers}")
     if pos is not None:
         cache = ActivationCache({name: select_positions(x, name, pos) for name, x in cache.items()}, model.stack_sizes)
     parts, labels = [cache["embed"][None]], ["embed"]
@@ -71,8 +71,8 @@ def accumulated(
     lacks one of these.
     """
     layers = model.config.n_layers if layer is None else layer
-    if not 0 <= layers <= model.config.n_layers:
-        raise InputError(f"layer {layer}", f"expected 0 to {model.config.n_layers}")
+    if not isinstance(layers, int) or not 0 <= layers <= model.config.n_layers:
+        raise InputError(f"layer {layer!r}", f"expected 0 to {model.config.n_layers}")
     names, labels = list[str](), list[str]()
     for index in range(min(layers + 1, model.config.n_layers)):
         names.append(f"blocks.{index}.hook_resid_pre")
@@ -100,10 +100,19 @@ def logit_attrs(
     The final norm's scale is held at the run's value, so that the parts of a stream add up to the whole; its bias, b_U
     and a soft-cap are apart (Elhage et al. 2021). `pos` are the positions that `parts` have of the run's.
     """
-    batch = parts.shape[1]
-    ids = [torch.as_tensor(x, device=parts.device).expand(batch) for x in (answer, wrong) if x is not None]
-    name = "ln_final.hook_scale"
+    batch, name = parts.shape[1], "ln_final.hook_scale"
+    ids = [torch.as_tensor(x, device=parts.device) for x in (answer, wrong) if x is not None]
+    for given in ids:
+        if given.is_floating_point() or given.shape not in ((), (1,), (batch,)) or given.min() < 0:
+            raise InputError(f"answers {given.tolist()!r}"[:100], f"expected one token id, or {batch}")
+        if given.max() >= model.config.d_vocab_out:
+            raise InputError(f"token id {int(given.max())}", f"expected 0 to {model.config.d_vocab_out - 1}")
+    ids = [given.expand(batch) for given in ids]
     scale = select_positions(cache[name], name, pos) if model.ln_final.hooked else parts.new_ones(())
+    if scale.ndim and scale.shape[1] != parts.shape[2]:
+        raise InputError(
+            f"parts at {parts.shape[2]} positions, and a run of {scale.shape[1]}", "expected pos= as for the parts"
+        )
     towards = logit_direction(model, ids[0], ids[1] if len(ids) > 1 else None)  # [batch d_model]
     return torch.einsum("cbpd,bd->cbp", model.ln_final.share(parts, scale), towards)
 

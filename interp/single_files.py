@@ -74,6 +74,9 @@ def _torch(file: Path) -> Mapping[str, Any]:
     try:
         data = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise LoadError(f"{file} cannot be read: {why}", "expected whole weights in torch format") from None
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        what = "holds more than tensors and plain values" if unsafe else "cannot be read: it may be cut short"
+        raise LoadError(
+            f"{file} {what}", "expected weights as torch.save(model.state_dict(), ...) writes them"
+        ) from None
     return data if isinstance(data, Mapping) else {}

@@ -3,6 +3,7 @@
 `from_state_dict` recognises a layout by names and shapes; `LAYOUTS` are those it knows.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -68,8 +69,12 @@ class Lens(Own):
             if letter == "O":
                 return Stored(key, (*width, config.d_model), lambda x: x.flatten(0, 1))
             return Stored(key, (width[0], config.d_model, width[1]), lambda x: x.permute(1, 0, 2))
-        gain = 1.0 - config.gain_offset  # of a norm whose gain was folded away
-        return Stored(name, shape, default=gain if last == "w" else 0.0 if last == "b" else None)
+        folded = {
+            "w": 1.0 - config.gain_offset,
+            "b": 0.0,
+            "b_gate": 0.0,
+        }  # norms folded away; TransformerLens has no b_gate
+        return Stored(name, shape, default=folded.get(last))
 
 
 class OldLens(Lens):
@@ -95,19 +100,18 @@ class OverGPT2(Family):
 
 
 OUTSIDE = {"W_E": "embed.W_E", "W_pos": "pos_embed.W_pos", "unembed": "unembed.W_U", "b_U": "unembed.b_U"}
-_LENS = Names(embed="embed.W_E", unembed="unembed.W_U", prefixes=("", "module."))
+_LENS = Names(embed="embed.W_E", unembed="unembed.W_U", prefixes=("",))
 _BRIDGE = Names(
     embed="embed", position="pos_embed", block="blocks.{}.", norms={"ln1": "ln1", "ln2": "ln2"}, final="ln_final",
     unembed="unembed", q="attn.q", k="attn.k", v="attn.v", out="attn.o", gate="mlp.gate", up="mlp.in", down="mlp.out",
     qk_norm="attn.{}_norm", prefixes=("",),
 )  # fmt: skip
-_NANOGPT = gpt2_names(
-    prefixes=("transformer.", "_orig_mod.transformer.", "_orig_mod.", "module.transformer.", "module.")
-)
+WRAPPERS = re.compile(r"((_orig_mod|module)\.)*")
+"""What torch.compile and data parallelism put before every name."""
 
 LAYOUTS: dict[str, tuple[Family, ...]] = {
     "huggingface": tuple(family for kind, family in FAMILIES.items() if kind not in ("interp", "gpt_bigcode")),
-    "nanogpt": (NanoGPT("nanoGPT", _NANOGPT, {}),),
+    "nanogpt": (NanoGPT("nanoGPT", gpt2_names(), {}),),
     "transformer-lens": (
         Lens("TransformerLens", _LENS, {}), Family("TransformerLens 4", _BRIDGE, {}),
         OverGPT2("TransformerLens 4 around GPT-2", _BRIDGE, {}),
@@ -136,19 +140,27 @@ def from_state_dict(
     Raises InputError for a config or layout that is not understood or fits several ways that differ; LoadError for
     tensors that are missing, unknown or of another shape.
     """
-    if not isinstance(state, Mapping) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+    named = isinstance(state, Mapping) and state and all(isinstance(key, str) for key in state)
+    if not named or not all(isinstance(x, Tensor) for x in state.values()):
         kinds = sorted({type(x).__name__ for x in state.values()}) if isinstance(state, Mapping) else []
         what = f"{type(state).__name__}" + (f" of {', '.join(kinds)}" if kinds else "")
         raise InputError(f"state: {what}", "expected a dict of tensors by name, as state_dict() gives it")
-    if layout is not None and layout not in LAYOUTS:
+    if layout is not None and (not isinstance(layout, str) or layout not in LAYOUTS):
         raise InputError(f"layout {layout!r}", f"expected one of {', '.join(LAYOUTS)}, or None")
+    state = {WRAPPERS.sub("", key, count=1): x for key, x in state.items()}
     shape, own = read_config(config, state)
     candidates = [(name, family) for name, some in LAYOUTS.items() if layout in (None, name) for family in some]
-    if own is not None and layout in (None, "huggingface"):
-        candidates = [("huggingface", own)]
+    if own is not None and layout in (None, own[0]):
+        candidates = [own]
 
     def readers_of(family: Family) -> Readers:
-        return {family.plain(key): (tuple(x.shape), lambda x=x: x.detach().clone()) for key, x in state.items()}  # type: ignore[misc]
+        found: Readers = {}
+        for key, x in state.items():
+            plain = family.plain(key)
+            if plain in found and not torch.equal(found[plain][1](), x):
+                raise LoadError(f"state dict: two tensors called {plain}", "expected one, or equal ones")
+            found[plain] = tuple(x.shape), lambda x=x: x.detach().clone()  # type: ignore[misc]
+        return found
 
     with torch.device("meta"):
         shapes: Shapes = {name: tuple(p.shape) for name, p in HookedGPT(shape).named_parameters()}
@@ -158,6 +170,7 @@ def from_state_dict(
         stored, there = family.layout(shape, shapes), readers_of(family)
         if stored.keys() != shapes.keys():
             continue
+        stored = whole(stored, there)
         missing = sum(s.default is None and (s.key not in there or there[s.key][0] != s.shape) for s in stored.values())
         if missing:
             misfits.append((missing, family))
@@ -167,7 +180,33 @@ def from_state_dict(
         raise InputError(f"layout {layout!r} has not all parts of this config", "expected another layout, or None")
     _refuse_ambiguous(list(fitting.values()), readers_of)
     family = next(iter(fitting.values()))[1] if fitting else min(misfits, key=lambda pair: pair[0])[1]
-    return build(family, shape, readers_of(family), "state dict", tokenizer=tokenizer)
+    readers = readers_of(family)
+    stored = whole(family.layout(shape, shapes), readers)
+    dtype = common_dtype({one.key: readers[one.key][1]() for one in stored.values() if one.key in readers})
+    model = build(family, shape, readers, "state dict", layout=stored, tokenizer=tokenizer, dtype=dtype)
+    if own is not None and own[0] == "huggingface" and own[1] is not FAMILIES["gpt2"]:
+        model.origin = {key: x for key, x in plain_config(config).items() if key not in ("dtype", "torch_dtype")}
+    return model
+
+
+def whole(layout: Layout, there: Readers) -> Layout:
+    """The layout in which tensors of a kind (all norms' gains, say) may be left out together, but not one of them."""
+    kinds = {stored.key.rpartition(".")[2] for stored in layout.values() if stored.key in there}
+    return {
+        name: replace(stored, default=None) if stored.key.rpartition(".")[2] in kinds else stored
+        for name, stored in layout.items()
+    }
+
+
+def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that holds all of them. Raises InputError, naming it, for one that holds no floating-point numbers."""
+    for key, x in tensors.items():
+        if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16) or x.layout != torch.strided:
+            raise InputError(
+                f"tensor {key} of {str(x.dtype)[6:]}", "expected dense float32, float64, float16 or bfloat16"
+            )
+    dtypes = {x.dtype for x in tensors.values()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def _refuse_ambiguous(fitting: list[tuple[str, Family, Layout]], readers_of: Callable[[Family], Readers]) -> None:
@@ -190,23 +229,29 @@ def _refuse_ambiguous(fitting: list[tuple[str, Family, Layout]], readers_of: Cal
                 )
 
 
-def read_config(config: object, state: Mapping[str, Tensor]) -> tuple[GPTConfig, Family | None]:
-    """The config that other code has; and the family, where it is Hugging Face's."""
+def plain_config(config: object) -> dict[str, Any]:
+    """A config of other code as plain values."""
+    if isinstance(config, Mapping):
+        return dict(config)
+    told = getattr(config, "to_dict", None)
+    return dict(told()) if told else dict(getattr(config, "__dict__", {}))
+
+
+def read_config(config: object, state: Mapping[str, Tensor]) -> tuple[GPTConfig, tuple[str, Family] | None]:
+    """The config that other code has; and layout and family, where the config tells them."""
     if isinstance(config, GPTConfig):
         return config, None
-    if isinstance(config, Mapping):
-        data = dict(config)
-    else:
-        told = getattr(config, "to_dict", None)
-        data = dict(told()) if told else dict(getattr(config, "__dict__", {}))
-    where = type(config).__name__
+    data, where = plain_config(config), type(config).__name__
     if "block_size" in data:
-        return LAYOUTS["nanogpt"][0].read(data, where), None
+        family = LAYOUTS["nanogpt"][0]
+        embed, head = (state.get(key, state.get(f"transformer.{key}")) for key in ("wte.weight", "lm_head.weight"))
+        tied = embed is None or head is None or (embed.shape == head.shape and torch.equal(embed, head))
+        return replace(family.read(data, where), tied=tied), ("nanogpt", family)
     if "normalization_type" in data or "attention_dir" in data:
         return lens_config(data, where, state), None
     if "model_type" in data:
         family = family_of(data, where)
-        return family.read(data, where), family
+        return family.read(data, where), ("huggingface", family)
     raise InputError(
         f"config of type {where}: {str(config)[:60]}",
         "expected a GPTConfig, transformers' config, nanoGPT's model_args or TransformerLens' cfg",
@@ -234,6 +279,14 @@ def lens_config(data: Mapping[str, Any], where: str, state: Mapping[str, Tensor]
     norms: dict[Any, Any] = {"LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms", None: None}
     places: dict[Any, Any] = {"standard": "learned", "rotary": "rotary", "none": None}
     norm, place = data.get("normalization_type", "LN"), data.get("positional_embedding_type", "standard")
+    if data.get("final_rms") and norm not in ("RMS", "RMSPre"):
+        raise LoadError(f"{where}: final_rms with normalization_type = {norm!r}", "expected one kind of norm")
+    if (
+        norm in ("LN", "RMS")
+        and state
+        and not any(key.endswith((".w", "ln1.weight", "ln_final.weight")) for key in state)
+    ):
+        raise LoadError(f"{where}: normalization_type = {norm!r}, and no norm among the tensors", f"expected {norm}Pre")
     act = data.get("act_fn") or "gelu"  # attention-only models have none
     for entry, value, known in (("normalization_type", norm, norms), ("positional_embedding_type", place, places),
                                 ("act_fn", act, ACTIVATION_NAMES)):  # fmt: skip

@@ -40,7 +40,7 @@ CHECKPOINT = "checkpoint.pt"
 CURVE = "curve.csv"
 COMPILED_FROM = 500
 """Steps from which a run on the CPU is compiled first; that takes ten seconds or more."""
-FEW_BYTES = 50_000
+FEW_BYTES = 10_000
 """Of text, below which it is read byte by byte."""
 LARGE = 5_000_000
 """Bytes of text from which the defaults are those for a dump: a larger model, hours on two cores."""
@@ -232,52 +232,49 @@ class TextAndCopies:
         return torch.from_numpy(x), torch.from_numpy(y)
 
 
-def settings_for_text(
-    texts: Sequence[str],
-    *,
-    tokenizer: Literal["bpe", "bytes", "characters"] | None = None,
-    layers: int | None = None,
-    heads: int | None = None,
-    width: int | None = None,
-    context: int | None = None,
-    vocabulary: int | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    repeats: float = 0.0,
-    **others: Any,
+def settings_for(
+    texts: Sequence[str] | None, *, tokenizer: Literal["bpe", "bytes", "characters"] | None = None, **given: Any
 ) -> TrainSettings:
-    """Settings that suit these texts (minutes on two cores up to LARGE bytes), where they are not given.
+    """Settings that suit these texts, or a dump for None: minutes on two cores for less than LARGE bytes.
 
-    Bytes for less than FEW_BYTES, else byte pairs, about one token for every 200 bytes of text. `others` are fields of
-    TrainSettings. Raises InputError as `corpus.train_tokenizer` does.
+    Args:
+        tokenizer: by default bytes for less than FEW_BYTES, else byte pairs: a token for about 200 bytes of text.
+        given: `layers`, `heads`, `width`, `context`, `vocabulary`, `steps`, `batch`, `repeats` in place of those that
+            suit; and fields of TrainSettings.
+
+    Raises InputError for a vocabulary that does not go with the tokenizer, and as TrainSettings does.
     """
-    size = sum(len(text.encode()) for text in texts)
+    size = LARGE if texts is None else sum(len(text.encode()) for text in texts)
     large = size >= LARGE
-    kind = tokenizer or ("bytes" if size < FEW_BYTES else "bpe")
-    if vocabulary is not None and kind != "bpe":
-        raise InputError(f"a vocabulary of {vocabulary} for {kind}", "expected one for bpe only")
-    if kind == "characters":
-        learned = corpus.character_tokenizer(texts)
-    else:
-        suited = 2 ** round(math.log2(max(1, size) / 200))
-        wanted = corpus.BYTES if kind == "bytes" else vocabulary or min(4096, max(512, suited))
-        learned = corpus.train_tokenizer(corpus.split_text(texts)[0], wanted)
-    width = width or (256 if large else 128)
-    context = context or (256 if large or kind != "bpe" else 128)
-    steps = steps or (6000 if large else 300)
-    config = GPTConfig(
-        n_layers=layers or (4 if large else 2),
-        n_heads=heads or max(1, width // 32),
-        d_model=width,
-        n_ctx=context,
-        d_vocab=learned.get_vocab_size(),
-    )
+    kind = tokenizer or ("bytes" if size < FEW_BYTES and "vocabulary" not in given else "bpe")
+    if (kind != "bpe" and "vocabulary" in given) or (kind == "characters" and texts is None):
+        raise InputError(f"a vocabulary, or a dump, with the tokenizer {kind}", "expected bpe for them")
+    suited = min(4096, max(512, 2 ** round(math.log2(max(1, size) / 200))))
+    vocabulary = given.pop("vocabulary", corpus.BYTES if kind == "bytes" else suited)
+    if texts is not None and kind == "characters":
+        vocabulary = corpus.character_tokenizer(texts).get_vocab_size()
+    elif texts is not None:
+        vocabulary = corpus.train_tokenizer(corpus.split_text(texts)[0], vocabulary).get_vocab_size()
+    shape = {"layers": 4, "width": 256, "context": 256, "steps": 6000, "batch": 32}
+    if not large:
+        fewest = 200 if kind == "bpe" or size < 5 * FEW_BYTES else 400
+        shape = {"layers": 2, "width": 128, "context": 256, "batch": 8, "steps": max(fewest, min(2000, size // 1000))}
+    shape |= {name: given.pop(name) for name in shape if name in given}
     stage = Stage(
-        steps=steps, batch=batch or (32 if large else max(1, 2048 // context)), length=context, repeats=repeats
+        steps=shape["steps"],
+        batch=shape["batch"],
+        length=shape["context"],
+        repeats=given.pop("repeats", 0.1 if texts is None else 0.0),
     )
-    shape: dict[str, Any] = {"config": config, "stages": (stage,), "characters": kind == "characters"}
-    pace = {"warm_up": max(1, steps // 10), "decay": steps // 2} if not large else {}
-    return TrainSettings(**{"dtype": "bfloat16" if large else "float32", **shape, **pace, **others})
+    config = GPTConfig(
+        n_layers=shape["layers"],
+        n_heads=given.pop("heads", 8 if texts is None else max(1, shape["width"] // 32)),
+        d_model=shape["width"],
+        n_ctx=shape["context"],
+        d_vocab=vocabulary,
+    )
+    pace = {"dtype": "float32", "warm_up": max(1, stage.steps // 10), "decay": stage.steps // 2} if not large else {}
+    return TrainSettings(**{"config": config, "stages": (stage,), "characters": kind == "characters", **pace, **given})
 
 
 def train(
@@ -328,6 +325,8 @@ def train(
         if not any(any(stage.copied) for stage in settings.stages):
             run.tokens_per_byte = len(tokens) / (folder / "train.txt").stat().st_size
     out.mkdir(parents=True, exist_ok=True)  # not before the corpus is known to do
+    if settings.steps >= COMPILED_FROM and _compiler() and model.device.type == "cpu":
+        run.loss = torch.compile(next_token_loss, dynamic=False)
     carry_out(
         run,
         out,
@@ -454,8 +453,7 @@ class Run:
         """Of the text, where all that is trained on is text: the curve then has the loss in bits per byte too."""
         self.best: dict[str, Any] = {}
         """Loss, step and weights of the lowest held-out loss so far."""
-        compiled = settings.steps >= COMPILED_FROM and _compiler() and model.device.type == "cpu"
-        self.loss = torch.compile(next_token_loss, dynamic=False) if compiled else next_token_loss
+        self.loss = next_token_loss
 
     def advance(self, tokens: Tensor, targets: Tensor) -> None:
         """One step of the optimisers on one batch."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from interp.errors import InputError, NotFoundError, check_seed
+from interp.errors import InputError, check_seed
 from reports import cli_extract, cli_models, cli_probe, cli_rerun, cli_study, commands, output
 from reports.commands import (
     ByLine,
@@ -34,6 +34,9 @@ app = typer.Typer(
     cls=Group, rich_markup_mode=None, invoke_without_command=True, context_settings={"max_content_width": 110}
 )
 app.add_typer(cli_study.app, name="study")
+_ONE_THREAD = 128 * 2048
+"""Width times tokens of a step, up to which a second thread mostly waits (and, on a busy machine, stalls the first)."""
+_SUITED = "Without one, this and the next six suit the size of the corpus."
 
 
 def main() -> None:
@@ -170,7 +173,9 @@ def generate(
     model: Model = commands.DEFAULT_MODEL,
     device: Device = "auto",
     dtype: DtypeOption = "float32",
-    max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 50,
+    max_new_tokens: Annotated[
+        Optional[int], typer.Option(help="How many tokens to add; 50, or as many as fit, if not given.")  # noqa: UP045
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 1.0,
     top_k: Annotated[Optional[int], typer.Option(help="Draw from the k likeliest tokens only.")] = None,  # noqa: UP045
     top_p: Annotated[Optional[float], typer.Option(help="Draw from the likeliest tokens that hold this share.")] = None,  # noqa: UP045
@@ -192,6 +197,8 @@ def generate(
         loaded = commands.load_model(model, device, dtype)
         step("generating", 0, 1)
         prompt = given[0] if rows is None else commands.as_tokens(rows[:1], loaded)
+        if max_new_tokens is None:
+            options["max_new_tokens"] = max(min(50, loaded.config.n_ctx - loaded.as_batch(prompt).tokens.shape[1]), 0)
         tokens = loaded.generate(prompt, seed=seed, **options)[0].tolist()
     if loaded.tokenizer is None:
         whole = " ".join(map(str, tokens))
@@ -204,69 +211,118 @@ def generate(
         print(output.shown(str(out)))
 
 
-@app.command(cls=Command, epilog="Example: interp train enwik8.gz --out runs/mine --steps 6000")
+@app.command(cls=Command, epilog="Example: interp train mine.txt --out runs/mine")
 def train(
     corpus: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
             metavar="CORPUS",
-            help="A MediaWiki XML dump such as enwik8.gz; or the word phrases: then a small translation model learns "
-            "from generated French-English sentences.",
+            help="Text files, folders of them, JSON lines (texts, or objects with a text); or one MediaWiki XML dump "
+            "such as enwik8.gz; or the word phrases: then a small translation model learns from generated "
+            "French-English sentences.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="<folder>", help="Where the model, its curve and the checkpoint go.")],
     recipe: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            metavar="<path>", help="The settings.json of a run to repeat; --layers to --seed are then unused."
+            metavar="<path>", help="The settings.json of a run to repeat; --tokenizer to --seed are then unused."
         ),
     ] = None,
-    layers: Annotated[int, typer.Option(help="Blocks.")] = 4,
-    heads: Annotated[int, typer.Option(help="Attention heads in each block.")] = 8,
-    width: Annotated[int, typer.Option(help="Of the residual stream.")] = 256,
-    context: Annotated[int, typer.Option(help="Longest sequence, in tokens.")] = 256,
-    vocabulary: Annotated[int, typer.Option(help="Tokens, learned from the corpus.")] = 4096,
-    steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 6000,
-    batch: Annotated[int, typer.Option(help="Sequences in a step.")] = 32,
-    repeats: Annotated[float, typer.Option(help="Share of sequences that are random tokens, repeated.")] = 0.1,
+    tokenizer: Annotated[
+        Optional[Literal["bpe", "bytes", "characters"]],  # noqa: UP045
+        typer.Option(help="By default bpe (pairs of bytes, learned from the text); bytes for less than 10 kB."),
+    ] = None,
+    layers: Annotated[Optional[int], typer.Option(help=f"Blocks. {_SUITED}")] = None,  # noqa: UP045
+    heads: Annotated[Optional[int], typer.Option(help="Attention heads in each block.")] = None,  # noqa: UP045
+    width: Annotated[Optional[int], typer.Option(help="Of the residual stream.")] = None,  # noqa: UP045
+    context: Annotated[Optional[int], typer.Option(help="Longest sequence, in tokens.")] = None,  # noqa: UP045
+    vocabulary: Annotated[Optional[int], typer.Option(help="Tokens that bpe learns, at most.")] = None,  # noqa: UP045
+    steps: Annotated[Optional[int], typer.Option(help="Updates of the weights.")] = None,  # noqa: UP045
+    batch: Annotated[Optional[int], typer.Option(help="Sequences in a step.")] = None,  # noqa: UP045
+    repeats: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share of sequences that are random tokens, repeated: 0 for text, 0.1 for a dump."),
+    ] = None,
     optimiser: Annotated[Literal["muon", "adamw"], typer.Option(help="muon: for the blocks' matrices.")] = "muon",
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 3e-3,
     precision: Annotated[
-        Literal["bfloat16", "float32"], typer.Option(help="Of the passes, not the weights.")
-    ] = "bfloat16",
+        Optional[Literal["bfloat16", "float32"]],  # noqa: UP045
+        typer.Option(help="Of the passes, not the weights: float32 below 5 MB of text, else bfloat16."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides the first weights and every batch.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a GPT on a Wikipedia dump, or a small translation model; --resume goes on with a stopped run.
+    """Train a GPT on your own text or a Wikipedia dump, or a small translation model; --resume goes on with a run.
 
-    A translation model takes its sizes from the recipe alone, or the defaults that made the bundled one.
+    The last tenth of a text is held out: curve.csv in --out has the loss on both parts, in nats per token and bits per
+    byte, and the weights saved are those of the lowest held-out loss. A dump has the copying scores there, and the last
+    weights are saved. A translation model takes its sizes from the recipe alone, or those of the bundled one.
     """
-    if str(corpus) == "phrases":
+    if corpus == [Path("phrases")]:
         return _train_pairs(recipe, out, resume, device, quiet)
-    if recipe is None:
-        shape = {"n_layers": layers, "n_heads": heads, "d_model": width, "n_ctx": context, "d_vocab": vocabulary}
-        stage = {"steps": steps, "batch": batch, "length": context, "repeats": repeats}
-        rest = {"optimiser": optimiser, "lr": lr, "dtype": precision, "seed": seed}
-        data = {"config": shape, "stages": [stage], **rest}
-    else:
-        data = commands.read_json(recipe)
-    if not corpus.is_file():
-        raise NotFoundError(f"there is no corpus at {corpus}", "expected a MediaWiki XML dump such as enwik8.gz")
     output.check_folder(out)
     with output.progress(quiet) as step:
         step("preparing the corpus", 0, 1)
-        from interp import training
+        import torch
 
-        settings = _settings(data | {"corpus": str(corpus)}, recipe)
+        from interp import training
+        from interp.corpus import documents, is_dump
+        from interp.evaluation import held_out
+
+        texts = None if is_dump(corpus) else documents(corpus)
+        if recipe is not None:
+            settings = _settings(commands.read_json(recipe) | {"corpus": [*map(str, corpus)]}, recipe)
+        else:
+            sizes = {"layers": layers, "heads": heads, "width": width, "context": context, "vocabulary": vocabulary}
+            sizes |= {"steps": steps, "batch": batch, "repeats": repeats, "dtype": precision}
+            settings = training.settings_for(
+                texts,
+                tokenizer=tokenizer,
+                **{name: value for name, value in sizes.items() if value is not None},
+                corpus=[*map(str, corpus)],
+                optimiser=optimiser,
+                lr=lr,
+                seed=seed,
+            )
         check_seed(settings.seed)
+        if texts is not None:
+            for line in _outline(texts, settings):
+                hint(quiet, line)
+        if settings.config.d_model * max(s.batch * s.length for s in settings.stages) <= _ONE_THREAD:
+            torch.set_num_threads(1)
+        last: dict[str, float] = {}
         with _going_on(out, quiet):
             training.train(
-                settings, out=out, progress=_told(step, quiet), evaluate=_copying, resume=resume, device=device
+                settings,
+                out=out,
+                progress=_told(step, quiet, last),
+                evaluate=_copying if texts is None else held_out(out / "corpus"),
+                evaluate_every=1000 if texts is None else max(1, min(1000, settings.steps // 20)),
+                resume=resume,
+                device=device,
+                checkpoint_seconds=180 if texts is None else 20,
             )
+    if last.get("best_step", settings.steps) < settings.steps:
+        best = int(last["best_step"])
+        hint(quiet, f"held-out loss rose since step {best}: the model saved is that of step {best}")
     print(output.shown(str(out)))
+
+
+def _outline(texts: list[str], settings: Any) -> list[str]:
+    """What is about to be trained: the defaults may have chosen it."""
+    from interp.corpus import BYTES
+
+    config, size = settings.config, sum(len(text.encode()) for text in texts)
+    kind = "characters" if settings.characters else "bytes" if config.d_vocab == BYTES else "bpe"
+    return [
+        f"{size:,} bytes of text, the last tenth held out; tokenizer: {kind} ({config.d_vocab} tokens)",
+        f"{config.n_layers} layers, width {config.d_model}, {config.n_heads} heads, context {config.n_ctx}; "
+        f"{settings.steps} steps of {settings.stages[0].batch} sequences",
+    ]
 
 
 def _train_pairs(recipe: Path | None, out: Path, resume: bool, device: str, quiet: bool) -> None:
@@ -304,15 +360,20 @@ def _going_on(out: Path, quiet: bool) -> Iterator[None]:
         raise
 
 
-def _told(step: Any, quiet: bool) -> Any:
-    """What training tells, as progress and now and then a line."""
+def _told(step: Any, quiet: bool, last: dict[str, float] | None = None) -> Any:
+    """What training tells, as progress and now and then a line; the latest measures stay in `last`."""
 
     def tell(state: Any) -> None:
-        measures = "".join(f"  {name} {value:.3f}" for name, value in state.measures.items())
+        measures = dict(state.measures)
+        best = measures.pop("best_step", state.step)
+        shown = "".join(f"  {name.replace('_', ' ')} {value:.3f}" for name, value in measures.items())
+        if last is not None:
+            last.update(state.measures)
         step(f"loss {state.loss:.3f}", state.step, state.steps)
-        if state.measures or state.step % 500 == 0:
+        if measures.keys() - {"bits_per_byte"} or state.step % 500 == 0:
+            risen = f"  (rose since step {best})" if best < state.step else ""
             passed = output.duration(state.seconds)
-            hint(quiet, f"step {state.step:>6} of {state.steps}  loss {state.loss:.3f}  {passed}{measures}")
+            hint(quiet, f"step {state.step:>6} of {state.steps}  loss {state.loss:.3f}  {passed}{shown}{risen}")
 
     return tell
 

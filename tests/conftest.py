@@ -1,5 +1,7 @@
 """Fixtures shared by all tests: small random models and a small real tokenizer."""
 
+import os
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from interp.model import HookedGPT
 from interp.tokenizer import END_OF_TEXT, Tokenizer
 
 torch.set_num_threads(1)  # the models are tiny: two threads would mostly wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # and so would those of what a test starts
 
 TEXT = (
     "The cat sat on the mat. The dog sat on the log. When Mary and John went to the store, John gave a drink to Mary. "

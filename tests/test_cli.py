@@ -212,7 +212,7 @@ def test_the_report_holds_every_analysis(toy: Path, toy_gpt: HookedGPT, capsys: 
     assert facts["device"] == "cpu"
     assert facts["dtype"] == "float32"
     assert facts["versions"]["interp"] == __version__  # type: ignore[index]
-    assert str(facts["command"]).startswith("interp ")
+    assert str(facts["command"]).split()[0] == "interp"
     assert set(facts["seconds"]) == set(names)  # type: ignore[call-overload]
 
 
@@ -499,3 +499,62 @@ def test_training_leaves_a_model_and_a_recipe_that_repeats_it(
     assert Path("a/model.safetensors").read_bytes() == Path("b/model.safetensors").read_bytes()
     assert interp(capsys, "train", corpus, "--out", "a", *shape).code == 2  # there is a run already
     assert interp(capsys, "generate", "the river", "--model", "a", "--max-new-tokens", 5).code == 0
+
+
+def test_training_on_text_leaves_a_model_that_every_command_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("The river runs to the sea, and the old town was north of it. " * 60)
+    Path("texts/b.jsonl").write_text('{"text": "The king of the river was old."}\n"And the sea ran north."\n')
+    shape = ("--layers", 1, "--heads", 2, "--width", 16, "--context", 128, "--batch", 4, "--steps", 20)
+    for kind, size in (("bytes", 257), ("characters", 24)):
+        done = interp(capsys, "train", "texts", "--tokenizer", kind, "--out", kind, *shape)
+        assert (done.code, done.out) == (0, f"{kind}\n"), done.err
+        assert f"tokenizer: {kind} ({size} tokens)" in done.err
+        assert re.search(r"step +20 of 20 +loss [\d.]+ .*held out loss [\d.]+ +held out bits per byte", done.err)
+        assert len(interp(capsys, "generate", "the r", "--model", kind, "--max-new-tokens", 9, "--quiet").out) >= 10
+        page = ("report", "The river", "--model", kind, "--analyses", "logit-lens,ablation", "--out", f"{kind}.html")
+        assert interp(capsys, *page).code == 0
+    again = interp(capsys, "train", "texts/a.txt", "texts/b.jsonl", "--out", "c", "--recipe", "bytes/settings.json")
+    assert again.code == 0, again.err
+    assert Path("c/model.safetensors").read_bytes() == Path("bytes/model.safetensors").read_bytes()
+    resumed = interp(capsys, "train", "texts", "--tokenizer", "bytes", "--out", "bytes", "--resume", *shape)
+    assert resumed.code == 0
+    Path("texts/c.txt").write_text("One more text.")
+    other = interp(capsys, "train", "texts", "--tokenizer", "bytes", "--out", "bytes", "--resume", *shape)
+    assert (other.code, other.err.splitlines()[-3][:6]) == (2, "error:")
+    assert "another corpus or vocabulary" in other.err
+
+
+def test_a_text_learned_by_heart_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    Path("noise.txt").write_text("".join(rng.choice(list("abcd efgh"), 700)))
+    shape = ("--layers", 1, "--width", 64, "--context", 64, "--steps", 120, "--lr", "0.01")
+    done = interp(capsys, "train", "noise.txt", "--out", "noise", *shape)
+    assert done.code == 0, done.err
+    best = int(re.findall(r"held-out loss rose since step (\d+): the model saved", done.err)[0])
+    curve = pd.read_csv("noise/curve.csv")
+    assert curve.step[curve.held_out_loss.idxmin()] == best < 120
+    assert f"(rose since step {best})" in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code", "message"),
+    [
+        ("a.txt", b"", 2, "a.txt holds no text"),
+        ("a.txt", b"fine\n\xff", 2, "a.txt, line 2: not UTF-8"),
+        ("a.txt", b"few words", 2, "tokens to train on"),
+        ("a.jsonl", b'{"label": 1}', 2, "a.jsonl, line 1: "),
+        ("b.txt", b"fine", 3, "there is no corpus at a.txt"),
+    ],
+)
+def test_a_text_that_cannot_be_trained_on_takes_three_lines(
+    name: str, data: bytes, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_bytes(data)
+    done = interp(capsys, "train", "a.txt" if code == 3 else name, "--out", "out", "--quiet")
+    assert (done.code, done.out) == (code, "")
+    assert message in done.err
+    assert len(done.err.splitlines()) == 3
+    assert not Path("out").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from interp import corpus
 from interp.errors import InputError, LoadError, NotFoundError
+from interp.tokenizer import Tokenizer
 
 PAGE = '<page><title>{title}</title><revision><text xml:space="preserve">{text}</text></revision></page>\n'
 LONG = "The quick brown fox jumps over the lazy dog, again and again and again. " * 5
@@ -159,3 +160,121 @@ def test_the_held_out_sample_is_clean_text() -> None:
     text = "".join(documents)
     assert 150_000 < len(text.encode()) < 300_000
     assert not re.search(r"\{\{|\}\}|\[\[|\]\]|'''|&[a-z]+;|<ref|^\|", text, re.MULTILINE)
+
+
+# Text files.
+
+
+def test_documents_come_from_files_of_several_kinds(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n\x0c\nfour\n\x0c \n")
+    (tmp_path / "a.jsonl").write_text('{"text": "five\\r\\nsix", "label": 1}\n\n"seven \\u00e9"\n{"text": ""}\n')
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.md").write_text("eight")
+    (tmp_path / "sub" / "d.csv").write_text("not taken")
+    (tmp_path / ".hidden.txt").write_text("nor this")
+    expected = ["five\nsix", "seven é", "one\ntwo\nthree", "four", "eight"]
+    assert corpus.documents([tmp_path]) == expected
+    assert corpus.documents([tmp_path / "sub" / "d.csv", tmp_path / "sub"]) == ["not taken", "eight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"", "a.txt holds no text"),
+        ("a.txt", b" \n\x0c\n", "a.txt holds no text"),
+        ("a.txt", b"fine\n\nab\xff", "a.txt, line 3: not UTF-8"),
+        ("a.txt", "fine".encode("utf-16"), "a.txt, line 1: not UTF-8"),
+        ("a.txt", b"fine\nx\0", "a.txt, line 2: a zero byte"),
+        ("a.jsonl", b'{"text": "fine"}\n{"label": 1}\n', "a.jsonl, line 2: .*label"),
+        ("a.jsonl", b'"fine"\r\n\r\n{"text": \n', "a.jsonl, line 3: "),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: "),
+        ("a.jsonl", b'["fine"]\n', "a.jsonl, line 1: "),
+        ("a.jsonl", b'"half a character: \\ud800"\n', "a.jsonl, line 1: "),
+        ("a.csv", b"fine", "files with text that end in .txt"),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_line(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / name).write_bytes(data)
+    with pytest.raises(InputError, match=message) as caught:
+        corpus.prepare(folder if name == "a.csv" else folder / name, tmp_path / "out")
+    assert len(str(caught.value).splitlines()) == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_text_is_named_before_any_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(NotFoundError, match=r"no corpus at .*b\.txt"):
+        corpus.prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out")
+
+
+def test_one_text_is_cut_and_many_are_not() -> None:
+    whole = "".join(f"wörd{i} " for i in range(1000))
+    for texts in ([whole], [whole[:300], whole[300:]]):
+        train, held_out = corpus.split_text(texts)
+        assert "".join(train + held_out) == whole
+        assert abs(len("".join(held_out).encode()) / len(whole.encode()) - 0.1) < 0.005
+        assert held_out[0].startswith("wörd")
+    many = whole.split()
+    train, held_out = corpus.split_text(many)
+    assert train + held_out == many
+    assert len("".join(held_out).encode()) == pytest.approx(0.1 * len("".join(many).encode()), rel=0.01)
+
+
+@pytest.mark.parametrize("characters", [False, True])
+def test_no_held_out_text_is_trained_on(tmp_path: Path, characters: bool) -> None:
+    path = tmp_path / "a.txt"
+    text = "the river runs to the sea\n" * 90 + "zebra quagga\n" * 18
+    path.write_text(text)
+    corpus.prepare(path, tmp_path / "out", 300, characters=characters)
+    tokenizer = Tokenizer.from_directory(tmp_path / "out")
+    assert tokenizer is not None
+    tokens = np.fromfile(tmp_path / "out" / "train.bin", "<u2")
+    train, held_out = ((tmp_path / "out" / name).read_text() for name in ("train.txt", "held_out.txt"))
+    assert tokens[0] == 0
+    assert tokenizer.to_string(tokens[1:].tolist()) == train
+    assert text.strip() == train + held_out
+    assert "river" in train
+    assert "zebra" not in held_out[: held_out.index("zebra")]
+    assert len(held_out.encode()) == pytest.approx(0.1 * len(text), rel=0.1)
+    assert set("qz").isdisjoint("".join(train.split("zebra quagga\n")))
+
+
+def test_the_corpus_of_another_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(LONG)
+    corpus.prepare(path, tmp_path / "out", 300)
+    path.rename(tmp_path / "b.txt")
+    corpus.prepare(tmp_path / "b.txt", tmp_path / "out", 300)  # the same text by another name will do
+    (tmp_path / "b.txt").write_text(LONG.replace("fox", "cat"))
+    for options in ({}, {"characters": True}):
+        with pytest.raises(InputError, match="another corpus or vocabulary"):
+            corpus.prepare(tmp_path / "b.txt", tmp_path / "out", 300, **options)
+
+
+def test_characters_round_trip(tmp_path: Path) -> None:
+    text = "naïve 日本語 🦊\t\n\n  end \u2581 Ġ"
+    tokenizer = Tokenizer(corpus.character_tokenizer([text]))
+    tokenizer.save(tmp_path)
+    loaded = Tokenizer.from_directory(tmp_path)
+    assert loaded is not None
+    for one in (tokenizer, loaded):
+        ids = one.encode(text)
+        assert one.to_string(ids) == text
+        assert one.to_str_tokens(ids) == list(text)
+        assert one.d_vocab == len(set(text)) + 2
+        assert one.encode(text, prepend_bos=True) == [0, *ids]
+        assert one.to_string(one.encode("name?")) == "na\ufffde\ufffd", "what it does not know is shown as unknown"
+        assert one.encode(f"n{corpus.END_OF_TEXT}a") == [ids[0], 0, ids[1]]
+    with pytest.raises(InputError, match="exactly one token"):
+        loaded.to_single_token("?")
+
+
+def test_bytes_are_the_smallest_vocabulary() -> None:
+    tokenizer = corpus.train_tokenizer(["the the the the"], corpus.BYTES)
+    text = "né 🦊"
+    assert len(tokenizer.encode(text).ids) == len(text.encode())
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    with pytest.raises(InputError, match="65536"):
+        corpus.train_tokenizer(["text"], 70_000)

@@ -95,7 +95,9 @@ main()
 def test_the_report_needs_no_network(tmp_path: Path) -> None:
     """With sockets blocked and an empty home, the report on the bundled model is written."""
     out = tmp_path / "report.html"
-    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "MPLCONFIGDIR": str(tmp_path)}
+    env = {"HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path)} | {
+        name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS")
+    }
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, str(out)], capture_output=True, text=True, env=env, timeout=300, cwd=tmp_path
     )

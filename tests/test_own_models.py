@@ -63,6 +63,8 @@ def test_ids_come_as_numbers_symbols_or_files(tmp_path, capsys) -> None:
     again = interp(capsys, "generate", "--model", tmp_path / "model", "--tokens", "3 10", "--max-new-tokens", "2")
     assert again.code == 0
     assert len(again.out.strip()) == 4
+    more = interp(capsys, "generate", "--model", tmp_path / "model", "--tokens", "3 10")
+    assert len(more.out.strip()) == 12  # as many as fit
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,12 @@ def test_results_say_what_they_hold_in_one_line(toy_gpt) -> None:
 
 def test_a_config_says_what_is_wrong() -> None:
     sizes = {"n_layers": 1, "n_heads": 2, "d_model": 8, "n_ctx": 8, "d_vocab": 8}
-    for wrong in ({"n_layers": "2"}, {"eps": "small"}, {"d_mlp": 0}, {"rotary_base": float("nan")}, {"d_model": 7}):
+    for wrong in (
+        {"n_layers": "2"}, {"eps": "small"}, {"d_mlp": 0}, {"rotary_base": float("nan")}, {"d_model": 7},
+        {"causal": "bidirectional"}, {"tied": "no"}, {"bias_qkv": 1}, {"eps": -1.0}, {"attn_softcap": "x"},
+        {"logit_softcap": 0},
+        {"local_rotary_base": "a"}, {"rotary_scaling": 3}, {"init_std": -1.0},
+    ):  # fmt: skip
         with pytest.raises(InputError, match=next(iter(wrong))):
             GPTConfig(**(sizes | wrong))
     for given in ({"n_layers": 1}, "gpt2", None):
@@ -129,3 +136,29 @@ def test_the_example_learns_modular_addition() -> None:
     assert held_out > 95
     assert without < 40
     assert re.search(r"frequencies: \d+", done.stdout)
+
+
+def test_a_counterfactual_of_ids(tmp_path, capsys) -> None:
+    """Without a tokenizer a text of whole numbers is ids, wherever a command takes a text."""
+    make_gpt(d_vocab=20, n_ctx=12).save_pretrained(tmp_path)
+    options = ("--tokens", "3 1 4 1 5", "--corrupted", "3 1 4 1 6", "--answer", "7", "--wrong", "8", "--format", "csv")
+    done = interp(capsys, "activation-patching", "--model", tmp_path, *options)
+    assert done.code == 0, done.err
+    other = interp(capsys, "activation-patching", "--model", tmp_path, *[*options[:3], "3 1 4 2 5", *options[4:]])
+    assert other.out != done.out
+
+
+def test_masks_and_tokens_that_cannot_be_meant_are_refused(toy_gpt) -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    bad = (
+        lambda: toy_gpt(ids.to(torch.uint8)), lambda: toy_gpt(ids.bool()), lambda: toy_gpt(ids[:0]),
+        lambda: toy_gpt.generate(ids[0], max_new_tokens=1), lambda: toy_gpt(ids, attention_mask=[[1, 1, 1]]),
+        lambda: toy_gpt(ids, attention_mask=torch.tensor([[0.0, -1e9, 0.0]])), lambda: toy_gpt.generate(ids, top_k=1.5),
+        lambda: logit_lens(toy_gpt, ids, attention_mask=torch.ones(1, 3)), lambda: logit_lens("a text", toy_gpt),
+        lambda: logit_lens(toy_gpt, 42), lambda: toy_gpt.run_with_cache(ids, pos=7),
+        lambda: toy_gpt.run_with_cache(ids, names=3),
+    )  # fmt: skip
+    for call in bad:
+        with pytest.raises(InputError) as caught:
+            call()
+        assert len(str(caught.value).splitlines()) <= 3

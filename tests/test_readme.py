@@ -8,10 +8,14 @@ import pytest
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_the_python_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_python_examples_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert others
+    for code in others:
+        exec(compile(code, "README.md", "exec"), {})
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(first, "README.md", "exec"), names)
     assert names["cache"]["pattern", 0].shape[1] == 4  # type: ignore[index]
     assert (names["without"] - names["logits"]).abs().max() > 1e-3  # type: ignore[operator]
     assert len(names["result"].to_dataframe()) > 0  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from conftest import make_gpt
 from shapes import SHAPES, tokens_for, toy
 from torch import nn
 
@@ -275,3 +276,104 @@ def test_files_that_are_no_models_are_refused(tmp_path) -> None:
         HookedGPT.from_pretrained(tmp_path / "cut.pt")
     with pytest.raises(InputError, match="dict of tensors"):
         HookedGPT.from_state_dict({"model": theirs.state_dict()}, args)
+
+
+def lens_state(model: HookedGPT) -> dict[str, torch.Tensor]:
+    """Our weights under the classic names."""
+    c, outside = (
+        model.config,
+        {"W_E": "embed.W_E", "W_pos": "pos_embed.W_pos", "unembed": "unembed.W_U", "b_U": "unembed.b_U"},
+    )
+    state = {}
+    for name, x in model.state_dict().items():
+        last = name.rpartition(".")[2]
+        if last.endswith("_flat"):
+            x = x.unflatten(1 if last[2] in "QKV" and x.ndim == 2 else 0, (-1, c.d_head))
+            x = x.permute(1, 0, 2) if last.startswith(("W_Q", "W_K", "W_V")) else x
+            shared = "_" if last[2] in "KV" and c.n_kv_heads < c.n_heads else ""
+            name = name.removesuffix("_flat").replace(f".{last[:3]}", f".{shared}{last[:3]}")
+        state[outside.get(name, name)] = x.T if last == "unembed" else x
+    return state
+
+
+CFG = {"n_layers": 2, "n_heads": 4, "d_model": 32, "d_head": 8, "d_mlp": 128, "n_ctx": 64, "d_vocab": 300,
+       "act_fn": "gelu_new",
+       "normalization_type": "LN", "eps": 1e-5}  # fmt: skip
+
+
+def test_one_tensor_of_a_kind_is_not_left_out_in_silence() -> None:
+    """All norms folded away are gains of one; one of them missing is a mistake, as is a cfg that has them."""
+    model = make_gpt(tied=False, unembed_bias=True)
+    state, tokens = lens_state(model), tokens_for(model)
+    torch.testing.assert_close(HookedGPT.from_state_dict(state, CFG)(tokens), model(tokens), **TIGHT)
+    for gone in ("blocks.0.ln1.w", "ln_final.b", "blocks.1.ln2.w"):
+        with pytest.raises(LoadError, match=f"{gone} is missing"):
+            HookedGPT.from_state_dict({k: v for k, v in state.items() if k != gone}, CFG)
+    bare = {key: x for key, x in state.items() if ".ln" not in key and not key.startswith("ln")}
+    with pytest.raises(LoadError, match="no norm among the tensors"):
+        HookedGPT.from_state_dict(bare, CFG)
+    folded = HookedGPT.from_state_dict(bare, CFG | {"normalization_type": "LNPre"})
+    assert bool((folded.blocks[0].ln1.w == 1).all())
+    with pytest.raises(LoadError, match="final_rms"):
+        HookedGPT.from_state_dict(state, CFG | {"final_rms": True})
+
+
+def test_gated_models_of_transformer_lens_have_no_gate_bias() -> None:
+    model = make_gpt(
+        gated=True, norm="rms", act_fn="silu", positions="rotary", tied=False, unembed_bias=True, n_kv_heads=2
+    )
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mlp.b_gate.zero_()
+    state = {key: x for key, x in lens_state(model).items() if not key.endswith("b_gate")}
+    cfg = CFG | {"gated_mlp": True, "act_fn": "silu", "normalization_type": "RMS", "final_rms": True,
+                 "positional_embedding_type": "rotary", "n_key_value_heads": 2}  # fmt: skip
+    tokens = tokens_for(model)
+    for prefix in ("", "module.", "_orig_mod."):
+        read = HookedGPT.from_state_dict({prefix + key: x for key, x in state.items()}, cfg)
+        torch.testing.assert_close(read(tokens), model(tokens), **TIGHT)
+
+
+def test_tensors_that_no_weights_can_be_are_refused_and_dtypes_are_made_one() -> None:
+    theirs, args = nano(True)
+    state = {key: x.detach() for key, x in theirs.state_dict().items()}
+    half = {**state, "transformer.wte.weight": state["transformer.wte.weight"].half()}
+    half["lm_head.weight"] = half["transformer.wte.weight"]
+    assert {p.dtype for p in HookedGPT.from_state_dict(half, args).parameters()} == {torch.float32}
+    for wrong in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(InputError, match=r"ln_f\.weight"):
+            HookedGPT.from_state_dict({**state, "transformer.ln_f.weight": torch.ones(24, dtype=wrong)}, args)
+    with pytest.raises(LoadError, match=r"two tensors called ln_f\.weight"):
+        HookedGPT.from_state_dict({**state, "ln_f.weight": torch.zeros(24)}, args)
+    for given, layout in ((state, ["nanogpt"]), ({3: torch.ones(1)}, None)):
+        with pytest.raises(InputError):
+            HookedGPT.from_state_dict(given, args, layout=layout)
+
+
+@torch.no_grad()
+def test_an_untied_nanogpt_and_a_live_pythia(tmp_path) -> None:
+    theirs, args = nano(True)
+    theirs.lm_head.weight = nn.Parameter(torch.randn(40, 24))
+    torch.testing.assert_close(HookedGPT.from_state_dict(theirs.state_dict(), args)(TOKENS), theirs(TOKENS), **TIGHT)
+    config = transformers.GPTNeoXConfig(
+        vocab_size=40, hidden_size=64, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=32, attn_implementation="eager",
+    )  # fmt: skip
+    pythia = transformers.GPTNeoXForCausalLM(config).eval()
+    ours = HookedGPT.from_state_dict(pythia.state_dict(), config)
+    torch.testing.assert_close(ours(TOKENS), pythia(TOKENS).logits, **TIGHT)
+    ours.save_pretrained(tmp_path)  # in the family's own layout
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    torch.testing.assert_close(back(TOKENS).logits, pythia(TOKENS).logits, **TIGHT)
+
+
+def test_what_cannot_be_saved_is_refused(tmp_path) -> None:
+    model = make_gpt()
+    for wrong in (torch.int32, "float16"):
+        with pytest.raises(InputError, match="dtype"):
+            model.save_pretrained(tmp_path / "a", dtype=wrong)
+    (tmp_path / "file").write_text("x")
+    for path in (42, tmp_path / "file"):
+        with pytest.raises(InputError, match="path of a folder"):
+            model.save_pretrained(path)
+    assert not (tmp_path / "a").exists()

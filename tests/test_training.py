@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from interp import training
+from interp import corpus, training
 from interp.config import GPTConfig
 from interp.errors import InputError, LoadError
+from interp.evaluation import held_out
 from interp.model import HookedGPT
 from interp.training import Stage, TextAndCopies, TrainSettings
 
@@ -270,4 +272,139 @@ def test_a_refused_corpus_leaves_no_folder(tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, corpus=str(tmp_path / "dump.xml"))
     with pytest.raises(InputError, match="no articles"):
         training.train(settings, out=tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+# Text.
+
+
+def text_settings(path: Path, **given: object) -> TrainSettings:
+    small = {"layers": 1, "width": 32, "context": 32, "batch": 8, "steps": 40, "corpus": [str(path)]} | given
+    return training.settings_for(corpus.documents([path]), **small)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters"])
+def test_one_sentence_repeated_is_learned_and_noise_is_not(tmp_path: Path, kind: str) -> None:
+    """Every next character of a repeated sentence follows from the context; of random letters, log 8 nats do not."""
+    noise = "".join(np.random.default_rng(0).choice(list("abcdefgh"), 6000))
+    found = {}
+    for name, text in (("sentence", "the king's fox was by a lamp. " * 200), ("noise", noise)):
+        path = tmp_path / f"{name}.txt"
+        path.write_text(text)
+        out = tmp_path / name
+        settings = text_settings(path, tokenizer=kind, steps=150)
+        assert settings.config.d_vocab == (257 if kind == "bytes" else len(set(text)) + 2)
+        model = training.train(settings, out=out, evaluate=held_out(out / "corpus"), evaluate_every=10, device="cpu")
+        curve = pd.read_csv(out / training.CURVE)
+        found[name] = measured = curve.held_out_loss.min()
+        again = held_out(out / "corpus")(HookedGPT.from_pretrained(out, device="cpu"))["held_out_loss"]
+        assert again == pytest.approx(measured, rel=1e-4), "what is saved is the best"
+        # One token is one byte here, but for the token in front of the text.
+        np.testing.assert_allclose(curve.bits_per_byte, curve.loss / math.log(2), rtol=1e-3)
+        rows = curve.dropna(subset="held_out_loss")
+        np.testing.assert_allclose(rows.held_out_bits_per_byte, rows.held_out_loss / math.log(2), rtol=1e-4)
+        assert model.tokenizer is not None
+    assert found["sentence"] < 0.2
+    assert 0.98 * math.log(8) < found["noise"] < 1.1 * math.log(8)
+
+
+def test_the_weights_of_the_lowest_held_out_loss_are_kept_over_a_resumption(tmp_path: Path) -> None:
+    losses = {5: 3.0, 10: 2.0, 15: 2.5, 20: 2.0}
+    settings, seen = dataclasses.replace(SETTINGS), {}
+
+    def planted(model: HookedGPT) -> dict[str, float]:
+        step = 5 * (1 + len(seen))
+        seen[step] = {name: weight.clone() for name, weight in model.state_dict().items()}
+        return {"held_out_loss": losses[step]}
+
+    source = TextAndCopies(TOKENS, settings)
+
+    def interrupted(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if step == 12:
+            signal.raise_signal(signal.SIGINT)
+        return source(step)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    options = {"evaluate": planted, "evaluate_every": 5, "device": "cpu"}
+    with pytest.raises(KeyboardInterrupt):
+        training.train(settings, out=tmp_path, batches=interrupted, **options)  # type: ignore[arg-type]
+    model = run(tmp_path, settings, resume=True, evaluate=planted, evaluate_every=5)
+    kept = model.state_dict()
+    assert all(torch.equal(kept[name], weight) for name, weight in seen[10].items())
+    assert not all(torch.equal(kept[name], weight) for name, weight in seen[20].items()), "control: the last"
+    assert pd.read_csv(tmp_path / training.CURVE).best_step.tolist() == [5, 10, 10, 10]
+
+
+KILLED_TEXT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from interp import training
+from interp.evaluation import held_out
+sys.path.insert(0, sys.argv[3])
+from test_training import text_settings
+out, step_to_die = Path(sys.argv[1]), int(sys.argv[4])
+real = training.TextAndCopies.__call__
+def batch(self, step):
+    if step == step_to_die:
+        print("there", flush=True)
+        sys.stdin.read()
+    return real(self, step)
+training.TextAndCopies.__call__ = batch
+settings = text_settings(Path(sys.argv[2]))
+training.train(settings, out=out, evaluate=held_out(out / "corpus"), evaluate_every=4, report_every=4, device="cpu",
+               resume=True, checkpoint_seconds=0 if step_to_die >= 0 else 1e9)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_text_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("".join(f"line {i * i % 97} of the text, {i % 7}\n" for i in range(300)))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+    def command(out: str, die: int) -> list[str]:
+        return [sys.executable, "-c", KILLED_TEXT, str(tmp_path / out), str(text), str(Path(__file__).parent), str(die)]
+
+    process = subprocess.Popen(
+        command("cut", 22), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    process.kill()
+    assert process.wait(30) == -signal.SIGKILL
+    process.communicate()
+    assert steps_done(tmp_path / "cut") == 22
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    for out in ("cut", "whole"):
+        subprocess.run(command(out, -1), env=environment, check=True)
+    for name in ("model.safetensors", "tokenizer.json", "settings.json", "corpus/train.bin"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    curves = [pd.read_csv(tmp_path / out / training.CURVE).drop(columns="seconds") for out in ("cut", "whole")]
+    pd.testing.assert_frame_equal(*curves)
+    text.write_text(text.read_text() + "more\n")
+    control = subprocess.run(command("cut", -1), env=environment, capture_output=True, text=True)
+    assert "another corpus" in control.stderr
+
+
+def test_defaults_suit_the_size_of_the_text() -> None:
+    words = " ".join(f"word{i * i % 5003}" for i in range(30_000))
+    tokens = [training.settings_for([words[:size]]).config.d_vocab for size in (9_000, 30_000, 200_000)]
+    assert tokens == [257, 512, 1024]
+    dump = training.settings_for(None)
+    assert (dump.config.n_layers, dump.config.d_vocab, dump.steps, dump.stages[0].repeats) == (4, 4096, 6000, 0.1)
+    repeated = training.settings_for(["again and again " * 5000])
+    assert repeated.config.d_vocab < 512, "no token without a text"
+    chosen = training.settings_for([words], layers=3, width=96, context=64, steps=7, batch=5, heads=2, repeats=0.2)
+    assert (chosen.config.n_layers, chosen.config.d_head, chosen.config.n_ctx, chosen.steps) == (3, 48, 64, 7)
+    with pytest.raises(InputError, match="bytes"):
+        training.settings_for([words], tokenizer="bytes", vocabulary=400)
+
+
+def test_a_text_too_short_for_a_sequence_leaves_no_folder(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Too short.")
+    with pytest.raises(InputError, match=r"tokens to train on\n.*at least 32"):
+        training.train(text_settings(path), out=tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
