@@ -90,7 +90,7 @@ def check(done: Done, code: int, *words: str) -> None:
         (("train", "missing.xml", "--out", "run"), 3, ("missing.xml", "corpus")),
         (("train", "{toy}/config.json", "--out", "{toy}/tokenizer.json"), 2, ("is a file", "name of a folder")),
         (("train", "{toy}/config.json", "--out", "/dev/null/run"), 2, ("cannot be written", "--out")),
-        (("train", "{toy}/model.safetensors", "--out", "run"), 2, ("line 1: not UTF-8", "a text file")),
+        (("train", "{toy}/model.safetensors", "--out", "run"), 2, ("not UTF-8", "a text file")),
         (("train", "{toy}/config.json", "--out", "run", "--seed", "-1"), 2, ("seed -1",)),
         (("train-lens", "{toy}/config.json", "--out", "l", "--seed", "-1"), 2, ("seed -1",)),
         (("report", TEXT, "--model", "{toy}", "--seed", "-1"), 2, ("seed -1", "expected a whole number from 0")),
