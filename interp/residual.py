@@ -18,6 +18,14 @@ def decompose_names(model: HookedGPT) -> list[str]:
     return [name for name in model.hook_points if name in short or (name.startswith("blocks.") and name.endswith(ends))]
 
 
+def _layers(model: HookedGPT, layer: int | None) -> int:
+    """How many blocks lie before a place. Raises InputError where the model has fewer."""
+    layers = model.config.n_layers if layer is None else layer
+    if not isinstance(layers, int) or not 0 <= layers <= model.config.n_layers:
+        raise InputError(f"layer {layer!r}", f"expected 0 to {model.config.n_layers}")
+    return layers
+
+
 def decompose(
     model: HookedGPT,
     cache: ActivationCache,
@@ -35,9 +43,7 @@ def decompose(
 
     Raises HookNameError when the cache lacks one of `decompose_names`.
     """
-    layers = model.config.n_layers if layer is None else layer
-    if not isinstance(layers, int) or not 0 <= layers <= model.config.n_layers:
-        raise InputError(f"layer {layer!r}", f"expected 0 to {model.config.n_layers}")
+    layers = _layers(model, layer)
     if pos is not None:
         cache = ActivationCache({name: select_positions(x, name, pos) for name, x in cache.items()}, model.stack_sizes)
     parts, labels = [cache["embed"][None]], ["embed"]
@@ -70,9 +76,7 @@ def accumulated(
     `mid` puts the stream between attention and MLP in too, where blocks have one. Raises HookNameError when the cache
     lacks one of these.
     """
-    layers = model.config.n_layers if layer is None else layer
-    if not isinstance(layers, int) or not 0 <= layers <= model.config.n_layers:
-        raise InputError(f"layer {layer!r}", f"expected 0 to {model.config.n_layers}")
+    layers = _layers(model, layer)
     names, labels = list[str](), list[str]()
     for index in range(min(layers + 1, model.config.n_layers)):
         names.append(f"blocks.{index}.hook_resid_pre")

@@ -155,8 +155,7 @@ def test_the_frame_works_in_a_browser(outputs: list[dict[str, Any]], tmp_path: P
         page.goto((tmp_path / "cell.html").as_uri())
         before = page.url
         page.locator("summary").first.click()
-        page.wait_for_timeout(300)
-        frame = page.frames[1]
+        frame = page.wait_for_selector("iframe").content_frame()
         frame.wait_for_selector("canvas.grid")
         key = "attention_patterns-" + frame.evaluate("Object.keys(viewers)[0]").partition("-")[2]
         frame.evaluate(f"viewers['{key}'].ready")
@@ -165,8 +164,7 @@ def test_the_frame_works_in_a_browser(outputs: list[dict[str, Any]], tmp_path: P
         )
         assert len(np.unique(drawn)) > 10
         frame.locator("nav a[href='#provenance']").click(force=True)
-        page.wait_for_timeout(300)
-        assert frame.evaluate("document.querySelector('#provenance').getBoundingClientRect().top") < 640
+        frame.wait_for_function("document.querySelector('#provenance').getBoundingClientRect().top < 640")
         assert page.url == before
         browser.close()
     assert [text for text in heard if not text.startswith("Blocked autofocusing")] == []  # of the dialog, in any frame

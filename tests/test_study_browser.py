@@ -49,9 +49,8 @@ def test_an_item_is_reached_by_its_address_and_the_page_is_silent(browser: Any, 
     page.on("console", lambda message: heard.append(message.text))
     page.on("pageerror", lambda error: heard.append(str(error)))
     page.goto(f"{(folder / f'{name}.html').as_uri()}#{ITEMS[name]}")
-    page.wait_for_timeout(500)
-    top = page.evaluate(f"document.getElementById('{ITEMS[name]}').getBoundingClientRect().top")
-    assert -5 < top < 120
+    top = f"document.getElementById('{ITEMS[name]}').getBoundingClientRect().top"
+    page.wait_for_function(f"-5 < {top} && {top} < 120")
     tables = page.locator("[id$='claims'] .scroll").all()
     assert tables
     for table in tables:  # verdicts are read without scrolling inside a table
