@@ -17,7 +17,7 @@ test: $(VENV)/.test  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 slow: $(VENV)/.test  ## the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -35,8 +35,8 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable ".[test]"
+$(VENV)/.test: pyproject.toml constraints.txt constraints-test.txt | $(VENV)/bin/python
+	$(PIP) --constraint constraints-test.txt --editable ".[test]"
 	touch $@ $(VENV)/.run
 
 clean:

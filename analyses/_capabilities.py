@@ -4,9 +4,10 @@ An analysis that needs something says so in a constant, `NEEDS = ("mlp",)`, and 
 report reads the constant, leaves the analysis out where a need is not met, and gives the reason.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
+from inspect import signature
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -54,30 +55,74 @@ def require(model: object, needs: Sequence[str]) -> None:
         )
 
 
-def checked(analysis: Callable[Given, Found]) -> Callable[Given, Found]:
-    """The analysis, after a look at the types of what it is given; raises InputError where they cannot be meant."""
+def checked(
+    *, runs: bool = False, translation: Sequence[str] | None = None, encoder: Sequence[str] | None = None
+) -> Callable[[Callable[Given, Found]], Callable[Given, Found]]:
+    """Decorates an analysis: it runs after a look at what it is given.
 
-    @cache
-    def hints() -> dict[str, Any]:
-        return get_type_hints(analysis, include_extras=True)
+    Args:
+        runs: whether it measures the model's own runs (or weights alone), as hooks and changed parts leave them. Others
+            take sums apart, compare with weights or sweep, and are refused then; all are at the final norm, which the
+            lens applies itself.
+        translation, encoder: options that it reads for a translation model, for an encoder; None is all of them.
 
-    @wraps(analysis)
-    def run(*args: Given.args, **options: Given.kwargs) -> Found:
-        if args and not isinstance(args[0], (HookedModule, GPTConfig, NoneType)):
+    The analysis raises InputError for types that cannot be meant, for an option that this kind of model does not read,
+    and for a model that is not as it was built.
+    """
+    kinds = {"HookedEncoderDecoder": ("a translation model", translation), "HookedEncoder": ("an encoder", encoder)}
+
+    def decorate(analysis: Callable[Given, Found]) -> Callable[Given, Found]:
+        name = analysis.__name__
+
+        @cache
+        def hints() -> dict[str, Any]:
+            return get_type_hints(analysis, include_extras=True)
+
+        @wraps(analysis)
+        def run(*args: Given.args, **options: Given.kwargs) -> Found:
+            model = args[0] if args else None
+            if args and not isinstance(model, (HookedModule, GPTConfig, NoneType)):
+                raise InputError(
+                    f"a model of type {type(model).__name__}", f"expected a model first: {name}(model, text)"
+                )
+            if "attention_mask" in options and "attention_mask" not in hints():
+                raise InputError(
+                    "attention_mask", "expected ids and mask together", "give what model.to_batch(texts) returns"
+                )
+            for option, value in options.items():
+                if option in hints():
+                    _check_type(option, hints()[option], value)
+            if isinstance(model, HookedModule):
+                _check_run(model, name, runs)
+                kind, read = kinds.get(type(model).__name__, ("", None))
+                if read is not None:
+                    _check_read(analysis, options, kind, read)
+            return analysis(*args, **options)
+
+        return run
+
+    return decorate
+
+
+def _check_run(model: HookedModule, name: str, runs: bool) -> None:
+    """Raises InputError for a change of the run that some of the analysis would see and the rest would not."""
+    seen = ("ln_final",) if runs else ("",)
+    found = (change for change in model.changes(edits_only=True) if change[0].startswith(seen))
+    model.refuse_changes(name, found)
+
+
+def _check_read(analysis: Callable[..., Any], options: Mapping[str, Any], kind: str, read: Sequence[str]) -> None:
+    """Raises InputError for an option that this kind of model does not read; a seed may draw nothing."""
+    defaults = signature(analysis).parameters
+    for option, value in options.items():
+        if option in (*read, "seed") or option not in defaults:
+            continue
+        default = defaults[option].default
+        if value is not default and repr(value) != repr(default):
             raise InputError(
-                f"a model of type {type(args[0]).__name__}",
-                f"expected a model first: {analysis.__name__}(model, text)",
+                f"{option} = {value!r}"[:120] + f" for {kind}",
+                f"expected only what is read there: {', '.join(read) or 'no option'}",
             )
-        if "attention_mask" in options and "attention_mask" not in hints():
-            raise InputError(
-                "attention_mask", "expected ids and mask together", "give what model.to_batch(texts) returns"
-            )
-        for name, value in options.items():
-            if name in hints():
-                _check_type(name, hints()[name], value)
-        return analysis(*args, **options)
-
-    return run
 
 
 def _check_type(name: str, hint: Any, value: Any) -> None:

@@ -24,6 +24,8 @@ TAIL, MIDDLE = 512, 2048
 """Entries kept one by one at each end, and bins between them, in a sketch."""
 TRACY_WIDOM_99 = 2.0234
 """99 % point of the Tracy-Widom law of order one."""
+SHUFFLES = 4
+"""Times that a matrix's entries are shuffled for its edge, where that is needed."""
 BLOCK = 1 << 16
 """Entries that are widened to float64 at a time: few enough to stay near the processor."""
 
@@ -304,13 +306,34 @@ def side_by_side(work: Callable[[Item], Outcome], items: Sequence[Item], size: C
         return [running[i].result() for i in range(len(items))]
 
 
-def spectrum_numbers(singular: Float[np.ndarray, " rank"], shape: tuple[int, int], std: float) -> dict[str, float]:
+def normal_point(count: int) -> float:
+    """What the distance of `count` normal numbers from the normal law of their own mean and deviation exceeds in 5 %.
+
+    Lilliefors' test; the constants are those of Stephens, "EDF Statistics for Goodness of Fit", 1974, table 1A (.886 /
+    sqrt(count) in Lilliefors 1967). Kolmogorov's 1.358 is for a law that is known beforehand.
+    """
+    root = np.sqrt(count)
+    return float(0.895 / (root - 0.01 + 0.85 / root))
+
+
+def two_sample_point(count: int, pairs: int) -> float:
+    """What the largest Kolmogorov-Smirnov distance of so many pairs of samples of `count` exceeds by chance in 5 %.
+
+    Kolmogorov's law at .05 / pairs (Bonferroni).
+    """
+    return float(special.kolmogi(0.05 / max(pairs, 1)) * np.sqrt(2 / count))
+
+
+def spectrum_numbers(
+    singular: Float[np.ndarray, " rank"], shape: tuple[int, int], std: float, edge: float | None = None
+) -> dict[str, float]:
     """Stable rank, effective rank and the comparison with a random matrix of the same shape and standard deviation.
 
     Stable rank: sum of squares over the largest square. Effective rank: exponential of the entropy of the normalised
-    singular values (Roy and Vetterli, "The effective rank", 2007). `above_random`: singular values that exceed the
-    largest of a random matrix in 99 of 100 cases; `edge_ratio`: the largest over that bound; `energy_above`: their
-    share of the sum of squares; `mp_distance`: Kolmogorov-Smirnov distance from the Marchenko-Pastur law.
+    singular values (Roy and Vetterli, "The effective rank", 2007). `above_random`: singular values that exceed `edge`,
+    by default what the largest of a random matrix stays below in 99 of 100 cases; `edge_ratio`: the largest over that
+    bound; `energy_above`: their share of the sum of squares; `mp_distance`: Kolmogorov-Smirnov distance from the
+    Marchenko-Pastur law.
     """
     squares = singular**2
     if not squares.sum():
@@ -318,7 +341,7 @@ def spectrum_numbers(singular: Float[np.ndarray, " rank"], shape: tuple[int, int
             ("norm", "edge_ratio", "above_random", "energy_above", "mp_distance"), np.nan
         )
     share = singular / singular.sum()
-    edge = random_edge(shape, std)
+    edge = random_edge(shape, std) if edge is None else edge
     above = singular > edge
     return {
         "norm": float(singular[0]),
@@ -334,12 +357,52 @@ def spectrum_numbers(singular: Float[np.ndarray, " rank"], shape: tuple[int, int
 def random_edge(shape: tuple[int, int], std: float) -> float:
     """What the largest singular value of a random matrix stays below in 99 % of cases.
 
-    For independent entries with mean zero: the Tracy-Widom limit of Johnstone, "On the distribution of the largest
-    eigenvalue in principal components analysis", 2001, with Ma's (2012) shift of one half, sharper for small matrices.
+    For independent entries with mean zero and light tails: the Tracy-Widom limit of Johnstone, "On the distribution of
+    the largest eigenvalue in principal components analysis", 2001, with Ma's (2012) shift of one half, sharper for
+    small matrices.
     """
     a, b = (np.sqrt(side - 0.5) for side in shape)
     centre, spread = (a + b) ** 2, (a + b) * (1 / a + 1 / b) ** (1 / 3)
     return float(std * np.sqrt(centre + TRACY_WIDOM_99 * spread))
+
+
+def tails_matter(shape: tuple[int, int], kurtosis: float, largest: float) -> bool:
+    """Whether entries so heavy-tailed could alone move the largest singular value beyond the edge for light tails.
+
+    A row (or column) stands out of the spectrum when its squared length exceeds the usual one by more than
+    sqrt(rows x columns) variances (Benaych-Georges and Nadakuditi, "The singular values and vectors of low rank
+    perturbations of large rectangular random matrices", 2012). Asked is whether the longest of independent entries may
+    come half as far; `largest` is the largest entry in standard deviations.
+    """
+    reach = [
+        np.sqrt((kurtosis + 2) * length * 2 * np.log(max(count, 2))) + largest**2
+        for count, length in (shape, shape[::-1])
+    ]
+    return bool(max(reach) > 0.5 * np.sqrt(shape[0] * shape[1]))
+
+
+def shuffled_edge(matrix: Float[np.ndarray, "row column"]) -> float:
+    """What the largest singular value of the same entries in random order stays below in 99 % of cases.
+
+    The mean of SHUFFLES shuffles and, of their spread, Student's 99 % point for one more.
+    """
+    rng, flat = np.random.default_rng(0), matrix.ravel()
+    tops = [singular_values(rng.permutation(flat).reshape(matrix.shape))[0] for _ in range(SHUFFLES)]
+    beyond = stats.t.ppf(0.99, SHUFFLES - 1) * np.sqrt(1 + 1 / SHUFFLES)
+    return float(np.mean(tops) + beyond * np.std(tops, ddof=1))
+
+
+def edge_of(matrix: Float[np.ndarray, "row column"], top: float, numbers: dict[str, float]) -> float:
+    """The edge that the largest singular value `top` is held against; `numbers` are those of `describe`.
+
+    That of light tails; where the tails are heavy enough to matter, and `top` exceeds it, the entries' own, shuffled.
+    """
+    rows, columns = matrix.shape
+    edge, std = random_edge((rows, columns), numbers["std"]), numbers["std"]
+    largest = max(abs(numbers["min"]), abs(numbers["max"])) / std if std else 0.0
+    if top <= edge or not tails_matter((rows, columns), numbers["kurtosis"], largest):
+        return edge
+    return max(edge, shuffled_edge(matrix))
 
 
 def marchenko_pastur_distance(squares: Float[np.ndarray, " rank"], shape: tuple[int, int], std: float) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._panels import Bars, Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
-from analyses._statistics import bootstrap
+from analyses._statistics import bootstrap, methods, q_values, said_clear, sign_flip_p_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class GridsResult(Result):
     strips: tuple[TokenStrip, ...] = ()
     main: int | None = None
     """The first so many grids go into the table of the strongest parts and the findings; None: all."""
+    signed: bool = True
+    """False for what cannot be negative: its sign tells nothing, so there is no test."""
     seed: int = 0
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -58,7 +60,13 @@ class GridsResult(Result):
         return pd.concat(frames, ignore_index=True)
 
     def panels(self) -> list[Panel]:
-        return [*self.notes, *(self._panel(grid) for grid in self.grids), *self.strips, self._table()]
+        return [
+            *self.notes, *(self._panel(grid) for grid in self.grids), *self.strips, self._table(),
+            *methods(
+                len(self.texts), chosen_of=len(self._named()), test="sign flips" if self.signed else None,
+                tests=len(self.strongest()), seed=self.seed,
+            ),
+        ]  # fmt: skip
 
     def _panel(self, grid: NumberGrid) -> Panel:
         spread = bootstrap(grid.values, seed=self.seed)
@@ -76,35 +84,55 @@ class GridsResult(Result):
         )  # fmt: skip
 
     def strongest(self) -> pd.DataFrame:
-        """One row per part, mean over texts, the largest first."""
-        frame = self.to_dataframe()[["grid", "part", "value"]]
-        frame = frame[frame["grid"].isin([grid.key for grid in self.grids[: self.main]])]
-        frame = frame.groupby(["grid", "part"], as_index=False, sort=False).mean()
-        return frame.iloc[np.argsort(-frame["value"].abs().to_numpy(), kind="stable")].reset_index(drop=True)
+        """One row per part, mean over texts, the largest first; with several texts q, over all parts, by sign flips.
+
+        The index is the part's place in `_values`.
+        """
+        names = [(grid.key, name) for grid in self.grids[: self.main] for row in grid.names for name in row]
+        values = self._values()
+        frame = pd.DataFrame(names, columns=["grid", "part"]).assign(value=bootstrap(values, resamples=1).value)
+        if len(values) > 1 and self.signed:
+            frame["q"] = q_values(sign_flip_p_value(values, seed=self.seed))
+        return frame.iloc[np.argsort(-frame["value"].abs().to_numpy(), kind="stable")]
+
+    def _values(self) -> np.ndarray:
+        """[text part] of the grids that the table and the findings speak of."""
+        return np.concatenate([grid.values.reshape(len(grid.values), -1) for grid in self.grids[: self.main]], axis=1)
+
+    def _named(self) -> pd.DataFrame:
+        """Those of `strongest` that a finding may name."""
+        frame = self.strongest()
+        return frame[~frame["part"].str.contains("bias|embed")]
 
     def _table(self) -> Table:
-        frame = self.strongest()
+        frame = self.strongest().drop(columns="grid")
         return Table(
-            key="strongest", title="Every part, largest first", frame=frame[["part", "value"]].head(500),
+            key="strongest", title="Every part, largest first", frame=frame.reset_index(drop=True).head(500),
             units={"value": self.unit}, diverging=frozenset({"value"}),
             caption=f"{self.what[0].upper()}{self.what[1:]}, in {self.unit}."
-            + (f" Mean of {len(self.texts)} texts." if len(self.texts) > 1 else ""),
+            + (f" Mean of {len(self.texts)} texts." if len(self.texts) > 1 else "")
+            + " q over all parts." * ("q" in frame),
         )  # fmt: skip
 
     def findings(self) -> list[Finding]:
-        frame = self.strongest()
-        frame = frame[~frame["part"].str.contains("bias|embed")]
+        frame = self._named()
         if frame.empty or not np.isfinite(frame["value"].iloc[0]):
             return []
         top = frame.iloc[0]
         typical = float(frame["value"].abs().median())
+        low, high = bootstrap(self._values()[:, frame.index.to_numpy()[0]], chosen_of=len(frame)).ends()
+        known = f"; {said_clear(frame['q'], len(self.texts))}" if "q" in frame else ""
+        sure = "q" not in frame or (top["q"] <= 0.05 and low is not None and high is not None and low * high > 0)
         return [
             Finding(
-                text=f"The largest {self.what}, of {len(frame)} parts: {top['part']}, {top['value']:+.3g} {self.unit}.",
+                text=f"The largest {self.what}, of {len(frame)} parts: {top['part']}, {top['value']:+.3g} {self.unit}"
+                f"{known}.",
                 key=str(top["grid"]),
-                weight=0.2 + 0.6 * (1 - typical / max(abs(float(top["value"])), 1e-12)),
+                weight=0.2 + 0.6 * (1 - typical / max(abs(float(top["value"])), 1e-12)) if sure else 0.1,
                 value=float(top["value"]),
                 unit=self.unit,
+                low=low,
+                high=high,
             )
         ]
 

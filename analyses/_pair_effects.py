@@ -92,6 +92,7 @@ def translation_ablation(
         texts=pair_names(model, found),
         grids=tuple(grids),
         notes=(note,),
+        signed=first != "kl",
         seed=seed,
     )
 

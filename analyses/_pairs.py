@@ -29,6 +29,7 @@ from analyses._metrics import (
 )
 from analyses._panels import Note, Tokens
 from analyses._prompts import TEMPLATES, PromptSet, TextsOrPrompts, indirect_object_prompts
+from analyses._statistics import independent
 from interp.errors import InputError
 from interp.interventions import Replace
 from interp.linear import wide
@@ -56,6 +57,8 @@ class Texts:
     """[text] the template of each, where there is more than one template."""
     notes: tuple[str, ...]
     """How texts and answers were chosen, a sentence each."""
+    own: tuple[str, ...] = ()
+    """What the model chose itself, of answer, wrong answer and corruption."""
 
     def groups(self) -> list[tuple[list[int], Int[Tensor, "batch pos"]]]:
         """Texts of one length together: their numbers, and their ids as a batch."""
@@ -121,10 +124,14 @@ def resolve_texts(
     logits = last_logits(model, rows)
     given = None if answer is None else token_ids(model, answer, len(rows))
     best, other = top_tokens(logits, given)
+    own = (*(["answer"] if given is None else []), *(["wrong answer"] if wrong is None else []))
     if given is None:
-        notes.append("The answer is the model's most likely next token.")
+        notes.append(
+            "The answer is the model's own, its most likely next token. A largest logit tends to fall whatever is "
+            "changed, so effects on it lean downwards."
+        )
     if wrong is None:
-        notes.append("The wrong answer is the most likely other token.")
+        notes.append("The wrong answer is the model's own too, the most likely other token.")
     return Texts(
         rows=tuple(rows),
         names=text_names(model, rows),
@@ -132,6 +139,7 @@ def resolve_texts(
         wrong=other if wrong is None else token_ids(model, wrong, len(rows)),
         clusters=templates if len(set(templates)) > 1 else None,
         notes=tuple(notes),
+        own=own,
     )
 
 
@@ -178,7 +186,15 @@ def resolve_pairs(
         notes.append("The wrong answer is the most likely token after the corrupted text (the answer left out).")
         wrong_ids = top_tokens(last_logits(model, rows), texts.answer)[1]
     fields = {name: getattr(texts, name) for name in ("rows", "names", "answer", "clusters")}
-    return Pairs(**fields, wrong=wrong_ids, notes=tuple(notes), corrupted=tuple(rows))
+    chosen = {"answer": "answer" in texts.own, "wrong answer": not known_wrong, "corruption": given is None}
+    own = tuple(name for name, by_model in chosen.items() if by_model)
+    if "wrong answer" in own or "corruption" in own:
+        notes.append(
+            f"With {' and '.join(name for name in own if name != 'answer')} so chosen, the clean run favours the "
+            "answer by more than the corrupted one in nearly any model: the gap and shares of it say nothing of how "
+            "well this one does the task."
+        )
+    return Pairs(**fields, wrong=wrong_ids, notes=tuple(notes), own=own, corrupted=tuple(rows))
 
 
 def _all_or_none(entries: list[str]) -> list[str] | None:
@@ -302,7 +318,8 @@ def measure(
         for row, tokens in enumerate((clean, corrupted)):
             found = sweep(model, tokens, [()], readout, read=readout.read, vocab=readout.vocab)
             values[row, indices] = found[name][0].double().cpu()
-    title, unit = TITLES.get(name, "your metric"), UNITS.get(name, "units of the metric")
+    title = TITLES.get(name, "your metric") + own_answers(pairs.own, name)
+    unit = UNITS.get(name, "units of the metric")
     return Measure(title=title, unit=unit, readouts=tuple(readouts), clean=values[0], corrupted=values[1])
 
 
@@ -323,6 +340,22 @@ def choices_note(
     )
     said = [*pairs.notes, *notes, said_answers(answers, wrongs), runs]
     return Note(key="choices", title="The two runs", text=" ".join(said))
+
+
+def own_answers(own: Sequence[str], metric: str) -> str:
+    """To be put after a metric's name: which of the answers it speaks of the model chose itself; empty where none."""
+    spoken = {"logit_diff": ("answer", "wrong answer")}.get(metric, ("answer",) if metric in TITLES else ())
+    chosen = [name for name in own if name in spoken and metric not in ("loss", "kl")]
+    return f" ({' and '.join(chosen)} chosen by the model)" if chosen else ""
+
+
+def said_pairs(pairs: Pairs) -> str:
+    """How many pairs a mean is of, and what its interval is over, in a sentence."""
+    n, unit = independent(len(pairs.rows), pairs.clusters)
+    if len(pairs.rows) == 1:
+        return "One pair of texts, so no interval."
+    over = f"95 % intervals, each for itself, over {n} {unit}" if n > 1 else "one template, so no interval"
+    return f"Mean of {len(pairs.rows)} pairs of texts; {over}."
 
 
 def said_answers(answers: Sequence[str], wrongs: Sequence[str]) -> str:

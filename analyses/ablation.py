@@ -39,11 +39,11 @@ from analyses._capabilities import checked, lacking
 from analyses._components import Component, choose, component_panels
 from analyses._metrics import TITLES, UNITS, MetricName, Readout, TokenChoice, check_metrics
 from analyses._pair_effects import translation_ablation
-from analyses._pairs import Texts, notable, resolve_texts, said_answers
+from analyses._pairs import Texts, notable, own_answers, resolve_texts, said_answers
 from analyses._panels import Finding, Note, Panel, Result, Table, Tokens
 from analyses._prompts import TextsOrPrompts
 from analyses._replacements import KINDS, KindName, Replacements, Values, check_kinds
-from analyses._statistics import bootstrap, q_values, sign_flip_p_value
+from analyses._statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
 from interp import scale
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import NotApplicable
@@ -89,6 +89,8 @@ class AblationResult(Result):
     """Where components were replaced; None means everywhere."""
     notes: tuple[str, ...]
     """How answers and replacement values were chosen."""
+    own: tuple[str, ...]
+    """Which of answer and wrong answer the model chose itself."""
     seed: int
 
     @property
@@ -124,8 +126,8 @@ class AblationResult(Result):
     def summary(self) -> pd.DataFrame:
         """One row per component, kind and metric: means over texts; with several texts also interval, p and q.
 
-        Intervals are 95 %, bootstrapped over texts (over templates where there are several); p by flipping signs (not
-        for `kl`, which cannot be negative), q by Benjamini and Hochberg over all rows.
+        Intervals are 95 %, each for itself, over texts (over templates where there are several); p by flipping signs
+        (not for `kl`, which cannot be negative), q by Benjamini and Hochberg over all rows.
         """
         effects = self.effects
         spread = bootstrap(effects, clusters=self.clusters, seed=self.seed)
@@ -147,19 +149,29 @@ class AblationResult(Result):
             for k, kind in enumerate(self.kinds):
                 title = f"Effect on {TITLES[metric]}, {{}} {KINDS[kind]}"
                 spread = bootstrap(self.effects[:, :, k, m], clusters=self.clusters, seed=self.seed)
+                caption, unit = self._caption(metric), UNITS[metric]
                 pictures += component_panels(
-                    f"{metric}-{kind}", title, self.components, spread, caption=self._caption(), unit=UNITS[metric]
+                    f"{metric}-{kind}", title, self.components, spread, caption=caption, unit=unit
                 )
-        return [*pictures, self._table(), *self._repair_panels(), self._note()]
+        return [*pictures, self._table(), *self._repair_panels(), self._note(), *self._methods()]
 
-    def _caption(self) -> str:
+    def _methods(self) -> list[Note]:
+        tested = len(self.components) * len(self.kinds) * sum(metric != "kl" for metric in self.metrics)
+        return methods(
+            len(self.texts), clusters=self.clusters, chosen_of=len(self.components), seed=self.seed, tests=tested,
+            test="sign flips" if tested else None,
+            more="KL divergence has no test: it cannot be negative." * ("kl" in self.metrics),
+        )  # fmt: skip
+
+    def _caption(self, metric: str = "loss") -> str:
         where = "at every position" if self.positions is None else f"at positions {', '.join(map(str, self.positions))}"
+        where += own_answers(self.own, metric)
         if len(self.texts) == 1:
             return f"With the component replaced minus without, {where}. One text."
-        unit = "templates" if self.clusters else "texts"
+        n, unit = independent(len(self.texts), self.clusters)
         return (
-            f"With the component replaced minus without, {where}. Mean of {len(self.texts)} texts; 95 % intervals "
-            f"bootstrapped over {unit}, seed {self.seed}."
+            f"With the component replaced minus without, {where}. Mean of {len(self.texts)} texts; 95 % intervals, "
+            f"each for itself, over {n} {unit}."
         )
 
     def _table(self) -> Table:
@@ -167,7 +179,8 @@ class AblationResult(Result):
         frame = frame.iloc[np.argsort(-frame["effect"].abs().to_numpy(), kind="stable")].reset_index(drop=True)
         frame, most = frame.drop(columns=[name for name in ("layer", "head", "neuron") if name in frame]), 2000
         cut = f" The {most:,} largest of {len(frame):,} effects." if len(frame) > most else ""
-        tests = " p by flipping the signs of texts, q corrected for all rows of the table (Benjamini-Hochberg)."
+        _, unit = independent(len(self.texts), self.clusters)
+        tests = f" p by flipping the signs of {unit}, q corrected for all rows of the table (Benjamini-Hochberg)."
         return Table(
             key="table",
             title="Every effect, largest first",
@@ -226,14 +239,17 @@ class AblationResult(Result):
     def _finding(self, rows: pd.DataFrame, metric: str, kind: str) -> Finding:
         top = rows.iloc[int(rows["effect"].abs().argmax())]
         effect, unit, several = float(top["effect"]), UNITS[metric], "q" in rows
-        low, high = (float(top[name]) if several else None for name in ("low", "high"))
-        part = next(c for c in self.components if c.label == top["component"])
-        clear = int((rows["q"] <= 0.05).sum()) if several and metric != "kl" else None
-        known = "" if clear is None else f"; {clear or 'none'} of them {'have' if clear != 1 else 'has'} q at most .05"
+        number = next(i for i, c in enumerate(self.components) if c.label == top["component"])
+        part, place = self.components[number], (self.kinds.index(kind), self.metrics.index(metric))
+        chosen = self.effects[:, number, place[0], place[1]]
+        low, high = bootstrap(chosen, clusters=self.clusters, chosen_of=len(rows)).ends()
+        tested = several and metric != "kl"
+        known = "; " + said_clear(rows["q"], *independent(len(self.texts), self.clusters)) if tested else ""
         typical = float(rows["effect"].abs().median())
         texts = f"over {len(self.texts)} texts" if several else "on this text"
+        title = TITLES[metric] + own_answers(self.own, metric)
         return Finding(
-            text=f"With {part.label} {KINDS[kind]}, the {TITLES[metric]} changes by {effect:+.3g}, from "
+            text=f"With {part.label} {KINDS[kind]}, the {title} changes by {effect:+.3g}, from "
             f"{top['clean']:.3g} {texts}: the largest of {len(rows)} effects{known}.",
             key=f"{metric}-{kind}-{'heads' if part.kind == 'head' else 'others'}".replace("_", "-"),
             weight=notable(1 - typical / max(abs(effect), 1e-12), low, high, float(top["q"]) if several else None),
@@ -244,7 +260,7 @@ class AblationResult(Result):
         )
 
 
-@checked
+@checked(translation=("components", "layers", "kinds", "metrics", "positions"))
 @torch.no_grad()
 def ablation(
     model: HookedGPT | HookedEncoderDecoder,
@@ -324,6 +340,7 @@ def ablation(
         clusters=texts.clusters,
         positions=None if positions is None else tuple(positions),
         notes=(*texts.notes, *source.notes, *([CAPPED] if heads and model.config.logit_softcap is not None else [])),
+        own=texts.own,
         seed=seed,
     )
 

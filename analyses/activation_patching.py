@@ -40,10 +40,11 @@ from analyses._pairs import (
     notable,
     position_labels,
     resolve_pairs,
+    said_pairs,
 )
 from analyses._panels import Finding, Matrix, Note, Panel, Result, Table, Tokens
 from analyses._prompts import TextsOrPrompts
-from analyses._statistics import bootstrap, q_values, sign_flip_p_value
+from analyses._statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
 from interp import scale
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError, nearest
@@ -145,7 +146,19 @@ class ActivationPatchingResult(Result):
         return gap
 
     def panels(self) -> list[Panel]:
-        return [*(self._matrix(patched) for patched in self.patched), self._table(), self._note()]
+        return [*(self._matrix(patched) for patched in self.patched), self._table(), self._note(), *self._methods()]
+
+    def _methods(self) -> list[Note]:
+        frame = self.summary()
+        return methods(
+            len(self.pairs.rows), clusters=self.pairs.clusters, seed=self.seed, test="sign flips",
+            tests=int(frame["p"].notna().sum()) if "p" in frame else 0,
+            chosen_of=max(self._places(patched) for patched in self.patched),
+        )  # fmt: skip
+
+    def _places(self, patched: Patched) -> int:
+        """How many places can have an effect: not those before the first token that differs."""
+        return max(1, int((self.effects(patched) != 0).any(0).sum()))
 
     def _matrix(self, patched: Patched) -> Matrix:
         spread = bootstrap(self.effects(patched), clusters=self.pairs.clusters, seed=self.seed)
@@ -179,11 +192,15 @@ class ActivationPatchingResult(Result):
 
     def _caption(self, patched: Patched) -> str:
         gap = self.gap(patched.direction).mean()
-        texts = "One pair of texts." if len(self.pairs.rows) == 1 else f"Mean of {len(self.pairs.rows)} pairs of texts."
+        texts = said_pairs(self.pairs)
         return f"Change of the {self.measure.title}. Copying everything would change it by {gap:+.3g}. {texts}"
 
     def summary(self) -> pd.DataFrame:
-        """One row per place: mean effect over texts, share of the whole gap; with several texts interval, p and q."""
+        """One row per place: mean effect over texts, share of the whole gap; with several texts interval, p and q.
+
+        Intervals are 95 %, each for itself; q is over all places of all sites, those aside whose effect is exactly
+        zero in every text (p and q are NaN there).
+        """
         frames = []
         for patched in self.patched:
             effects = self.effects(patched)
@@ -203,7 +220,8 @@ class ActivationPatchingResult(Result):
             gap = self.gap(patched.direction).mean()
             frame["share"] = frame["effect"] / gap if gap else np.nan
             if spread.low is not None and spread.high is not None:
-                p = sign_flip_p_value(effects, clusters=self.pairs.clusters, seed=self.seed).ravel()
+                p = sign_flip_p_value(effects, clusters=self.pairs.clusters, seed=self.seed)
+                p = np.where((effects == 0).all(0), np.nan, p).ravel()
                 frame = frame.assign(low=spread.low.ravel(), high=spread.high.ravel(), p=p)
             frames.append(frame)
         whole = pd.concat(frames, ignore_index=True)
@@ -215,7 +233,8 @@ class ActivationPatchingResult(Result):
         frame, most = frame.iloc[order].reset_index(drop=True), 500
         frame["head"] = frame["head"].astype(object).where(frame["head"].notna(), "")
         cut = f" The {most} largest of {len(frame):,} effects." if len(frame) > most else ""
-        tests = " 95 % intervals bootstrapped over texts; p by flipping the signs of texts, q corrected for all places."
+        n, unit = independent(len(self.pairs.rows), self.pairs.clusters)
+        tests = f" 95 % intervals over {n} {unit}; p by flipping the signs of {unit}, q corrected for all places."
         share = "share: the effect over what copying everything would change."
         return Table(
             key="table", title="Every effect, largest first", caption=share + (tests if "q" in frame else "") + cut,
@@ -227,10 +246,13 @@ class ActivationPatchingResult(Result):
         return choices_note(self.pairs, self.measure, self.answers, self.wrongs)
 
     def findings(self) -> list[Finding]:
-        return [self._finding(patched) for patched in self.patched if np.isfinite(self.effects(patched)).all()]
+        frame = self.summary()
+        return [self._finding(patched, frame) for patched in self.patched if np.isfinite(self.effects(patched)).all()]
 
-    def _finding(self, patched: Patched) -> Finding:
-        spread = bootstrap(self.effects(patched), clusters=self.pairs.clusters, seed=self.seed)
+    def _finding(self, patched: Patched, frame: pd.DataFrame) -> Finding:
+        spread = bootstrap(
+            self.effects(patched), clusters=self.pairs.clusters, chosen_of=self._places(patched), seed=self.seed
+        )
         gap = float(self.gap(patched.direction).mean())
         # Of places that do equally well the latest layer is told: the information must still be there.
         size = np.abs(spread.value)
@@ -241,14 +263,19 @@ class ActivationPatchingResult(Result):
         if "pos" in patched.axes:
             where.append(f"position {self.labels[best[-1]]!r}")
         value = float(spread.value[best])
-        low, high = (None if x is None else float(x[best]) for x in (spread.low, spread.high))
+        low, high = spread.ends(*best)
+        rows = frame[(frame["site"] == patched.site) & (frame["direction"] == patched.direction)]
+        several = "q" in rows
+        q = float(rows["q"].to_numpy()[np.ravel_multi_index(best, size.shape)]) if several else None
+        clear = said_clear(rows["q"], *independent(len(self.pairs.rows), self.pairs.clusters)) if several else ""
+        known = f"; {self._places(patched)} places were tested: {clear}" if several else ""
         source = "clean" if patched.direction == "denoise" else "corrupted"
         share = f", {100 * value / gap:z.0f} % of what copying everything does ({gap:+.3g})" if abs(gap) > 1e-6 else ""
         return Finding(
             text=f"Copying the {SITES[patched.site]} from the {source} run at {', '.join(where)} changes the "
-            f"{self.measure.title} by {value:+.3g}{share}.",
+            f"{self.measure.title} by {value:+.3g}{share}{known}.",
             key=_key(patched),
-            weight=notable(value / gap if abs(gap) > 1e-6 else 0.0, low, high),
+            weight=notable(value / gap if abs(gap) > 1e-6 else 0.0, low, high, q),
             value=value,
             unit=self.measure.unit,
             low=low,
@@ -265,7 +292,7 @@ def _title(patched: Patched) -> str:
     return f"{SITES[patched.site][0].upper()}{SITES[patched.site][1:]}, copied from the {source} into the {base} run"
 
 
-@checked
+@checked(translation=("corrupted", "site", "direction"))
 @torch.no_grad()
 def activation_patching(
     model: HookedGPT | HookedEncoderDecoder,

@@ -33,6 +33,7 @@ from interp.config import PRESETS, GPTConfig
 from interp.errors import InputError
 from interp.model import HookedGPT
 from interp.parts import Norm
+from interp.positions import check_tokens
 
 PLACE = 90
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -241,7 +242,7 @@ class ArchitectureResult(Result):
         return [Note(key="sparse", title="Sparse attention", text=text)]
 
 
-@checked
+@checked(runs=True)
 def architecture(
     model: HookedGPT | GPTConfig,
     tokens: str | Sequence[str] | Tensor | None = None,
@@ -254,7 +255,7 @@ def architecture(
 
     Args:
         model: a model, or a config such as `interp.config.PRESETS["gpt3"]`.
-        tokens: only its length and number of texts are used.
+        tokens: only its length and number of texts are used; with a config ids [batch pos].
 
     Raises InputError for a length or batch below 1, a length beyond the context, or a text with a config.
     """
@@ -265,6 +266,11 @@ def architecture(
                 "expected no text",
                 "give a length and a batch instead (--length 100 --batch 1)",
             )
+        if tokens is not None:
+            ids = torch.atleast_2d(tokens)
+            check_tokens(ids, model.n_ctx, model.d_vocab)
+            batch, length = (given or size for given, size in zip((batch, length), ids.shape, strict=True))
+            tokens = None
         with torch.device("meta"):
             model = HookedGPT(model)
         precision = precision or "float32"

@@ -19,9 +19,9 @@ itself, is never counted:
 Value-weighted measures replace the mass a[i, j] by a[i, j] |v[j] W_O|, each row scaled to sum to one again (Kobayashi
 et al., "Attention is Not Only a Weight", 2020): a key whose value vector is nearly zero moves nothing, however much
 attention it gets. Where a norm follows attention its gain counts too; its scale is one number a query and cancels.
-Heads are clustered by the Hellinger distance between patterns, averaged over queries (average linkage). Rollout (Abnar
-and Zuidema, "Quantifying Attention Flow in Transformers", 2020) multiplies the layers' mean patterns, each mixed half
-and half with the identity for the residual stream.
+Heads are clustered by the Hellinger distance between patterns, its root mean square over queries (average linkage).
+Rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 2020) multiplies the layers' mean patterns,
+each mixed half and half with the identity for the residual stream.
 
 What the numbers do not show: that a head is used. Attention says from where information could be moved, not what is
 moved nor whether later layers read it; rollout besides ignores values, MLPs and the differences between heads. On
@@ -44,7 +44,7 @@ from analyses._capabilities import checked, require
 from analyses._inputs import TextOrTokens, run_blocks, sequences, token_labels
 from analyses._pair_patterns import encoder_patterns, translation_patterns
 from analyses._panels import AttentionGrid, Finding, Matrix, Note, Panel, Result, Table, Tokens
-from analyses._statistics import Interval, bootstrap
+from analyses._statistics import Interval, bootstrap, methods
 from interp.encoder import HookedEncoder
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
@@ -91,9 +91,14 @@ class AttentionPatternsResult(Result):
     seed: int
     """Of the bootstrap intervals."""
 
-    def interval(self, measure: str, *, weighted: bool = False) -> Interval:
-        """The mean over texts, [layer head], and its bootstrap interval (none for one text)."""
-        return bootstrap((self.weighted if weighted else self.plain)[measure], seed=self.seed)
+    def interval(self, measure: str, *, weighted: bool = False, chosen: bool = False) -> Interval:
+        """The mean over texts, [layer head], and its interval (none for one text).
+
+        With `chosen` wide enough for the head that is told because it has the largest mean.
+        """
+        values = (self.weighted if weighted else self.plain)[measure]
+        chosen_of = values[0].size if chosen else 1
+        return bootstrap(values, share=measure in MASSES, chosen_of=chosen_of, least=0.0, seed=self.seed)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per text, layer and head: text layer head cluster, the measures, `weighted_...` for the masses."""
@@ -131,7 +136,18 @@ class AttentionPatternsResult(Result):
         if "same" not in shown:
             text = "No token of the text occurs twice, so the two measures of repeated tokens are not defined here."
             panels.append(Note(key="no-repeats", title="No repeated tokens", text=text))
-        return [*panels, *self._cluster_panels(), self._rollout_panel()]
+        return [
+            *panels,
+            *self._cluster_panels(),
+            self._rollout_panel(),
+            *methods(
+                len(self.tokens),
+                share=True,
+                chosen_of=self.cluster.size,
+                more="Intervals of entropy are not of shares: Student's t below 8 texts, else by the bootstrap.",
+                seed=self.seed,
+            ),
+        ]
 
     def _matrix(self, name: str, spread: str, *, weighted: bool = False) -> Matrix:
         found = self.interval(name, weighted=weighted)
@@ -186,8 +202,8 @@ class AttentionPatternsResult(Result):
             Matrix(
                 key="distance",
                 title="Distance between heads",
-                caption="Hellinger distance of two heads' patterns, averaged over queries: 0 is the same pattern, 1 "
-                "no key in common. Heads are in the order of their groups.",
+                caption="Hellinger distance of two heads' patterns, its root mean square over queries: 0 is the same "
+                "pattern, 1 no key in common. Heads are in the order of their groups.",
                 values=self.distance[np.ix_(order, order)],
                 rows=names,
                 columns=names,
@@ -222,7 +238,7 @@ class AttentionPatternsResult(Result):
             "same": ("to earlier copies of its own token", 0.6),
         }
         for name, (phrase, weight) in words.items():
-            estimate = self.interval(name)
+            estimate = self.interval(name, chosen=True)
             if np.isnan(estimate.value).all() or np.nanmax(estimate.value) < NOTABLE:
                 continue
             layer, head = divmod(int(np.nanargmax(estimate.value)), estimate.value.shape[1])
@@ -255,7 +271,7 @@ class AttentionPatternsResult(Result):
         return [Finding(text=text, key="first", weight=0.3 + 0.3 * count / total, value=count, unit="heads")]
 
 
-@checked
+@checked(runs=True, translation=("keep",), encoder=("keep",))
 def attention_patterns(
     model: HookedGPT | HookedEncoderDecoder | HookedEncoder,
     tokens: TextOrTokens,
@@ -412,7 +428,7 @@ def cluster_heads(distance: np.ndarray, clusters: int) -> np.ndarray:
 
 
 def _spread(n_texts: int) -> str:
-    return "one text, so no interval." if n_texts == 1 else f"{n_texts} texts, 95 % bootstrap intervals over texts."
+    return "one text, so no interval." if n_texts == 1 else f"{n_texts} texts, 95 % intervals over texts."
 
 
 def _range(low: float | None, high: float | None) -> str:

@@ -32,11 +32,22 @@ from analyses._components import Component, choose, component_panels
 from analyses._gradients import scores
 from analyses._inputs import TextOrTokens
 from analyses._metrics import CustomReadout, Readout, TokenChoice
-from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, choices_note, measure, notable, resolve_pairs
+from analyses._pairs import (
+    Direction,
+    Measure,
+    Pairs,
+    PatchingMetric,
+    choices_note,
+    measure,
+    notable,
+    resolve_pairs,
+    said_pairs,
+)
 from analyses._panels import Finding, Graph, Note, Panel, Result, Table, Tokens
 from analyses._paths import Paths, Receiver, all_receivers
 from analyses._prompts import TextsOrPrompts
-from analyses._statistics import bootstrap
+from analyses._statistics import bootstrap, independent, q_values, sign_flip_p_value
+from analyses._statistics import methods as methods_note
 from interp.errors import InputError, nearest
 from interp.model import HookedGPT
 from interp.progress import tell
@@ -166,12 +177,30 @@ class AttributionPatchingResult(Result):
             self._node_table(),
             self._edge_table(),
             self._note(),
-        ]
+            *methods_note(
+                len(self.pairs.rows), clusters=self.pairs.clusters, seed=self.seed, test="sign flips",
+                tests=self._edges, chosen_of=self._edges,
+                more="q is that of the estimates, nodes and edges each corrected among themselves.",
+            ),
+        ]  # fmt: skip
+
+    @property
+    def _edges(self) -> int:
+        return int(np.isfinite(self.edge_scores[-1, 0]).sum())
+
+    def _q(self, scores: np.ndarray) -> np.ndarray | None:
+        """[...] q-values of estimates [text ...], all corrected together; None where one text or template tells none.
+
+        NaN where there is no estimate.
+        """
+        if independent(len(scores), self.pairs.clusters)[0] < 2:
+            return None
+        p = sign_flip_p_value(scores, clusters=self.pairs.clusters, seed=self.seed)
+        return q_values(np.where(np.isfinite(scores).all(0), p, np.nan))
 
     def _caption(self) -> str:
         runs = "corrupted run into the clean" if self.direction == "noise" else "clean run into the corrupted"
-        n = len(self.pairs.rows)
-        texts = "One pair of texts." if n == 1 else f"Mean of {n} pairs of texts."
+        texts = said_pairs(self.pairs)
         return (
             f"Estimated change of the {self.measure.title} if this were patched from the {runs}; patching everything "
             f"changes it by {self.gap:+.3g}. {texts}"
@@ -189,28 +218,35 @@ class AttributionPatchingResult(Result):
         wide = frame.pivot(index=["sender", "true"], columns="method", values="score").reset_index()
         wide = wide.rename(columns={"sender": "node"})[["node", *self.methods, "true"]]
         wide.columns.name, shown = None, [*self.methods, "true"]
+        q = self._q(self.node_scores[-1])
+        if q is not None:
+            wide["q"] = wide["node"].map(dict(zip((node.label for node in self.nodes), q, strict=True)))
         order = np.argsort(-wide[self.methods[-1]].abs().to_numpy(), kind="stable")
         return Table(
             key="nodes", title="Nodes, largest estimate first", frame=wide.iloc[order].reset_index(drop=True),
-            caption="true: measured by patching the node; empty where it was not.",
+            caption="true: measured by patching the node; empty where it was not." + self._said_q(q),
             units=dict.fromkeys(shown, self.measure.unit), diverging=frozenset(shown),
         )  # fmt: skip
 
     def _edge_table(self) -> Table:
         best = np.nan_to_num(self.edge_scores[-1].mean(0))
         order = np.argsort(-np.abs(best), axis=None, kind="stable")[:LISTED]
-        rows = []
+        rows, q = [], self._q(self.edge_scores[-1])
         for node, receiver in zip(*np.unravel_index(order, best.shape), strict=True):
             means = {str(name): self.edge_scores[m, :, node, receiver].mean() for m, name in enumerate(self.methods)}
             true = self.true_edges[:, node, receiver].mean()
-            rows.append({"from": self.nodes[node].label, "to": self.receivers[receiver].label} | means | {"true": true})
+            names = {"from": self.nodes[node].label, "to": self.receivers[receiver].label}
+            rows.append(names | means | {"true": true} | ({} if q is None else {"q": q[node, receiver]}))
         total, shown = int(np.isfinite(self.edge_scores[0, 0]).sum()), [*map(str, self.methods), "true"]
         cut = f" The {LISTED} largest of {total:,}." if total > LISTED else ""
         return Table(
             key="edges", title="Edges, largest estimate first", frame=pd.DataFrame(rows[:total]),
-            caption=f"true: measured by patching this path alone; empty where it was not.{cut}",
+            caption=f"true: measured by patching this path alone; empty where it was not.{self._said_q(q)}{cut}",
             units=dict.fromkeys(shown, self.measure.unit), diverging=frozenset(shown),
         )  # fmt: skip
+
+    def _said_q(self, q: np.ndarray | None) -> str:
+        return "" if q is None else f" q: of the {METHODS[self.methods[-1]]} estimate, corrected for all of them."
 
     def _graph(self) -> list[Panel]:
         best = np.nan_to_num(self.edge_scores[-1].mean(0))
@@ -262,13 +298,14 @@ class AttributionPatchingResult(Result):
             )  # fmt: skip
         best = np.nan_to_num(self.edge_scores[-1].mean(0))
         a, b = np.unravel_index(np.argmax(np.abs(best)), best.shape)
-        spread = bootstrap(self.true_edges[:, a, b], clusters=self.pairs.clusters, seed=self.seed)
-        true, (low, high) = float(spread.value), (None if x is None else float(x) for x in (spread.low, spread.high))
+        spread = bootstrap(self.true_edges[:, a, b], clusters=self.pairs.clusters, chosen_of=self._edges)
+        true, (low, high), q = float(spread.value), spread.ends(), self._q(self.edge_scores[-1])
         found.append(
             Finding(
                 text=f"The largest edge by {METHODS[method]} leads from {self.nodes[a].label} to "
-                f"{self.receivers[b].label}: estimated {best[a, b]:+.3g}, truly {true:+.3g} {self.measure.unit}.",
-                key="edges", weight=notable(true / self.gap, low, high), value=true,
+                f"{self.receivers[b].label}: estimated {best[a, b]:+.3g}, truly {true:+.3g} {self.measure.unit}"
+                f"{'' if q is None else f' (q = {q[a, b]:.2g} of {self._edges:,} edges)'}.",
+                key="edges", weight=notable(true / self.gap, low, high, None if q is None else q[a, b]), value=true,
                 unit=self.measure.unit, low=low, high=high,
             )
         )  # fmt: skip
@@ -292,7 +329,7 @@ def _agreement(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-@checked
+@checked()
 def attribution_patching(
     model: HookedGPT,
     clean: TextsOrPrompts = None,

@@ -10,8 +10,9 @@ neighbours have nothing in common), with its p-value, and Benjamini-Hochberg q o
 of neighbouring windows of the image.
 
 Sizes of weights: the distribution of their absolute values in each whole matrix. `apart` is the largest gap between the
-cumulative distributions of two blocks (Kolmogorov-Smirnov); a gap of `apart_5_percent` would be exceeded by chance in
-one of twenty pairs. `ks` is the gap to the normal law with the same mean and deviation; `kurtosis` is excess kurtosis.
+cumulative distributions of any two blocks (Kolmogorov-Smirnov); chance would make the largest of all pairs exceed
+`apart_5_percent` in at most one of twenty models. `ks` is the gap to the normal law with the same mean and deviation,
+`ks_5_percent` what chance exceeds in one of twenty blocks (Lilliefors); `kurtosis` is excess kurtosis.
 
 What the numbers do not show: what the structure is for. Rows and columns of most matrices have no natural order, and
 neighbours in them may be related for no reason but the initialisation or the way columns are stored.
@@ -26,11 +27,11 @@ from jaxtyping import Float
 from scipy import stats
 
 from analyses._capabilities import checked
-from analyses._distributions import moving_average, window_side, window_test
+from analyses._distributions import moving_average, normal_point, two_sample_point, window_side, window_test
 from analyses._inputs import TextOrTokens
 from analyses._matrices import numpy_of, whole_matrices
 from analyses._panels import Finding, Lines, Matrix, Panel, Result, Table
-from analyses._statistics import q_values
+from analyses._statistics import methods_note, q_values
 from interp.errors import InputError, NotApplicable, check_seed
 from interp.model import HookedGPT
 
@@ -104,7 +105,12 @@ class BlockWeightsResult(Result):
                 columns={"smooth_shuffled": "smooth, shuffled"}
             ),
         )
-        return [raw, self._mosaic(), windows, self._curves(), self._size_table()]
+        note = methods_note(
+            "Windows: chi-squared test of the variance of window means against shuffled entries, Benjamini and "
+            f"Hochberg over {int(self.table['p'].notna().sum())} blocks. Distances: Kolmogorov and Smirnov's, between "
+            "blocks at .05 / pairs, from the normal law with Lilliefors' correction."
+        )
+        return [raw, self._mosaic(), windows, self._curves(), self._size_table(), note]
 
     def _mosaic(self) -> Matrix:
         strips: list[np.ndarray] = []
@@ -139,7 +145,8 @@ class BlockWeightsResult(Result):
             key="sizes",
             title="How large the weights are, block by block",
             caption=f"Density of the absolute weights of {self.kind}. The largest gap between two blocks' "
-            f"distributions is {self.apart:.3f}; chance would stay below {self.apart_5_percent:.4f}.",
+            f"distributions is {self.apart:.3f}; of as many pairs of blocks chance would keep the largest below "
+            f"{self.apart_5_percent:.4f} in 19 of 20 cases.",
             x=self.sizes[ends][:-1] + steps / 2,
             series={f"block {i}": row for i, row in enumerate(density)},
             x_axis="absolute weight",
@@ -151,21 +158,22 @@ class BlockWeightsResult(Result):
             key="shapes",
             title="Spread and shape of each block's weights",
             caption="kurtosis: 0 is normal, above 0 heavy tails. ks: distance from the normal law, which chance would "
-            "keep below ks_5_percent.",
+            "keep below ks_5_percent in 19 of 20 blocks (Lilliefors).",
             frame=self.table[["block", "std", "largest", "kurtosis", "ks", "ks_5_percent"]],
         )
 
     def findings(self) -> list[Finding]:
         ratios = self.table["ratio"].fillna(0).to_numpy(dtype=float)
         block = int(ratios.argmax())
+        q = float(self.table["q"][block])
         text = (
             f"Averaged over windows, {self.kind} of block {block} varies {ratios[block]:.2g} times as much as its "
-            "entries shuffled."
+            f"entries shuffled{f' (q = {q:.2g})' if q == q else ''}, the most of {len(ratios)} blocks."
         )
         return [Finding(text=text, key="windows", weight=0.15, value=ratios[block], unit="ratio of variances")]
 
 
-@checked
+@checked(runs=True)
 def block_weights(
     model: HookedGPT,
     tokens: TextOrTokens | None = None,
@@ -213,7 +221,7 @@ def block_weights(
         table=table,
         sizes=sizes,
         cumulative=np.stack(cumulative),
-        apart_5_percent=float(1.358 * np.sqrt(2 / matrices[0].size)),  # Kolmogorov's 95 % point for two samples
+        apart_5_percent=two_sample_point(matrices[0].size, len(matrices) * (len(matrices) - 1) // 2),
         seed=seed,
     )
 
@@ -235,7 +243,7 @@ def _row(
         "largest": float(np.abs(flat).max()),
         "kurtosis": float(stats.kurtosis(flat)) if std else np.nan,
         "ks": float(stats.kstest((flat - flat.mean()) / std, "norm").statistic) if std else np.nan,
-        "ks_5_percent": float(1.358 / np.sqrt(flat.size)),
+        "ks_5_percent": normal_point(flat.size),
     }
 
 

@@ -4,9 +4,9 @@ Question: what differs between this model and another one, and which heads do so
 
 Method: the same text goes through both. Weights: the length of the difference relative to the first model's weights,
 for every head and every part. Heads: how much of each attention pattern moved (half the sum of absolute differences,
-0 to 1, mean over queries), and the difference of each role's score (`head_roles`) on the same random sequences, with an
-interval and a corrected q-value over sequences. Lens: at each depth how far both are from their own final prediction.
-Loss: of each next token in both models, and their paired difference over texts.
+0 to 1, mean over queries after the first), and the difference of each role's score (`head_roles`) on the same random
+sequences, with an interval and a corrected q-value over sequences. Lens: at each depth how far both are from their own
+final prediction. Loss: of each next token in both models, and their paired difference over texts.
 
 What the numbers do not show: weights can differ while the function is the same (scaling a head's values and undoing it
 in its output), and a head is compared with the one in the same place: training from another start gives no head the
@@ -27,7 +27,7 @@ from analyses._capabilities import checked, require
 from analyses._inputs import sequences, token_labels
 from analyses._metrics import token_loss
 from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
-from analyses._statistics import bootstrap, paired_effect, q_values
+from analyses._statistics import bootstrap, methods, paired_effect, q_values
 from analyses.head_roles import Measurement, head_roles
 from interp.errors import InputError
 from interp.model import HookedGPT
@@ -53,7 +53,7 @@ class CompareResult(Result):
     head_weights: np.ndarray | None
     """[layer head] relative change of a head's own weights."""
     patterns: np.ndarray | None
-    """[text layer head] share of the attention pattern that moved, mean over queries."""
+    """[text layer head] share of the attention pattern that moved, mean over queries after the first."""
     roles: tuple[Measurement, Measurement]
     """Scores on random sequences; the same sequences for both when their vocabularies agree."""
     role_changes: pd.DataFrame
@@ -117,7 +117,17 @@ class CompareResult(Result):
             panels.append(Table(key="config", title=title, caption=caption, frame=self.config))
         if self.remarks:
             panels.append(Note(key="remarks", title="Not compared", text="\n".join(self.remarks)))
-        return panels
+        return [*panels, *self._methods()]
+
+    def _methods(self) -> list[Note]:
+        texts = len(self.losses) or len(self.lens[0])
+        about = f" Losses and distances are means over {texts} texts, with such intervals." * (texts > 1)
+        if self.role_changes.empty:
+            return methods(texts, seed=self.seed)
+        return methods(
+            len(self.roles[0].scores), unit="random sequences", test="t", seed=self.seed,
+            tests=int(self.role_changes["q"].notna().sum()), chosen_of=len(self.role_changes), more=about.strip(),
+        )  # fmt: skip
 
     def _head_panels(self) -> list[Panel]:
         if self.patterns is None:
@@ -140,7 +150,8 @@ class CompareResult(Result):
             )
         grids: list[Panel] = [
             self._grid("patterns", "Attention that moved", self.patterns.mean(0), "share of the pattern",
-                       "0: the same pattern; 1: none of it. On the given text" + ("s." if n > 1 else ", one text."))
+                       "0: the same pattern; 1: none of it. Mean over queries after the first, on the given text"
+                       + ("s." if n > 1 else ", one text."))
         ]  # fmt: skip
         biggest = self._role_matrices()
         return [first, *grids, *biggest]
@@ -154,7 +165,7 @@ class CompareResult(Result):
             if np.nanmax(np.abs(values), initial=0) < CHANGED:
                 continue
             name = str(role).replace("_", " ")
-            caption = f"Score of {self.names[1]} minus that of {self.names[0]}, with 95 % bootstrap intervals."
+            caption = f"Score of {self.names[1]} minus that of {self.names[0]}, with 95 % intervals."
             panels.append(
                 self._grid(f"role-{str(role).replace('_', '-')}", f"Change of {name}", values, "share", caption,
                            diverging=True, low=low, high=high)
@@ -267,6 +278,14 @@ class CompareResult(Result):
             ),
         ]
 
+    def _ends(self, head: str, role: str) -> tuple[float | None, float | None]:
+        """The interval of a change that is told because it is the largest of all."""
+        layer, number = (int(part) for part in head[1:].split("H"))
+        first, other = self.roles
+        place = first.roles.index(role.replace(" ", "_")), layer, number
+        difference = (other.scores - first.scores)[:, *place]
+        return bootstrap(difference, chosen_of=len(self.role_changes)).ends()
+
     def findings(self) -> list[Finding]:
         found = []
         if self.identical:
@@ -276,7 +295,11 @@ class CompareResult(Result):
             difference = float(np.mean([pair[1].mean() - pair[0].mean() for pair in self.losses]))
             word = "lower" if difference < 0 else "higher"
             text = f"{self.names[1]} has a loss {abs(difference):.3f} nats a token {word} than {self.names[0]}."
-            found.append(Finding(text=text, key="loss", weight=0.6, value=difference, unit="nats"))
+            low, high = bootstrap(np.array([pair[1].mean() - pair[0].mean() for pair in self.losses])).ends()
+            weight = 0.6 if low is None or high is None or low * high > 0 else 0.1
+            found.append(
+                Finding(text=text, key="loss", weight=weight, value=difference, unit="nats", low=low, high=high)
+            )
         changed = self.changed
         if len(changed):
             top = changed.iloc[0]
@@ -285,7 +308,12 @@ class CompareResult(Result):
                 f"{heads} head{'s' * (heads != 1)} changed role; most of all {top['head']}, whose {top['role']} score "
                 f"goes from {top['first']:.2f} to {top['other']:.2f}."
             )
-            found.append(Finding(text=text, key="changed", weight=0.8, value=float(top["change"]), unit="share"))
+            low, high = self._ends(str(top["head"]), str(top["role"]))
+            found.append(
+                Finding(
+                    text=text, key="changed", weight=0.8, value=float(top["change"]), unit="share", low=low, high=high
+                )
+            )
         elif self.patterns is not None:
             moved = self.patterns.mean(0)
             layer, head = np.unravel_index(int(moved.argmax()), moved.shape)
@@ -296,7 +324,7 @@ class CompareResult(Result):
         return found
 
 
-@checked
+@checked()
 @torch.no_grad()
 def compare(
     model: HookedGPT,

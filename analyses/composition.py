@@ -8,7 +8,10 @@ W_OV and a later head, the Frobenius norm of the product over the product of the
 K, W_OV W_OV' for V (right-multiplied; the norms' gains folded in, the mean direction taken out where layer norm removes
 it). The norms are those of d_head x d_head cores, so no d_model x d_model matrix is formed. The baseline is what the
 same two matrices give when one of them is turned at random: their singular values stay, their directions mean nothing
-to each other. Its mean is near 1 / sqrt(d_model); the spread comes from random rotations. Under rotary positions W_QK
+to each other. Its mean is near 1 / sqrt(d_model); the spread comes from random rotations. The best
+of all pairs is held against the score that the best of as many pairs exceeds in 5 % of cases when their heads know
+nothing of each other: the squared score of a pair under random rotation is close to a shifted gamma law, whose mean and
+variance are known exactly, and the point is taken at .05 / pairs. Under rotary positions W_QK
 is that of a key `distance` positions before the query, 0 for the query itself.
 
 What it shows: that the weights of two heads match. Not that any text uses the match: the later head also reads the
@@ -23,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
 from analyses._capabilities import checked
@@ -30,6 +34,7 @@ from analyses._circuits import Circuits, circuits
 from analyses._distributions import one_thread
 from analyses._inputs import TextOrTokens
 from analyses._panels import Finding, Graph, Matrix, Note, Panel, Result, Table
+from analyses._statistics import methods_note
 from interp.errors import InputError
 from interp.model import HookedGPT
 
@@ -50,6 +55,8 @@ class CompositionResult(Result):
     """Likewise: mean under random rotation."""
     spread: dict[str, np.ndarray]
     """Likewise: standard deviation under random rotation."""
+    limit: dict[str, np.ndarray]
+    """Likewise: the score that any pair of the three kinds exceeds by chance in 5 % of models at most."""
     n_heads: int
     """Heads in a layer."""
     edges: int
@@ -69,7 +76,8 @@ class CompositionResult(Result):
         return np.asarray(self.scores[kind] - self.baseline[kind])
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per kind and pair of heads: kind from_layer from_head to_layer to_head score baseline spread."""
+        """One row per kind and pair of heads: columns kind from_layer from_head to_layer to_head score
+        baseline spread limit."""
         frames = []
         for kind, score in self.scores.items():
             early, late = np.nonzero(~np.isnan(score))
@@ -77,6 +85,7 @@ class CompositionResult(Result):
                 "kind": kind, "from_layer": early // self.n_heads, "from_head": early % self.n_heads,
                 "to_layer": late // self.n_heads, "to_head": late % self.n_heads, "score": score[early, late],
                 "baseline": self.baseline[kind][early, late], "spread": self.spread[kind][early, late],
+                "limit": self.limit[kind][early, late],
             }))  # fmt: skip
         return pd.concat(frames, ignore_index=True)
 
@@ -93,7 +102,12 @@ class CompositionResult(Result):
         panels: list[Panel] = [self._table()]
         for kind in KINDS:
             panels += [self._graph(kind), self._matrix(kind)]
-        return panels
+        pairs = sum(int((~np.isnan(limit)).sum()) for limit in self.limit.values())
+        return [*panels, methods_note(
+            f"Scores of {pairs:,} pairs, with mean and spread over {ROTATIONS} random rotations of one of the two "
+            f"matrices (seed {self.seed}); limits from a shifted gamma law with the exact mean and variance of the "
+            f"squared score under rotation, at .05 / {pairs:,} (Bonferroni)."
+        )]  # fmt: skip
 
     def _table(self) -> Table:
         rows = []
@@ -101,13 +115,15 @@ class CompositionResult(Result):
             for pair in self._strongest(kind, self.edges):
                 score, baseline, spread = (x[kind][pair] for x in (self.scores, self.baseline, self.spread))
                 names = (self.names[head] for head in pair)
-                rows.append((kind, *names, score, baseline, (score - baseline) / max(spread, 1e-12)))
-        frame = pd.DataFrame(rows, columns=["kind", "from", "to", "score", "baseline", "spreads above"])
+                above = (score - baseline) / max(spread, 1e-12)
+                rows.append((kind, *names, score, baseline, self.limit[kind][pair], above))
+        frame = pd.DataFrame(rows, columns=["kind", "from", "to", "score", "baseline", "limit", "spreads above"])
         return Table(
             key="strongest", title="Strongest pairs", frame=frame.sort_values("score", ascending=False, kind="stable"),
-            units={"score": "share", "baseline": "share", "spreads above": "s.d."},
+            units={"score": "share", "baseline": "share", "limit": "share", "spreads above": "s.d."},
             caption=f"The {self.edges} pairs of each kind that are furthest above their baseline: the same matrices, "
-            f"one turned at random ({ROTATIONS} rotations, seed {self.seed}). Weights alone; no text is involved."
+            f"one turned at random ({ROTATIONS} rotations, seed {self.seed}). limit: what chance lets any "
+            "of all pairs exceed in 5 % of cases. Weights alone; no text is involved."
             + f" Q and K: of keys {self.distance} positions before the query." * bool(self.distance),
         )  # fmt: skip
 
@@ -138,9 +154,12 @@ class CompositionResult(Result):
             for early, late in self._strongest(kind, 1):
                 score, base = self.scores[kind][early, late], self.baseline[kind][early, late]
                 pair = f"{self.names[early]} into {self.names[late]}"
-                weight = min(0.6, 0.1 + 0.5 * float(score / base - 1))
+                limit = float(self.limit[kind][early, late])
+                sure = score > limit
+                weight = min(0.6, 0.1 + 0.5 * float(score / base - 1)) if sure else 0.1
                 found.append(Finding(
-                    text=f"Strongest {kind}-composition: {pair}, {score:.2f} where random directions give {base:.2f}.",
+                    text=f"Strongest {kind}-composition: {pair}, {score:.2f} where random directions give {base:.2f}, "
+                    f"and chance lets the best of all pairs reach {limit:.2f}.",
                     key="strongest", weight=weight, value=float(score), unit="share",
                 ))  # fmt: skip
         return found
@@ -149,7 +168,7 @@ class CompositionResult(Result):
 _READS = {"Q": "query", "K": "key", "V": "value"}
 
 
-@checked
+@checked(runs=True)
 @torch.no_grad()
 def composition(
     model: HookedGPT,
@@ -167,17 +186,27 @@ def composition(
         raise InputError(f"edges = {edges}", "expected at least 1")
     writes, reads = cores(circuits(model, distance))
     n_layers, n_heads, d_head, d_model = writes.shape
-    turns = _rotations(d_model - model.blocks[0].ln1.centred, d_head, seed).to(writes)  # layer norm takes one direction
+    width = d_model - model.blocks[0].ln1.centred  # layer norm takes one direction
+    turns = _rotations(width, d_head, seed).to(writes)
     later = np.arange(n_layers)[:, None] < np.arange(n_layers)
     allowed = np.repeat(np.repeat(later, n_heads, 0), n_heads, 1)
-    scores, baseline, spread = {}, {}, {}
+    scores, baseline, spread, limit = {}, {}, {}, {}
     for kind, read in reads.items():
-        mean, deviation = _turned(_shares(writes), _shares(read.mT), turns)
+        shares = _shares(writes), _shares(read.mT)
+        mean, deviation = _turned(*shares, turns)
+        limit[kind] = np.where(allowed, _limit(*shares, width, 3 * int(allowed.sum())), np.nan)
         baseline[kind] = np.where(allowed, mean, np.nan)
         spread[kind] = np.where(allowed, deviation, np.nan)
         scores[kind] = np.where(np.isnan(baseline[kind]), np.nan, _norms(writes, read))
     return CompositionResult(
-        scores=scores, baseline=baseline, spread=spread, n_heads=n_heads, edges=edges, distance=distance, seed=seed
+        scores=scores,
+        baseline=baseline,
+        spread=spread,
+        limit=limit,
+        n_heads=n_heads,
+        edges=edges,
+        distance=distance,
+        seed=seed,
     )
 
 
@@ -237,3 +266,22 @@ def _turned(writes: Tensor, reads: Tensor, turns: Tensor) -> tuple[np.ndarray, n
         total, squares = total + score, squares + score**2
     mean = np.asarray(total / len(turns))
     return mean, np.sqrt(np.maximum(squares / len(turns) - mean**2, 0.0))
+
+
+def _limit(writes: Tensor, reads: Tensor, width: int, pairs: int) -> np.ndarray:
+    """[head head] the score that any of so many pairs exceeds by chance in 5 % of cases at most, from heads' shares.
+
+    The squared score is sum s_i s'_j q_ij^2, q a random orthogonal matrix of this width, whose entries' fourth moments
+    are known (Collins and Sniady, "Integration with respect to the Haar measure", 2006): 3, 1 or (n + 1) / (n - 1) over
+    n (n + 2) for two entries that are the same, in one row or column, or in neither. The skewness is that of
+    independent normal q, which is above the true one.
+    """
+    n = float(width)
+    (a, a3), (b, b3) = ([x.double().pow(power).sum(-1).cpu().numpy() for power in (2, 3)] for x in (writes, reads))
+    a, b = a[:, None], b[None, :]
+    neither = (n + 1) / (n - 1) if n > 1 else 0.0
+    second = (3 * a * b + a * (1 - b) + (1 - a) * b + (1 - a) * (1 - b) * neither) / (n * (n + 2))
+    variance = np.maximum(second - 1 / n**2, 1e-300)
+    skewness = 8 * a3[:, None] * b3 / np.maximum(2 * a * b, 1e-300) ** 1.5
+    squared = 1 / n + np.sqrt(variance) * stats.pearson3.isf(0.05 / max(pairs, 1), skewness)
+    return np.asarray(np.sqrt(np.minimum(squared, 1.0)))

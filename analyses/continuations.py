@@ -4,8 +4,8 @@ Question: which of several words would the model put after a text?
 
 Method: a word is a sequence of tokens; its probability is the product of the probabilities of its tokens, each read
 after the ones before (chain rule). `rank` is the place of its first token among all tokens. `beside` compares the
-candidates with each other only: their probabilities over their sum. A word without a leading space gets one, unless
-the text ends with a space.
+candidates with each other only: their probabilities over their sum. A word that begins with a letter or digit gets a
+space in front, unless the text ends with one; `exact` takes every word as it is spelled.
 
 What the numbers do not show: that the word ends there. " tire" is counted in full although the model may go on to
 " tired", so a word that begins others has their probability too; and a word of more tokens has had more chances to be
@@ -75,13 +75,14 @@ class ContinuationsResult(Result):
         return [Finding(text=text, key="words", weight=0.2, value=float(best["probability"]), unit="probability")]
 
 
-@checked
+@checked(runs=True)
 @torch.no_grad()
 def continuations(
     model: HookedGPT,
     tokens: TextOrTokens,
     *,
     words: Annotated[tuple[str, ...], "the words to compare"] = ("the", "and", "a"),
+    exact: Annotated[bool, "put no space in front: the words go on as they are spelled"] = False,
     show: Annotated[int, "of the model's own candidates"] = 10,
 ) -> ContinuationsResult:
     """The words after the first text.
@@ -91,14 +92,15 @@ def continuations(
     """
     require(model, NEEDS)
     row = sequences(model, tokens)[0]
-    if not words or not all(word.strip() for word in words):
+    if not words or not all(word if exact else word.strip() for word in words):
         raise InputError(f"words = {words}", "expected at least one word, and none empty")
     first = model(row)[0, -1].double().softmax(-1)
     best = first.topk(min(show, len(first)))
     rows, each = [], []
     space = bool(token_labels(model, row)) and token_labels(model, row)[-1].endswith(" ")
     for word in words:
-        ids = model.to_tokens(word if space or word[0].isspace() else f" {word}", prepend_bos=False).to(row.device)
+        spaced = word[0].isalnum() and not (exact or space)
+        ids = model.to_tokens(f" {word}" if spaced else word, prepend_bos=False).to(row.device)
         whole = torch.cat([row, ids], dim=1)
         if whole.shape[1] > model.config.n_ctx:
             raise InputError(f"{whole.shape[1]} tokens with {word!r}", f"expected at most {model.config.n_ctx}")
@@ -106,7 +108,8 @@ def continuations(
         probabilities = distributions.gather(-1, ids[0][:, None])[:, 0].cpu().numpy()
         each.append(tuple(map(float, probabilities)))
         rows.append({
-            "word": word.strip(), "tokens": ids.shape[1], "spelled": token_list(token_labels(model, ids)),
+            "word": word if exact else word.strip(), "tokens": ids.shape[1],
+            "spelled": token_list(token_labels(model, ids)),
             "probability": float(probabilities.prod()),
             "per_token": float(np.exp(np.log(probabilities.clip(1e-300)).mean())),
             "rank": int((first > first[ids[0, 0]]).sum()) + 1,

@@ -30,7 +30,7 @@ from analyses._metrics import TokenChoice, token_ids
 from analyses._pair_attribution import translation_attribution
 from analyses._panels import Bars, Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
 from analyses._prompts import PromptSet
-from analyses._statistics import Interval, bootstrap
+from analyses._statistics import Interval, bootstrap, methods
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
 from interp.model import HookedGPT
@@ -119,11 +119,18 @@ class DirectLogitAttributionResult(Result):
     @property
     def _over(self) -> str:
         n = len(self.texts)
-        return "One text, so no interval." if n == 1 else f"Mean of {n} texts with 95 % bootstrap intervals."
+        return "One text, so no interval." if n == 1 else f"Mean of {n} texts with 95 % intervals."
 
     def panels(self) -> list[Panel]:
         interval = self._spread(self.relative)
-        return [self._note(), self._by_layer(), self._by_head(interval), *self._by_position(), self._table(interval)]
+        return [
+            self._note(),
+            self._by_layer(),
+            self._by_head(interval),
+            *self._by_position(),
+            self._table(interval),
+            *methods(len(self.texts), clusters=self.clusters, seed=self.seed),
+        ]
 
     def _note(self) -> Note:
         chosen = " (the model's own top prediction, as no answer was given)" if self.chosen_by_model else ""
@@ -239,7 +246,7 @@ class DirectLogitAttributionResult(Result):
         ]  # fmt: skip
 
 
-@checked
+@checked(translation=("answer", "wrong", "pos"))
 @torch.no_grad()
 def direct_logit_attribution(
     model: HookedGPT | HookedEncoderDecoder,

@@ -7,13 +7,15 @@ Mathematical Framework for Transformer Circuits"). Each is d_model x d_model but
 decomposition comes from the factors. A singular direction has two sides: for QK what a query holds and what a key
 holds, for OV what is read and what is written. Both sides are named by the tokens that align best with them:
 embeddings for what is read, unembeddings for what is written. Under rotary positions W_QK is that of a key `distance`
-positions before the query, 0 for the query itself. The copying score is that of Elhage et al.: the sum of
-the eigenvalues of W_E W_OV W_U over the sum of their absolute values, +1 when all are positive.
+positions before the query, 0 for the query itself. The copying score follows Elhage et al.: the sum
+of the eigenvalues of W_E W_OV W_U over the sum of their absolute values, +1 when all are positive.
 
 What it does not show: layers after the first read more than embeddings, biases, scales of norms and caps are left out,
 and a direction's sign is free: the opposite tokens work the same way. The copying score is no test of copying. The head
-L11H10 of GPT-2 small lowers the logits of the names it attends to (Wang et al. 2022), and its published score is +.996.
-`head_roles` measures copying on running text.
+L11H10 of GPT-2 small lowers the logits of the names it attends to (Wang et al. 2022), and the eigenvalues of its W_OV
+alone, without W_E and W_U, have a published score of +.996: a figure of another matrix than the one shown here. Here
+the logits are centred over the vocabulary besides, which Elhage et al. do not do. `head_roles` measures copying on
+running text.
 """
 
 from dataclasses import dataclass
@@ -35,8 +37,10 @@ from interp.model import HookedGPT
 
 PLACE = 62
 CAUTION = (
-    "The copying score says that a head's eigenvalues are positive, not that it copies. L11H10 of GPT-2 small, which "
-    "lowers the logits of names that it attends to, has a published score of +.996. Where earlier layers process a "
+    "The copying score says that a head's eigenvalues are positive, not that it copies: L11H10 of GPT-2 small lowers "
+    "the logits of names that it attends to, and the eigenvalues of its W_OV alone have a published score of +.996. "
+    "That is another matrix than here (token to logits, centred over the vocabulary): do not compare the two. "
+    "Where earlier layers process a "
     "token before the head reads it, its embedding says little. The head roles measure copying in runs."
 )
 
@@ -165,7 +169,7 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return out
 
 
-@checked
+@checked(runs=True)
 @torch.no_grad()
 def head_circuits(
     model: HookedGPT,

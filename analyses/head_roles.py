@@ -36,7 +36,7 @@ from analyses._circuits import added, reading
 from analyses._inputs import TextOrTokens, sequences
 from analyses._metrics import TokenChoice, token_ids
 from analyses._panels import Finding, Matrix, Note, Panel, Result, Table
-from analyses._statistics import Interval, bootstrap, paired_effect, q_values
+from analyses._statistics import Interval, bootstrap, methods, paired_effect, q_values
 from interp.errors import InputError
 from interp.hooks import HookPoint
 from interp.linear import wide
@@ -77,7 +77,7 @@ class Measurement:
 
     @cached_property
     def interval(self) -> Interval:
-        """Mean score and 95 % bootstrap interval, [role layer head]."""
+        """Mean score and 95 % interval over sequences, [role layer head]."""
         return bootstrap(self.scores, seed=self.seed)
 
     @cached_property
@@ -94,6 +94,11 @@ class Measurement:
         same = np.isnan(effect) & (n >= 2)  # no spread at all
         effect[same] = np.where((self.interval.value - self.null)[same] > 0, np.inf, 0.0)
         return q_values(np.where(n >= 2, stats.t.sf(effect * np.sqrt(n), np.maximum(n - 1, 1)), np.nan))
+
+    def chosen(self, role: int, layer: int, head: int) -> tuple[float | None, float | None]:
+        """The interval of a score that is told because it is the highest of its role."""
+        heads = self.scores.shape[2] * self.scores.shape[3]
+        return bootstrap(self.scores[:, role, layer, head], chosen_of=heads).ends()
 
     @cached_property
     def named(self) -> pd.DataFrame:
@@ -149,7 +154,12 @@ class HeadRolesResult(Result):
             "several sequences, q is below .05 (paired t test, Benjamini-Hochberg over all heads and roles). A head "
             "that attends may still not matter: the ablation shows what the output loses without it.",
         ))  # fmt: skip
-        return panels
+        scores = self.random.scores
+        return [*panels, *methods(
+            len(scores), unit="sequences", chosen_of=scores.shape[2] * scores.shape[3], test="t",
+            tests=int(np.isfinite(self.random.q).sum()), seed=self.random.seed,
+            more="The t test is one-sided: score above null.",
+        )]  # fmt: skip
 
     def _table(self, measured: Measurement, key: str, title: str) -> Panel:
         frame = measured.named
@@ -158,7 +168,7 @@ class HeadRolesResult(Result):
         frame = frame.dropna(axis=1, how="all").assign(role=frame.role.str.replace("_", " "))
         return Table(
             key=key, title=title, frame=frame, units={"score": "share", "null": "share"},
-            caption=f"Measured on {measured.what}, with 95 % bootstrap intervals over sequences."
+            caption=f"Measured on {measured.what}, with 95 % intervals over sequences, each for itself."
             if "low" in frame else f"Measured on {measured.what}: one text, so no interval.",
         )  # fmt: skip
 
@@ -197,10 +207,12 @@ class HeadRolesResult(Result):
             best, n = frame.iloc[0], len(frame)
             others = f", then {', '.join(frame['head'][1:4])}" if n > 1 else ""
             others += f" and {n - 4} more" if n > 4 else ""
+            layer, column = (int(part) for part in str(best["head"])[1:].split("H"))
+            low, high = self.random.chosen(self.random.roles.index(str(role)), layer, column)
             text = f"{_count(n, str(role))}: {best['head']} scores {best.score:.2f} where chance gives {best.null:.2f}"
             found.append(Finding(
                 text=f"{text}{others}.", key=str(role).replace("_", "-"), weight=weights.get(str(role), 0.3),
-                value=float(best.score), unit="share", low=float(best.low), high=float(best.high),
+                value=float(best.score), unit="share", low=low, high=high,
             ))  # fmt: skip
         return found
 
@@ -209,7 +221,7 @@ def _count(n: int, role: str) -> str:
     return f"{n} {role.replace('_', '-')} head{'s' * (n != 1)}"
 
 
-@checked
+@checked()
 @torch.no_grad()
 def head_roles(
     model: HookedGPT,

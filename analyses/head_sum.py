@@ -137,7 +137,7 @@ class HeadSumResult(Result):
         return [Finding(text=text, key="errors", weight=0.1, value=value, unit="relative difference")]
 
 
-@checked
+@checked(runs=True)
 @torch.no_grad()
 def head_sum(
     model: HookedGPT,

@@ -22,7 +22,7 @@ that is readable early need not be why it is predicted at the end.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ from analyses._capabilities import checked, require
 from analyses._inputs import TextOrTokens, run_blocks, sequences, token_labels
 from analyses._metrics import token_ids
 from analyses._panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens, TokenStrip
-from analyses._statistics import Interval, bootstrap
+from analyses._statistics import Interval, bootstrap, methods
 from analyses._translations import pair_labels, translations
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError
@@ -107,15 +107,17 @@ class LogitLensResult(Result):
     seed: int
     """Of the bootstrap intervals."""
 
-    def mean(self, measure: str) -> Interval:
+    def mean(self, measure: str, chosen_of: int = 1) -> Interval:
         """Mean over positions, then over texts, [place], with its interval over texts (none for one text).
 
-        `measure` is log_probability, probability, rank, kl or entropy.
+        `measure` is log_probability, probability, rank, kl or entropy; `chosen_of` is that of `bootstrap`.
         """
         values = [np.exp(x) for x in self.log_probability] if measure == "probability" else getattr(self, measure)
         per_text = [x[:, ~np.isnan(x).all(0)] for x in values]
         means = [x.mean(1) if x.shape[1] else np.full(len(x), np.nan) for x in per_text]
-        return bootstrap(np.stack(means), seed=self.seed)
+        least = -np.inf if measure == "log_probability" else float(measure == "rank")
+        share = measure == "probability"
+        return bootstrap(np.stack(means), share=share, chosen_of=chosen_of, least=least, seed=self.seed)
 
     def settled(self, text: int = 0) -> np.ndarray:
         """[pos] index of the first place from which on the most likely token is the final one."""
@@ -132,28 +134,26 @@ class LogitLensResult(Result):
         frames = []
         for text, tokens in enumerate(self.tokens):
             place, position = (axis.ravel() for axis in np.indices(self.kl[text].shape))
-            frame = pd.DataFrame(
-                {
-                    "text": text,
-                    "place": [self.places[i] for i in place],
-                    "layer": [_layer(self.places[i]) for i in place],
-                    "position": position,
-                    "token": [tokens[i] for i in position],
-                    "target": [self.targets[text][i] for i in position],
-                    "rank": self.rank[text].ravel(),
-                    "probability": np.exp(self.log_probability[text]).ravel(),
-                    **{name: getattr(self, name)[text].ravel() for name in ("log_probability", "kl", "entropy")},
-                }
-            )
+            columns: dict[str, Any] = {
+                "text": np.full(len(place), text),
+                "place": [self.places[i] for i in place],
+                "layer": [_layer(self.places[i]) for i in place],
+                "position": position,
+                "token": [tokens[i] for i in position],
+                "target": [self.targets[text][i] for i in position],
+                "rank": self.rank[text].ravel(),
+                "probability": np.exp(self.log_probability[text]).ravel(),
+                **{name: getattr(self, name)[text].ravel() for name in ("log_probability", "kl", "entropy")},
+            }
             for k in range(self.top_ids[text].shape[-1]):
-                frame[f"top_{k + 1}"] = [self.labels[i] for i in self.top_ids[text][:, :, k].ravel().tolist()]
-                frame[f"top_{k + 1}_probability"] = self.top_probability[text][:, :, k].ravel()
-            frames.append(frame)
+                columns[f"top_{k + 1}"] = [self.labels[i] for i in self.top_ids[text][:, :, k].ravel().tolist()]
+                columns[f"top_{k + 1}_probability"] = self.top_probability[text][:, :, k].ravel()
+            frames.append(pd.DataFrame(columns))
         return pd.concat(frames, ignore_index=True)
 
     def panels(self) -> list[Panel]:
         n = len(self.tokens)
-        spread = "One text, so no interval." if n == 1 else f"{n} texts, 95 % bootstrap intervals over texts."
+        spread = "One text, so no interval." if n == 1 else f"{n} texts, 95 % intervals over texts."
         what = "the actual next token" if self.target is None else f"the token {self.target!r}"
         panels: list[Panel] = [self._grid(), self._settled_panel()]
         for measure, title, axis, caption in (
@@ -182,7 +182,13 @@ class LogitLensResult(Result):
             "A token that cannot be read early may be there in another basis; one that can be read early need not "
             "be the reason for the final prediction."
         )
-        return [*panels, Note(key="caution", title="Reading the lens", text=text)]
+        said = methods(
+            n,
+            chosen_of=len(self.places),
+            more="Means of probabilities have Clopper-Pearson intervals (Korn and Graubard 1998).",
+            seed=self.seed,
+        )
+        return [*panels, Note(key="caution", title="Reading the lens", text=text), *said]
 
     def _grid(self) -> TokenGrid:
         length = len(self.tokens[0])
@@ -244,7 +250,7 @@ class LogitLensResult(Result):
         )
 
     def findings(self) -> list[Finding]:
-        kl = self.mean("kl")
+        kl = self.mean("kl", chosen_of=len(self.places))
         half = int(np.argmax(kl.value <= kl.value[0] / 2))
         low, high = kl.ends(half)
         text = (
@@ -286,7 +292,7 @@ class LogitLensResult(Result):
         return [Finding(text=text, key="probability", weight=0.45, value=value, unit="probability", low=low, high=high)]
 
 
-@checked
+@checked(runs=True)
 def logit_lens(
     model: HookedGPT | HookedEncoderDecoder,
     tokens: TextOrTokens,

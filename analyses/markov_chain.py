@@ -282,8 +282,8 @@ class MarkovChainResult(Result):
             else:
                 sentences.append(
                     f"The mixing time is {self.mixing_time} step{'s' * (self.mixing_time != 1)} (to within 1/4 of the "
-                    f"stationary distribution, whatever the start); the slowest part fades by "
-                    f"{self.second_eigenvalue:.3f} each step."
+                    f"stationary distribution, whatever the start); each step leaves "
+                    f"{self.second_eigenvalue:.3f} of the slowest part."
                 )
         if self.seen is not None and not self.seen.sum():
             sentences.append("The text is too short to hold a transition.")
@@ -308,7 +308,7 @@ class MarkovChainResult(Result):
         ]
 
 
-@checked
+@checked(runs=True)
 def markov_chain(
     model: HookedGPT,
     tokens: TextOrTokens | None = None,

@@ -10,8 +10,9 @@ the shares of all neurons and the bias sum to one; behind a norm of the MLP's ou
 at the norm's scale in the run. Tokens read are those whose embeddings its input weights match best, tokens written
 those whose logits its output weights raise or lower most (Geva et al. 2022). A gated neuron's activation is act(gate)
 times a linear part: the gate's weights say when it is active, the linear ones with what sign and size, and tokens are
-given for both. The effect of a neuron is the change in loss when its activation is held at its mean over the texts (or
-at zero), with randomly drawn neurons as the control.
+given for both. The effect of a neuron is the change in loss when its activation is held, at every position, at its mean
+over the texts' positions but the first, where activations dwarf all others (or at zero), with randomly drawn neurons as
+the control.
 
 What it does not show: embeddings stand for what earlier layers may have changed, so the tokens read say most in the
 first layers. A neuron that is active on several unrelated things is common; a few texts cannot show all of them. A
@@ -33,7 +34,7 @@ from analyses._circuits import added, reading
 from analyses._inputs import TextOrTokens, sequences, text_names, token_labels, token_list
 from analyses._metrics import Readout
 from analyses._panels import Bars, Finding, Matrix, Panel, Result, Table, Tokens
-from analyses._statistics import Interval, bootstrap
+from analyses._statistics import Interval, bootstrap, methods, q_values, said_clear, sign_flip_p_value
 from interp.cache import ActivationCache
 from interp.errors import InputError
 from interp.interventions import ablate_neurons
@@ -100,7 +101,12 @@ class NeuronsResult(Result):
     @property
     def _over(self) -> str:
         n = len(self.texts)
-        return "One text, so no interval." if n == 1 else f"Mean of {n} texts with 95 % bootstrap intervals."
+        return "One text, so no interval." if n == 1 else f"Mean of {n} texts with 95 % intervals over texts."
+
+    @property
+    def q(self) -> np.ndarray | None:
+        """[neuron] q-values of the changes of the loss, by flipping the signs of texts; None for one text."""
+        return None if len(self.texts) == 1 else q_values(sign_flip_p_value(self.effect["loss"], seed=self.seed))
 
     def panels(self) -> list[Panel]:
         which = "" if len(self.texts) == 1 else f" Text {self.texts[0]}."
@@ -113,6 +119,10 @@ class NeuronsResult(Result):
                 f"{', times the linear part' * bool(self.scaled_by)}, at each token.{which}",
             ),
             self._effect(),
+            *methods(
+                len(self.texts), chosen_of=len(self.neurons), test="sign flips", tests=len(self.neurons),
+                seed=self.seed,
+            ),
         ]  # fmt: skip
 
     def _peak(self, neuron: int) -> tuple[float, str]:
@@ -127,7 +137,7 @@ class NeuronsResult(Result):
         sides = (gate if self.scaled_by else {"reads": self.reads}) | {"raises": self.raises, "lowers": self.lowers}
         frame = pd.DataFrame({
             "neuron": self.names, "share": self._spread(self.share).value,
-            "loss": self._spread(self.effect["loss"]).value,
+            "loss": self._spread(self.effect["loss"]).value, **({} if self.q is None else {"q": self.q}),
             "highest": [peak[0] for peak in peaks], "at": [peak[1] for peak in peaks],
         } | {name: list(map(token_list, side)) for name, side in sides.items()})  # fmt: skip
         chosen = "The neurons asked for." if self.chosen else "The neurons with the largest share of a layer's output."
@@ -135,7 +145,8 @@ class NeuronsResult(Result):
             key="neurons", title="Neurons", frame=frame,
             tokens=frozenset({"at"}), diverging=frozenset({"loss"}),
             units={"share": "of output", "loss": "nats"},
-            caption=f"{chosen} Loss: its change without the neuron. Highest: on these texts, first position left out. "
+            caption=f"{chosen} Loss: its change without the neuron{'' if self.q is None else ', q: of that change'}. "
+            "Highest: on these texts, first position left out. "
             "Then tokens it matches best on reading, and whose logits it raises or lowers most, by the weights alone.",
         )  # fmt: skip
 
@@ -145,27 +156,31 @@ class NeuronsResult(Result):
         return Bars(
             key="effect", title="Loss without the neuron", labels=(*self.names, "random neurons"), values=spread.value,
             low=spread.low, high=spread.high, unit="nats a token",
-            caption=f"Change in loss when the neuron's activation is replaced by {self._value}; at the end the mean of "
-            f"{self.control['loss'].shape[1]} random neurons (seed {self.seed}). {self._over}",
+            caption="Change in loss when the neuron's activation is replaced, at every position, by "
+            f"{self._value}; at the end the mean of {self.control['loss'].shape[1]} random neurons "
+            f"(seed {self.seed}). {self._over}",
         )  # fmt: skip
 
     @property
     def _value(self) -> str:
-        return "zero" if self.value == "zero" else "its mean over the texts"
+        return "zero" if self.value == "zero" else "its mean over the texts' positions but the first"
 
     def findings(self) -> list[Finding]:
         spread = self._spread(self.effect["loss"])
         best = int(spread.value.argmax())
-        low, high = (None if end is None else float(end[best]) for end in (spread.low, spread.high))
+        low, high = bootstrap(self.effect["loss"][:, best], chosen_of=len(self.neurons)).ends()
         random = float(self.control["loss"].mean())
+        known = "" if self.q is None else f"; {said_clear(self.q, len(self.texts))}"
+        sure = self.q is None or (self.q[best] <= 0.05 and low is not None and low > 0)
         return [Finding(
             text=f"Without neuron {self.names[best]} the loss changes by {spread.value[best]:+.3f} nats a token, "
-            f"without a random neuron by {random:+.3f}.",
-            key="effect", weight=0.3, value=float(spread.value[best]), unit="nats a token", low=low, high=high,
+            f"without a random neuron by {random:+.3f}: the largest rise of {len(self.names)}{known}.",
+            key="effect", weight=0.3 if sure else 0.1, value=float(spread.value[best]), unit="nats a token",
+            low=low, high=high,
         )]  # fmt: skip
 
 
-@checked
+@checked()
 @torch.no_grad()
 def neurons(
     model: HookedGPT,

@@ -265,7 +265,7 @@ class NextTokenResult(Result):
         ]
 
 
-@checked
+@checked(runs=True)
 @torch.no_grad()
 def next_token(
     model: HookedGPT,

@@ -121,7 +121,7 @@ class OuterLoopResult(Result):
         return [Finding(text=text, key="steps", weight=0.15, value=self.computed[0], unit="operations")]
 
 
-@checked
+@checked(runs=True)
 @torch.no_grad()
 def outer_loop(
     model: HookedGPT,

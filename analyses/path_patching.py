@@ -30,11 +30,21 @@ from analyses._capabilities import checked, require
 from analyses._components import Component, choose, component_panels
 from analyses._inputs import TextOrTokens
 from analyses._metrics import TokenChoice
-from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, choices_note, measure, notable, resolve_pairs
+from analyses._pairs import (
+    Direction,
+    Measure,
+    Pairs,
+    PatchingMetric,
+    choices_note,
+    measure,
+    notable,
+    resolve_pairs,
+    said_pairs,
+)
 from analyses._panels import Finding, Graph, Note, Panel, Result, Table, Tokens
 from analyses._paths import Paths, Receiver, inputs_of, parse_receivers
 from analyses._prompts import TextsOrPrompts
-from analyses._statistics import bootstrap, q_values, sign_flip_p_value
+from analyses._statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
 from interp.errors import InputError
 from interp.model import HookedGPT
 from interp.progress import tell
@@ -125,12 +135,18 @@ class PathPatchingResult(Result):
                 parts, title = [self.senders[i] for i in heard], f"From {{}} straight to {receiver}"
                 key, unit = f"to-{_key(receiver)}", self.measure.unit
                 panels += component_panels(key, title, parts, spread, caption=self._caption(), unit=unit)
-        return [*panels, *self._graph(), self._table(), self._note()]
+        return [*panels, *self._graph(), self._table(), self._note(), *self._methods()]
+
+    def _methods(self) -> list[Note]:
+        heard = np.isfinite(self.values).all(0)  # [receiver sender]
+        return methods(
+            len(self.pairs.rows), clusters=self.pairs.clusters, seed=self.seed, test="sign flips",
+            tests=int(heard.sum()), chosen_of=int(heard.sum(1).max()),
+        )  # fmt: skip
 
     def _caption(self) -> str:
         runs = "corrupted into the clean" if self.direction == "noise" else "clean into the corrupted"
-        n = len(self.pairs.rows)
-        texts = "One pair of texts." if n == 1 else f"Mean of {n} pairs of texts."
+        texts = said_pairs(self.pairs)
         return (
             f"Change of the {self.measure.title} when only this path is patched from the {runs} run; patching "
             f"everything would change it by {self.gap:+.3g}. {texts}"
@@ -173,7 +189,8 @@ class PathPatchingResult(Result):
             500,
         )
         cut = f" The {most} largest of {len(frame):,} effects." if len(frame) > most else ""
-        tests = " 95 % intervals bootstrapped over texts; p by flipping the signs of texts, q corrected for all paths."
+        n, unit = independent(len(self.pairs.rows), self.pairs.clusters)
+        tests = f" 95 % intervals over {n} {unit}; p by flipping the signs of {unit}, q corrected for all paths."
         share = "share: the effect over what patching everything would change."
         return Table(
             key="table", title="Every path, largest effect first", frame=frame.head(most),
@@ -195,7 +212,11 @@ class PathPatchingResult(Result):
 
     def _finding(self, rows: pd.DataFrame, receiver: str) -> Finding:
         top = rows.iloc[int(rows["effect"].abs().argmax())]
-        low, high = (float(top[name]) if name in rows else None for name in ("low", "high"))
+        labels = [part.label for part in self.senders]
+        chosen = self.effects[:, self.receivers.index(str(top["receiver"])), labels.index(str(top["sender"]))]
+        low, high = bootstrap(chosen, clusters=self.pairs.clusters, chosen_of=len(rows)).ends()
+        clear = said_clear(rows["q"], *independent(len(self.pairs.rows), self.pairs.clusters)) if "q" in rows else ""
+        known = f"; {len(rows)} paths were tested: {clear}" if clear else ""
         effect, gap = float(top["effect"]), self.gap
         share = (
             f", {100 * effect / gap:z.0f} % of what patching everything does ({gap:+.3g})" if abs(gap) > 1e-6 else ""
@@ -203,10 +224,10 @@ class PathPatchingResult(Result):
         is_head = any(part.label == top["sender"] and part.kind == "head" for part in self.senders)
         return Finding(
             text=f"Straight to {receiver}, {top['sender']} has the largest effect: patching that path alone changes "
-            f"the {self.measure.title} by {effect:+.3g}{share}.",
+            f"the {self.measure.title} by {effect:+.3g}{share}{known}.",
             key=f"to-{_key(receiver)}-{'heads' if is_head else 'others'}",
             weight=notable(
-                effect / gap if abs(gap) > 1e-6 else 0.0, low, high, float(top["q"]) if low is not None else None
+                effect / gap if abs(gap) > 1e-6 else 0.0, low, high, float(top["q"]) if "q" in rows else None
             ),
             value=effect,
             unit=self.measure.unit,
@@ -219,7 +240,7 @@ def _key(receiver: str) -> str:
     return receiver.lower().replace(".", "-").replace(" ", "-").replace("+", "-and-")
 
 
-@checked
+@checked()
 @torch.no_grad()
 def path_patching(
     model: HookedGPT,

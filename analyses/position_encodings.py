@@ -130,7 +130,7 @@ class PositionEncodingsResult(Result):
         return [Finding(text=text, key="by-distance", weight=0.2, value=value, unit="share of variance")]
 
 
-@checked
+@checked(runs=True)
 def position_encodings(
     model: HookedGPT,
     tokens: TextOrTokens | None = None,

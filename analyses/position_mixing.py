@@ -194,7 +194,7 @@ class PositionMixingResult(Result):
         ]
 
 
-@checked
+@checked(runs=True)
 @torch.no_grad()
 def position_mixing(
     model: HookedGPT,

@@ -75,7 +75,7 @@ class ProbingResult(Result):
         panels += [figure] if figure is not None else []
         if len(self.tokens):
             panels.append(self._strip())
-        return panels
+        return [*panels, *next(iter(self.sweeps.values())).methods()]
 
     def _matrix(self) -> Matrix:
         gains = {name: sweep.difference("probe", "majority") for name, sweep in self.sweeps.items()}
@@ -107,7 +107,8 @@ class ProbingResult(Result):
                 ("accuracy", "accuracy"), ("accuracy_low", "low"), ("accuracy_high", "high"),
                 ("majority", "majority"), ("token", "token alone"), ("embedding", "embedding"),
                 ("random", "random model"), ("shuffled", "shuffled labels"), ("control", "control task"),
-                ("selectivity", "selectivity"),
+                ("selectivity", "selectivity"), ("selectivity_low", "selectivity, low"),
+                ("selectivity_high", "selectivity, high"),
             ):  # fmt: skip
                 row[shown] = round(float(frame[column].iloc[best]), 3)
             rows.append(row)
@@ -115,7 +116,8 @@ class ProbingResult(Result):
             key="table",
             title="The best layer of each, and what it has to beat",
             caption="The layer is chosen on texts of its own, the figures are from texts that no probe has seen; low "
-            "and high are the 95 % interval over texts. Random model, shuffled labels and control task: at that layer.",
+            "and high are the 95 % interval over texts. Random model, shuffled labels and control task (the mean of "
+            "several draws): at that layer.",
             frame=pd.DataFrame(rows).dropna(axis=1, how="all"),
         )
 
@@ -156,7 +158,7 @@ class ProbingResult(Result):
         ]
 
 
-@checked
+@checked()
 @torch.no_grad()
 def probing(
     model: HookedGPT,

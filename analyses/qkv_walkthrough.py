@@ -210,7 +210,7 @@ class QKVWalkthroughResult(Result):
         return [Finding(text=text, key="steps", weight=0.2, value=float(self.weights[top]), unit="weight")]
 
 
-@checked
+@checked(runs=True)
 def qkv_walkthrough(
     model: HookedGPT,
     tokens: TextOrTokens,

@@ -26,7 +26,7 @@ from torch import Tensor
 from analyses._capabilities import checked
 from analyses._inputs import TextOrTokens, sequences, text_names, token_labels
 from analyses._panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
-from analyses._statistics import Interval, bootstrap
+from analyses._statistics import Interval, bootstrap, methods
 from interp.model import HookedGPT
 
 PLACE = 72
@@ -84,7 +84,7 @@ class ResidualStreamResult(Result):
     ) -> Lines:  # fmt: skip
         found = {name: self._spread(values) for name, values in names.items()}
         many = len(self.texts) > 1
-        over = f" Mean of {len(self.texts)} texts with 95 % bootstrap intervals." if many else " One text, no interval."
+        over = f" Mean of {len(self.texts)} texts with 95 % intervals." if many else " One text, no interval."
         return Lines(
             key=key, title=title, x=x, series={name: interval.value for name, interval in found.items()},
             low={name: interval.low for name, interval in found.items() if interval.low is not None},
@@ -129,6 +129,7 @@ class ResidualStreamResult(Result):
                 f"Directions in which positions differ; at most {self._most()} here.",
             ),
             self._massive(),
+            *methods(len(self.texts), seed=self.seed),
         ]  # fmt: skip
 
     def _most(self) -> str:
@@ -171,7 +172,7 @@ class ResidualStreamResult(Result):
         return found
 
 
-@checked
+@checked(runs=True)
 @torch.no_grad()
 def residual_stream(
     model: HookedGPT,

@@ -92,7 +92,7 @@ class TokenOrderResult(Result):
         return [Finding(text=text, key="change", weight=0.2, value=value, unit="relative change")]
 
 
-@checked
+@checked(runs=True)
 @torch.no_grad()
 def token_order(
     model: HookedGPT,

@@ -28,7 +28,7 @@ from torch import Tensor
 from analyses._capabilities import checked, require
 from analyses._inputs import sequences, token_labels
 from analyses._panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens
-from analyses._statistics import Interval, bootstrap
+from analyses._statistics import Interval, bootstrap, methods
 from interp.errors import InputError
 from interp.model import HookedGPT
 from interp.translators import Translators, divergence, fingerprint, fit, read, streams
@@ -90,7 +90,7 @@ class TunedLensResult(Result):
 
     def mean(self, measure: str) -> Interval:
         """[place lens] mean over held-out texts with its interval (none for one text)."""
-        return bootstrap(getattr(self, measure), seed=self.seed)
+        return bootstrap(getattr(self, measure), least=0.0, seed=self.seed)
 
     def panels(self) -> list[Panel]:
         remark = [Note(key="remark", title="Too little text", text=self.remark)] if not self.held_out else []
@@ -98,7 +98,7 @@ class TunedLensResult(Result):
             return list(remark)
         source = "given translators" if self.given else "translators fitted on the rest of the text"
         n = len(self.kl)
-        spread = "one text, so no interval" if n == 1 else f"{n} texts, 95 % bootstrap intervals over texts"
+        spread = "one text, so no interval" if n == 1 else f"{n} texts, 95 % intervals over texts"
         trained = f"{self.trained:,} tokens" if self.trained else "an unknown number of tokens"
         measured = "positions of this text" if self.given else "held-out positions"
         about = f"{self.held_out:,} {measured}; {source} ({trained}); {spread}."
@@ -109,7 +109,7 @@ class TunedLensResult(Result):
         ]
         if self.remark:
             panels.append(Note(key="remark", title="Keep in mind", text=self.remark))
-        return panels
+        return [*panels, *methods(n, chosen_of=len(self.places), seed=self.seed)]
 
     def _curves(self, measure: str, title: str, axis: str, about: str) -> Lines:
         found = self.mean(measure)
@@ -157,6 +157,9 @@ class TunedLensResult(Result):
         better = kl[:, 1] < kl[:, 0]
         gain = kl[:, 0] - kl[:, 1]
         best = int(gain.argmax())
+        per_text = self.kl[:, best, 0] - self.kl[:, best, 1]
+        low, high = bootstrap(per_text, chosen_of=len(kl)).ends()
+        sure = "" if low is None or high is None else f" (less by {low:.2f} to {high:.2f})"
         if not better.any():
             text = (
                 "The translators do not help on this text: at every layer the plain logit lens is closer to the output."
@@ -166,16 +169,18 @@ class TunedLensResult(Result):
             Finding(
                 text=f"Read through the tuned lens, {better.sum()} of {len(kl)} layers are closer to the final "
                 f"prediction than the plain lens shows; {self.places[best]} falls from {kl[best, 0]:.2f} to "
-                f"{kl[best, 1]:.2f} nats on {'this' if self.given else 'held-out'} text.",
+                f"{kl[best, 1]:.2f} nats{sure} on {'this' if self.given else 'held-out'} text.",
                 key="kl",
-                weight=0.35,
+                weight=0.35 if low is None or low > 0 else 0.1,
                 value=float(gain[best]),
                 unit="nats",
+                low=low,
+                high=high,
             )
         ]
 
 
-@checked
+@checked()
 @torch.no_grad()
 def tuned_lens(
     model: HookedGPT,

@@ -205,7 +205,7 @@ class VerifyResult(Result):
         ]
 
 
-@checked
+@checked(runs=True)
 @torch.no_grad()
 def verify(
     model: HookedGPT | None,

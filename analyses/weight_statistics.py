@@ -9,11 +9,12 @@ query heads share keys and values, the parts of K and V are kv heads, `KV0`):
 - entries: moments, quantiles, shares beyond 3 and 6 standard deviations; normal, Laplace and Student t laws fitted by
   maximum likelihood and compared by AIC (t on a sketch of the sorted entries, exact within about 0.01 nats in all).
 - distance from normal as effect sizes: `ks`, the largest gap between the cumulative distributions, and `t_gain`, the
-  nats an entry by which the best t law is more likely. With half a million entries a gap of .002 is "significant" at
-  5 % (`ks_5_percent`): a p-value says only that the matrix is large.
+  nats an entry by which the best t law is more likely. With half a million entries a gap of .0013 is "significant" at
+  5 % (`ks_5_percent`, Lilliefors' test, mean and deviation being fitted): a p-value says only that the matrix is large.
 - spectrum: singular values, stable and effective rank, and the Marchenko-Pastur law (1967) of a random matrix with
   the same shape and standard deviation: how many singular values exceed its edge, and how far the spectrum is from
-  it.
+  it. Where entries have such heavy tails that these alone could exceed the edge, it is that of the matrix's own entries
+  shuffled.
 - moving average: means of windows, 64 x 64 where the matrix is large enough, against the same entries shuffled: the
   ratio of variances is 1 when neighbours have nothing in common. Columns and rows of most matrices have no natural
   order; heads lie side by side, positions in order.
@@ -41,8 +42,10 @@ from analyses._distributions import (
     HISTOGRAM_EDGES,
     Entries,
     describe,
+    edge_of,
     expected_counts,
     moving_average,
+    normal_point,
     side_by_side,
     singular_values,
     spectrum_numbers,
@@ -61,7 +64,7 @@ from analyses._matrices import (
     whole_matrices,
 )
 from analyses._panels import Finding, Histogram, Lines, Matrix, Note, Panel, Result, Table
-from analyses._statistics import q_values
+from analyses._statistics import methods_note, q_values
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError, nearest
 from interp.model import HookedGPT
@@ -156,8 +159,9 @@ class WeightStatisticsResult(Result):
                 key="spectra",
                 title="Singular values of every matrix",
                 caption="rank: the smaller side. edge_ratio: largest singular value over what a random matrix of the "
-                "same shape and deviation exceeds in 1 % of cases. above_random: how many exceed it; energy_above: "
-                "their share of the sum of squares.",
+                "same shape and deviation (where tails are heavy, of the same entries shuffled) exceeds in 1 % of "
+                f"cases: {len(self.matrices):,} random matrices would have {len(self.matrices) / 100:.2g} ratios above "
+                "1. above_random: how many exceed it; energy_above: their share of the sum of squares.",
                 frame=self.whole[["matrix", *SPECTRUM]],
             ),
             *([self._spectra()] if self.shaped.size else []),
@@ -190,6 +194,13 @@ class WeightStatisticsResult(Result):
                 frame=self.outliers,
                 diverging=frozenset({"deviation"}),
             ),
+            methods_note(
+                "Windows: chi-squared test of the variance of window means against shuffled entries, Benjamini and "
+                f"Hochberg over {int(self.whole['window_p'].notna().sum())} matrices."
+                + f" Trends: Kendall's exact test, Benjamini and Hochberg over {len(self.trends)}."
+                * bool(len(self.trends))
+                + " Edges of spectra: Tracy and Widom's 99 % point, or from shuffled entries; not corrected."
+            ),
         ]
 
     def _normality_note(self, whole: pd.DataFrame) -> Note:
@@ -197,7 +208,7 @@ class WeightStatisticsResult(Result):
         text = (
             f"Distance from the normal law (ks, 0 to 1) runs from {least['ks']:.4f} ({least['matrix']}) to "
             f"{worst['ks']:.4f} ({worst['matrix']}). For a matrix as large as {least['matrix']} a test at 5 % "
-            f"already rejects at {least['ks_5_percent']:.4f}; so read the distance, not a p-value."
+            f"(Lilliefors) already rejects at {least['ks_5_percent']:.4f}; so read the distance, not a p-value."
         )
         return Note(key="normality", title="How far from normal", text=text)
 
@@ -265,7 +276,8 @@ class WeightStatisticsResult(Result):
             key="spectrum",
             title="Singular values against a random matrix",
             caption="Singular values over the edge of a random matrix of the same shape and deviation, mean over "
-            "blocks. What lies above 1 is not chance.",
+            "blocks. A random matrix lies above 1 in 1 % of cases; where tails are heavy the edge is that of the same "
+            "entries shuffled.",
             x=POINTS,
             series=series,
             x_axis="place in the spectrum, largest first (share of the rank)",
@@ -350,7 +362,8 @@ class WeightStatisticsResult(Result):
             ),
             Finding(
                 text=f"The largest singular value of {edge['matrix']} is {edge['edge_ratio']:.1f} times the edge of "
-                f"a random matrix; {edge['above_random']:.0f} of its {edge['rank']} singular values lie above it.",
+                f"a random matrix, the highest of {len(shaped)} ratios; {edge['above_random']:.0f} of its "
+                f"{edge['rank']} singular values lie above it.",
                 key="spectra",
                 weight=0.3 if edge["edge_ratio"] > 1.2 else 0.1,
                 value=edge["edge_ratio"],
@@ -394,7 +407,7 @@ def extreme(frame: pd.DataFrame, column: str, sign: int = 1) -> pd.Series:
     return frame.iloc[int(np.nanargmax(sign * frame[column].to_numpy(dtype=float)))]
 
 
-@checked
+@checked(runs=True)
 def weight_statistics(
     model: HookedGPT | HookedEncoderDecoder,
     tokens: TextOrTokens | None = None,
@@ -462,10 +475,11 @@ def measure_all(model: Model, window: int) -> tuple[list[dict[str, object]], dic
 def _measure(values: np.ndarray) -> tuple[Entries, dict[str, float], np.ndarray]:
     described, spectrum = describe(values), singular_values(values)
     rows, columns = values.shape
-    numbers = described.numbers | spectrum_numbers(spectrum, (rows, columns), described.numbers["std"])
+    edge = edge_of(values, float(spectrum[0]), described.numbers)
+    numbers = described.numbers | spectrum_numbers(spectrum, (rows, columns), described.numbers["std"], edge)
     numbers |= {"rows": rows, "columns": columns, "rank": min(rows, columns)}
     numbers["effective_share"] = numbers["effective_rank"] / min(rows, columns)
-    numbers["ks_5_percent"] = 1.358 / np.sqrt(values.size)  # Kolmogorov's 95 % point
+    numbers["ks_5_percent"] = normal_point(values.size)
     return described, numbers, spectrum
 
 

@@ -6,7 +6,7 @@ Files are memory-mapped: of data many times the size of the memory, only what a 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,34 @@ from interp.texts import SPLITS
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = "interp activations 1"
+FORMAT = "interp activations 2"
+"""In format 1 a shard did not say what it belongs to."""
 HEADER, TEXTS, MANIFEST, CHECKSUMS, TENSOR = (
     "header.json", "texts.parquet", "manifest.parquet", "checksums.json", "activations",
 )  # fmt: skip
 
 
+_HEADER_KINDS = {
+    "model": str, "weights_sha256": str, "hook_points": dict, "dtype": str, "processing": dict, "labels": dict,
+    "n_texts": int, "n_rows": int, "shard_rows": list, "texts_parquet_sha256": str,
+}  # fmt: skip
+_MAY_DIFFER = ("model", "texts_parquet_sha256", "header_sha256")
+"""Entries of a header that may be others for the same activations: a model may lie elsewhere on another machine."""
+
+
+class DamagedError(LoadError):
+    """A file of a store that is not as it was written."""
+
+
 def shard_name(shard: int) -> str:
     """The folder of a shard."""
     return f"shard-{shard:05d}"
+
+
+def identity(header: Mapping[str, Any]) -> str:
+    """SHA-256 of what an extraction is: model, texts and options. Every shard says which one it belongs to."""
+    told = {name: value for name, value in header.items() if name not in _MAY_DIFFER}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 class ActivationStore:
@@ -45,20 +64,32 @@ class ActivationStore:
         n_texts, n_shards, n_rows: how many there are; a row is a stored position, over all shards.
     """
 
-    def __init__(self, directory: str | Path, *, verify: bool = True, partial: bool = False) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        verify: bool = True,
+        partial: bool = False,
+        header: Mapping[str, Any] | None = None,
+    ) -> None:
         """
         Args:
-            verify: compare the checksum of every file that is opened, once.
+            verify: compare the checksum of every file that is opened, once. That each shard is of this extraction, and
+                in its place, is compared in any case.
             partial: some shards may be missing (other processes are still writing them).
+            header: in place of the one in the folder.
 
-        Raises NotFoundError when the folder, or without `partial` a shard, is missing; LoadError for a damaged header.
+        Raises NotFoundError when the folder, or without `partial` a shard, is missing; LoadError for a damaged header,
+        or one of another format.
         """
         self.directory = Path(directory).expanduser()
         self.verify = verify
-        self.header = self._read_header()
+        self.header: dict[str, Any] = self._read_header() if header is None else dict(header)
         self.names: tuple[str, ...] = tuple(self.header["hook_points"])
         self.labels: tuple[str, ...] = tuple(self.header["labels"])
         self.n_texts, self.n_shards = int(self.header["n_texts"]), len(self.header["shard_rows"])
+        self._identity = identity(self.header)
+        self._known_sums: dict[int, dict[str, str]] = {}
         self._checked: set[Path] = set()
         self._offsets = np.concatenate([[0], np.cumsum(self.header["shard_rows"])]).astype(np.int64)
         self.n_rows = int(self._offsets[-1])
@@ -96,7 +127,7 @@ class ActivationStore:
     def texts(self) -> "pd.DataFrame":
         """One row a text: text (its number), id, split, tokens."""
         path = self.directory / TEXTS
-        self._check(path, self.header["texts_parquet_sha256"])
+        self.check_texts()
         return self._table(path)
 
     @cached_property
@@ -112,7 +143,10 @@ class ActivationStore:
 
     def shard_manifest(self, shard: int, columns: Sequence[str] | None = None) -> "pd.DataFrame":
         """The manifest of one shard, or some columns of it; the index is the row's number in the store."""
-        frame, start = self._table(self._file(shard, MANIFEST), columns), self.shard_offset(shard)
+        path, start = self._file(shard, MANIFEST), self.shard_offset(shard)
+        frame, expected = self._table(path, columns), self.header["shard_rows"][shard]
+        if len(frame) != expected:
+            raise _damaged(path, f"it has {len(frame)} rows, expected {expected}")
         return frame.set_axis(range(start, start + len(frame)))
 
     @cached_property
@@ -179,12 +213,17 @@ class ActivationStore:
 
     def check(self) -> None:
         """Compare all checksums. Raises NotFoundError or LoadError, naming the file, for the first that is wrong."""
-        self._check(self.directory / TEXTS, self.header["texts_parquet_sha256"])
+        self.check_texts()
         for shard in range(self.n_shards):
             self.check_shard(shard)
 
+    def check_texts(self) -> None:
+        """As `check`, of the table of texts."""
+        self._check(self.directory / TEXTS, self.header["texts_parquet_sha256"])
+
     def check_shard(self, shard: int) -> None:
         """As `check`, of one shard."""
+        self._known_sums.pop(shard, None)
         for file in (*(f"{name}.safetensors" for name in self.names), MANIFEST):
             self._check(self._shard_folder(shard) / file, self._sums(shard).get(file, ""))
 
@@ -230,7 +269,12 @@ class ActivationStore:
         if told != hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest():
             raise _damaged(path, "its checksum does not agree")
         if header.get("format") != FORMAT:
-            raise LoadError(f"{path}: format {header.get('format')!r}", f"expected {FORMAT!r}")
+            raise LoadError(
+                f"{path}: format {str(header.get('format'))[:80]!r}", f"expected {FORMAT!r}", "extract them again"
+            )
+        wrong = _ill_formed(header)
+        if wrong:
+            raise _damaged(path, f"{wrong} is {str(header.get(wrong))[:80]!r}")
         return header
 
     def _shard_folder(self, shard: int) -> Path:
@@ -242,15 +286,25 @@ class ActivationStore:
         return folder
 
     def _sums(self, shard: int) -> dict[str, str]:
-        return _json_object(self._shard_folder(shard) / CHECKSUMS)
+        """The checksums of a shard, which say what it is."""
+        if shard not in self._known_sums:
+            path = self._shard_folder(shard) / CHECKSUMS
+            found = _json_object(path)
+            if found.get("extraction") != self._identity:
+                raise _foreign(path, f"{path.parent} is of another extraction: other model, texts or options")
+            if found.get("shard") != shard:
+                raise _foreign(path, f"{path.parent} holds shard {str(found.get('shard'))[:20]}")
+            self._known_sums[shard] = found
+        return self._known_sums[shard]
 
     def _file(self, shard: int, file: str) -> Path:
         """The path of a file of a shard, compared with its checksum."""
         path = self._shard_folder(shard) / file
         if not path.is_file():
             raise _missing(path)
+        sums = self._sums(shard)
         if self.verify and path not in self._checked:
-            self._check(path, self._sums(shard).get(file, ""))
+            self._check(path, sums.get(file, ""))
             self._checked.add(path)
         return path
 
@@ -258,9 +312,13 @@ class ActivationStore:
     def _check(path: Path, expected: str) -> None:
         if not path.is_file():
             raise _missing(path)
-        with open(path, "rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                raise _damaged(path, "its checksum does not agree")
+        try:
+            with open(path, "rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if found != expected:
+            raise _damaged(path, "its checksum does not agree")
 
     def _tensor(self, shard: int, name: str) -> Tensor:
         """[row d], memory-mapped."""
@@ -293,30 +351,67 @@ def _take(x: Tensor, index: np.ndarray, dtype: Any) -> np.ndarray:
     return part.to(wanted, copy=True).numpy()
 
 
+def _ill_formed(header: Mapping[str, Any]) -> str:
+    """The first entry of a header that is not of its kind, or does not agree with the others."""
+    for name, kind in _HEADER_KINDS.items():
+        if type(header.get(name)) is not kind:
+            return name
+    if not all(isinstance(kind, str) for kind in header["labels"].values()):
+        return "labels"
+    shapes = header["hook_points"].items()
+    if not all(
+        "/" not in name and isinstance(shape, list) and shape and all(map(_is_count, shape)) for name, shape in shapes
+    ):
+        return "hook_points"
+    if not all(map(_is_count, header["shard_rows"])) or sum(header["shard_rows"]) != header["n_rows"]:
+        return "shard_rows"
+    return "" if _is_count(header["n_texts"]) else "n_texts"
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 2**48
+
+
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise _missing(path) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(entries, dict):
         raise _damaged(path, "it holds no checksums")
     return entries
 
 
-def _missing(path: Path) -> NotFoundError:
-    return NotFoundError(
-        f"{path} is missing",
-        f"expected every file of {path.parent.name}",
+def _unreadable(path: Path, error: OSError) -> LoadError:
+    return LoadError(
+        f"{path} cannot be read: {error.strerror or error}",
+        "expected files that this user may read",
+        "ask their owner, or change their permissions" if isinstance(error, PermissionError) else "",
+    )
+
+
+def _foreign(path: Path, what: str) -> LoadError:
+    return LoadError(
+        what,
+        "expected the shard that was written in this place for the extraction in header.json",
         f"remove {path.parent}, then the same extraction with --resume makes it again",
     )
 
 
-def _damaged(path: Path, why: str) -> LoadError:
-    shard = path.parent.name.startswith("shard-")
-    return LoadError(
-        f"{path} is damaged: {why.splitlines()[0][:200]}",
-        "expected it as it was written",
-        f"remove {path.parent if shard else path}, then the same extraction with --resume makes it again",
+def _missing(path: Path) -> NotFoundError:
+    return NotFoundError(f"{path} is missing", f"expected every file of {path.parent.name}", _again(path))
+
+
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(
+        f"{path} is damaged: {(why.splitlines() or [''])[0][:200]}", "expected it as it was written", _again(path)
     )
+
+
+def _again(path: Path) -> str:
+    shard = path.parent.name.startswith("shard-")
+    return f"{f'remove {path.parent}, then ' if shard else ''}the same extraction with --resume makes it again"

@@ -23,11 +23,11 @@ ACTIVATION_NAMES: dict[str, Activation] = {
 
 
 def check_counts(config: object, names: Sequence[str]) -> None:
-    """Raises InputError for one of these entries that is not a whole number of at least 1."""
+    """Raises InputError for one of these entries that is not a whole number of at least 1, below 2^31."""
     for name in names:
         value = getattr(config, name)
-        if type(value) is not int or value < 1:
-            raise InputError(f"config: {name} = {value!r}", "expected a whole number of at least 1")
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise InputError(f"config: {name} = {value!r}"[:120], "expected a whole number of at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ separated by a form feed), `tokenizer.json` (byte-level BPE, or characters), `tr
 each document behind `<|endoftext|>`), which training maps into memory, and `corpus.json` (what they were made of).
 """
 
+import codecs
 import gzip
 import hashlib
 import html
@@ -118,9 +119,12 @@ def decoded(path: Path) -> str:
     advice = "save it as UTF-8 text, or leave it out"
     try:
         raw = path.read_bytes()
-        text = raw.decode("utf-8-sig")
     except OSError as error:
         raise NotFoundError(f"{path} cannot be read: {error.strerror}", "expected a text file") from error
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path} is UTF-16 text", "expected UTF-8", "save it as UTF-8: iconv -f UTF-16 -t UTF-8")
+    try:
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         where = f"{path}, line {raw.count(bytes([10]), 0, error.start) + 1}: "
         raise InputError(f"{where}not UTF-8 ({error.reason})", "expected a text file", advice) from error
@@ -285,7 +289,13 @@ def prepare(
     made_of |= {"characters": True} if characters else {}
     record = out / "corpus.json"
     if record.is_file():
-        if json.loads(record.read_text(encoding="utf-8")) != made_of:
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise LoadError(
+                f"{record} cannot be read: {error}", "expected it as it was written", f"remove {out}"
+            ) from error
+        if found != made_of:
             raise InputError(
                 f"{out} holds another corpus or vocabulary",
                 f"expected {', '.join(f'{name} {value}' for name, value in made_of.items())}",

@@ -25,7 +25,7 @@ from interp.hooked import HookedModel, padded
 from interp.hooks import HookPoint
 from interp.linear import linear
 from interp.parts import MLP, Attention, Norm, hook_shape
-from interp.positions import Frame, KVCache, attention_mask_of, check_tokens
+from interp.positions import Frame, KVCache, all_or_nothing, attention_mask_of, check_tokens
 
 if TYPE_CHECKING:
     from interp.text_pairs import PairTokenizer
@@ -37,6 +37,9 @@ class PairCache(KVCache):
     def __init__(self) -> None:
         super().__init__()
         self.source = KVCache()
+
+    def parts(self) -> list[KVCache]:
+        return [self, self.source]
 
     def select(self, rows: Int[Tensor, " batch"]) -> None:
         """Keep (or repeat) these targets of the batch: beam search follows some and drops others, all of one source."""
@@ -184,11 +187,12 @@ class HookedEncoderDecoder(HookedModel[EncoderDecoderConfig, "PairTokenizer"]):
         start = 0 if past is None else past.length
         if len(target) != len(memory):
             raise InputError(f"{len(target)} targets of {len(memory)} sources", "expected one target for each source")
-        x = self._embedded("target", target, start, self.hook_embed, self.hook_pos_embed)
-        mask, _ = attention_mask_of(target, target_mask, past, start)
         across = padding_mask(source_mask, memory.shape[:2])
-        for block in self.decoder:
-            x = block(x, memory, Frame({None: mask}), across, past)
+        with all_or_nothing(past):
+            x = self._embedded("target", target, start, self.hook_embed, self.hook_pos_embed)
+            mask, _ = attention_mask_of(target, target_mask, past, start)
+            for block in self.decoder:
+                x = block(x, memory, Frame({None: mask}), across, past)
         return self.unembedded(x)
 
     def _embedded(self, what: str, tokens: Tensor, start: int, embed: HookPoint, place: HookPoint) -> Tensor:

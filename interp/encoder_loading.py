@@ -19,9 +19,10 @@ from interp.encoder_config import (
 )
 from interp.encoder_decoder import HookedEncoderDecoder, sinusoids
 from interp.errors import InputError
-from interp.layouts import Layout, Readers, fill, read_json, read_tensors, to_tensors, write_json, write_model
-from interp.loading import parameter_shapes
+from interp.layouts import Layout, Readers, fill, read_tensors, to_tensors, write_model
+from interp.loading import check_layers, parameter_shapes
 from interp.text_pairs import load_pair_tokenizer
+from interp.untrusted import read_json, reading, write_json
 from interp.wordpiece import WordPiece
 
 
@@ -36,10 +37,12 @@ def load_encoder_decoder(
     generation_path = directory / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
     path = directory / "config.json"
-    config = encoder_decoder_from_hf(read_json(path), generation, str(path))
+    data, readers = read_json(path), read_tensors(files, lambda key: key)
+    check_layers(data, readers, path)
+    with reading(path, "expected a marian config.json", ""):
+        config = encoder_decoder_from_hf(data, generation, str(path))
     with torch.device("meta"):
         model = HookedEncoderDecoder(config, tokenizer=load_pair_tokenizer(directory))
-    readers = read_tensors(files, lambda key: key)
     fill(model, _layout(model), readers, directory, leftover=_marian_leftover, device=device, dtype=dtype)
     model.W_pos = sinusoids(config.n_ctx, config.d_model).to(device=device, dtype=model.dtype)
     return model
@@ -51,6 +54,7 @@ def load_encoder(directory: Path, files: list[Path], device: torch.device, dtype
     data, where = read_json(path), str(path)
     named = data.get("architectures") or [""]
     readers = read_tensors(files, _plain_key)
+    check_layers(data, readers, path)
     if data["model_type"] == "bert":
         has_head = "cls.predictions.transform.dense.weight" in readers or named[0] == "BertForMaskedLM"
         config = encoder_from_hf(data, where, head="masked-language" if has_head else None)

@@ -27,9 +27,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from interp import __version__, scale
-from interp.activations import CHECKSUMS, FORMAT, HEADER, MANIFEST, TENSOR, TEXTS, ActivationStore, shard_name
-from interp.errors import InputError, InterpError, check_seed
-from interp.files import atomic_path, atomic_write, remove_leftovers
+from interp.activations import (
+    CHECKSUMS,
+    FORMAT,
+    HEADER,
+    MANIFEST,
+    TENSOR,
+    TEXTS,
+    ActivationStore,
+    DamagedError,
+    identity,
+    shard_name,
+)
+from interp.errors import InputError, InterpError, NotFoundError, check_seed
+from interp.files import atomic_path, atomic_write
 from interp.hooks import HookPoint, NameSpec
 from interp.loading import parameters_sha256, weights_sha256
 from interp.model import HookedGPT
@@ -121,7 +132,6 @@ class Extraction:
     def write(self, shard: int, tensors: Mapping[str, Tensor]) -> int:
         """Write the files of a shard. Raises InterpError, naming the file, when the disk is full."""
         folder = self.out / shard_name(shard)
-        remove_leftovers(folder)
         with atomic_path(folder, folder=True) as temporary:
 
             def one(name: str) -> tuple[str, str]:
@@ -139,7 +149,8 @@ class Extraction:
                 sums = dict(pool.map(one, self.names))
             manifest = manifest_bytes(self.manifest(shard), self.corpus.labels)
             sums[MANIFEST] = _write(temporary / MANIFEST, folder / MANIFEST, manifest)
-            _write(temporary / CHECKSUMS, folder / CHECKSUMS, json.dumps(sums, indent=1).encode())
+            told = {"extraction": identity(self.header), "shard": shard, **sums}
+            _write(temporary / CHECKSUMS, folder / CHECKSUMS, json.dumps(told, indent=1).encode())
         return shard
 
     def manifest(self, shard: int) -> dict[str, np.ndarray]:
@@ -197,7 +208,8 @@ def extract_activations(
         seed: of the split.
         shard_tokens: stored positions of a shard, by default as many as make 256 MB over all hook points.
         batch_tokens: positions of a forward pass, padding included. Another number may round otherwise.
-        resume: go on with what is there, which must be of the same extraction.
+        resume: go on with what is there, which must be of the same extraction. What is missing is made, header and
+            table of texts too, and those two also when they are damaged.
         shard_index, num_shards: do only every `num_shards`-th shard, from number `shard_index` on, so that several
             processes or machines can share the work.
 
@@ -221,9 +233,9 @@ def run(job: Extraction, *, resume: bool = False, shard_index: int = 0, num_shar
     Arguments and errors as in `extract_activations`.
     """
     mine = own_shards(job, shard_index, num_shards)
-    begin(job, resume=resume, shared=num_shards > 1)
+    stale = _head_to_write(job, resume=resume, shared=num_shards > 1)
     todo = [shard for shard in mine if not (job.out / shard_name(shard)).exists()]
-    there = ActivationStore(job.out, partial=True)
+    there = ActivationStore(job.out, partial=True, header=job.header)
     for shard in sorted({*mine} - {*todo}):
         there.check_shard(shard)
     needed, free = job.row_bytes * sum(job.shard_rows[shard] for shard in todo), free_bytes(job.out)
@@ -233,6 +245,8 @@ def run(job: Extraction, *, resume: bool = False, shard_index: int = 0, num_shar
             "nothing was written, and what was finished before is kept",
             "make room, extract fewer hook points, or choose another folder",
         )
+    if stale:
+        _write_head(job)
     for _ in scale.map_items(job.run, todo) if scale.in_cluster() else overlapped(job, todo):
         pass
     return len(todo)
@@ -260,8 +274,7 @@ def plan(
     for name, value in (("shard_tokens", shard_tokens), ("batch_tokens", batch_tokens)):
         if value is not None and value < 1:
             raise InputError(f"{name} = {value}", "expected at least 1")
-    if any(point.active for point in model.hook_points.values()):
-        raise InputError("extraction inside `model.hooks`", "expected a model without hooks")
+    model.refuse_changes("extraction")
     chosen = tuple(model.match(names))
     corpus = build_corpus(model, texts, labels=labels, split=split, seed=seed)
     bos = prepend_bos and _bos(model) is not None
@@ -313,33 +326,63 @@ def own_shards(job: Extraction, shard_index: int, num_shards: int) -> list[int]:
 
 def begin(job: Extraction, *, resume: bool, shared: bool) -> None:
     """Write header and texts, or check that what is there is of this extraction. Raises InputError where it is not."""
-    path = job.out / HEADER
-    if path.exists():
-        if not resume and not shared:
-            raise InputError(
-                f"{job.out} holds activations",
-                "nothing was overwritten",
-                "--resume goes on with them, or choose another folder",
-            )
-        found = ActivationStore(job.out, partial=True).header
-        for key in job.header:
-            if key != "model" and found.get(key) != job.header[key]:  # a model may lie elsewhere on another machine
-                raise InputError(
-                    f"{job.out} is of another extraction: {_difference(key, found.get(key), job.header[key])}",
-                    "expected the same model, texts and options",
-                    "choose another folder",
-                )
-        return
-    there = [file.name for file in job.out.iterdir()] if job.out.is_dir() else []
-    taken = any(not name.startswith(".") for name in there) or (job.out.exists() and not job.out.is_dir())
-    if taken and not (there == [TEXTS] and (resume or shared)):
+    if _head_to_write(job, resume=resume, shared=shared):
+        _write_head(job)
+
+
+def _head_to_write(job: Extraction, *, resume: bool, shared: bool) -> bool:
+    """Whether header and texts are still to be written, or to be made again: shards say themselves what they belong to.
+
+    Raises InputError for a folder that holds something else, or, without `resume`, activations; LoadError for shards
+    of another extraction.
+    """
+    there = _visible(job.out)
+    known = {HEADER, TEXTS, *map(shard_name, range(len(job.shards)))}
+    if HEADER not in there and not there <= known:
         raise InputError(f"{job.out} is there and holds no activations", "expected a new folder", "choose another")
-    if not shared and job.out.is_dir():
-        for file in (HEADER, TEXTS):
-            remove_leftovers(job.out / file)
+    if there and not resume and not shared:
+        raise InputError(
+            f"{job.out} holds activations",
+            "nothing was overwritten",
+            "--resume goes on with them, or choose another folder",
+        )
+    try:
+        found = ActivationStore(job.out, partial=True)
+    except (DamagedError, NotFoundError):
+        store = ActivationStore(job.out, partial=True, header=job.header)
+        for shard in range(len(job.shards)):
+            if shard_name(shard) in there:
+                store.check_shard(shard)
+        return True
+    _check_same(job, found.header)
+    try:
+        found.check_texts()
+    except (DamagedError, NotFoundError):
+        return True
+    return False
+
+
+def _visible(folder: Path) -> set[str]:
+    """The names in a folder but for hidden ones, which are what a killed writer leaves."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is there and holds no activations", "expected a new folder", "choose another")
+    return {file.name for file in folder.iterdir() if not file.name.startswith(".")} if folder.is_dir() else set()
+
+
+def _check_same(job: Extraction, found: Mapping[str, Any]) -> None:
+    for key in job.header:
+        if key != "model" and found.get(key) != job.header[key]:  # a model may lie elsewhere on another machine
+            raise InputError(
+                f"{job.out} is of another extraction: {_difference(key, found.get(key), job.header[key])}",
+                "expected the same model, texts and options",
+                "choose another folder",
+            )
+
+
+def _write_head(job: Extraction) -> None:
     table = texts_bytes(job.corpus)
     atomic_write(job.out / TEXTS, table)
-    atomic_write(path, sealed(job.header | {"texts_parquet_sha256": hashlib.sha256(table).hexdigest()}))
+    atomic_write(job.out / HEADER, sealed(job.header | {"texts_parquet_sha256": hashlib.sha256(table).hexdigest()}))
 
 
 def sealed(header: dict[str, Any]) -> str:

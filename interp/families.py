@@ -326,6 +326,9 @@ class Family:
             found: dict[str, Any] = dict(self.parts)
             for number, (ours, theirs) in enumerate(ENTRIES.items()):
                 there = [data[key] for key in theirs if data.get(key) is not None]
+                if any(other != there[0] for other in there[1:]):
+                    names = " and ".join(key for key in theirs if data.get(key) is not None)
+                    raise LoadError(f"{where}: {names} differ", "expected one entry of that meaning")
                 if ours in OWN_WIDTHS and ours not in self.parts:
                     continue
                 if not there and number < 4:

@@ -44,9 +44,9 @@ def sampling_distribution(
             "expected a finite temperature >= 0, top_k >= 1, 0 < top_p <= 1",
         )
     logits = wide(logits)
-    if temperature == 0:
+    if temperature < torch.finfo(logits.dtype).tiny:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest at 0: no temperature overflows
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
@@ -134,6 +134,10 @@ def generate(
         raise InputError(
             f"{tokens.shape[1]} tokens and {max_new_tokens} new ones",
             f"expected 0 to {max(room, 0)} new tokens: the model's context is {model.config.n_ctx}",
+        )
+    if mask is not None and not mask[:, -1].all():
+        raise InputError(
+            "an attention_mask with padding on the right", "expected it on the left, as model.to_batch(texts) puts it"
         )
     if not model.config.causal:
         raise InputError("generation by a model whose positions see later ones", "expected causal attention")

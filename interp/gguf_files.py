@@ -50,7 +50,7 @@ def load(file: Path) -> tuple[Family, GPTConfig, Readers, Tokenizer | None]:
         from gguf import GGUFReader
     except ImportError:
         raise InputError(
-            f"{file}: GGUF files need the library gguf", "it is not installed", "pip install 'interp[gguf]'"
+            f"{file}: GGUF files need the library gguf", "it is not installed", "pip install gguf"
         ) from None
     try:
         reader = GGUFReader(str(file))

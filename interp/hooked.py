@@ -38,6 +38,9 @@ class HookedModel(HookedModule, Generic[Config, Text]):
     def _complete(self) -> None:
         """Name the hook points and draw random weights, once all parts are there. Call it at the end of __init__."""
         self._name_hook_points()
+        self.eval()
+        if self.W_E.is_meta:  # there is nothing to draw, and drawing there imports PyTorch's compiler
+            return
         with torch.no_grad():
             for path, parameter in self.named_parameters():
                 name = path.rsplit(".", 1)[-1]
@@ -47,7 +50,6 @@ class HookedModel(HookedModule, Generic[Config, Text]):
                     draw_qkv(self, path, partial(self._draw, name))
                 elif name not in ("w", "W_K_flat", "W_V_flat"):  # norms begin with their gains
                     self._draw(name, parameter)
-        self.eval()
 
     @abstractmethod
     def _draw(self, name: str, parameter: Tensor) -> None:

@@ -3,13 +3,18 @@
 A hook point is a named place in the forward pass. With no listener it hands its tensor on and costs one Python call.
 A hook is `fn(tensor, hook) -> tensor | None`: it may return a replacement (same shape, dtype and device), or change
 the tensor it was given in place; it always works on its own copy, so neither weights nor cached activations change.
+
+Hooks belong to the thread, or the asynchronous task, that placed them: passes elsewhere on the same model do not see
+them. (Tasks that are started inside a `with model.hooks` inherit its hooks, as they inherit every context variable.)
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from itertools import count
-from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,24 +37,28 @@ class SupportsHooks(Protocol):
 
 HookSpec: TypeAlias = HookPair | SupportsHooks
 
+_scopes: ContextVar[tuple[object, ...]] = ContextVar("scopes", default=())
+"""Of each `with model.hooks` around the code that runs here, what its listeners are known by."""
 
-class RunContext:
-    """What hooks may want to know of the run they are in; one per model, shared by its hook points."""
+
+class RunContext(threading.local):
+    """What hooks may want to know of the run they are in; one per model, shared by its hook points, and per thread."""
 
     start: int = 0
     """Position in the sequence of the first row of this pass; more than 0 only when generating with a KV cache."""
     growing: bool = False
     """Whether this is one step of generation, so that positions beyond the sequence are merely not there yet."""
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return RunContext, ()
 
-class _Listener:
+
+class _Listener(NamedTuple):
     """One function at one hook point. `reads_only` promises that it never changes its tensor, which saves a copy."""
 
-    __slots__ = ("fn", "reads_only")
-
-    def __init__(self, fn: HookFn, reads_only: bool) -> None:
-        self.fn = fn
-        self.reads_only = reads_only
+    fn: HookFn
+    reads_only: bool
+    scope: object
 
 
 class HookPoint:
@@ -67,15 +76,20 @@ class HookPoint:
     def __repr__(self) -> str:
         return f"HookPoint({self.name})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a model, or a pickle, has none of the hooks that happen to be placed."""
+        return {**vars(self), "forward_listeners": [], "backward_listeners": []}
+
     @property
     def active(self) -> bool:
-        """Whether anybody listens; modules ask before they compute what only a listener would need."""
-        return bool(self.forward_listeners or self.backward_listeners)
+        """Whether anybody listens here; modules ask before they compute what only a listener would need."""
+        placed = self.forward_listeners or self.backward_listeners
+        return bool(placed and (_here(self.forward_listeners) or _here(self.backward_listeners)))
 
     @property
     def edited(self) -> bool:
         """Whether a listener may change the tensor."""
-        return any(not listener.reads_only for listener in self.forward_listeners)
+        return any(not listener.reads_only for listener in _here(self.forward_listeners))
 
     @property
     def start(self) -> int:
@@ -93,15 +107,15 @@ class HookPoint:
     def __call__(self, x: Tensor) -> Tensor:
         if not self.forward_listeners and not self.backward_listeners:
             return x
-        for listener in tuple(self.forward_listeners):
+        for listener in _here(self.forward_listeners):
             x = self._apply(listener, x)
-        if self.backward_listeners and x.requires_grad:
-            placed = tuple(self.backward_listeners)
+        placed = _here(self.backward_listeners)
+        if placed and x.requires_grad:
             x = x.view_as(x)
             x.register_hook(lambda grad: self._backward(placed, grad))
         return x
 
-    def _backward(self, placed: tuple[_Listener, ...], grad: Tensor) -> Tensor:
+    def _backward(self, placed: list[_Listener], grad: Tensor) -> Tensor:
         for listener in placed:
             if listener in self.backward_listeners:  # a hook does not outlive its `with`, even in a later backward()
                 grad = self._apply(listener, grad)
@@ -122,6 +136,14 @@ class HookPoint:
         return out
 
 
+def _here(listeners: list[_Listener]) -> list[_Listener]:
+    """Those that were placed by this thread or task."""
+    if not listeners:
+        return listeners
+    scopes = _scopes.get()
+    return [one for one in tuple(listeners) if one.scope in scopes]  # a copy: other threads come and go
+
+
 def _describe(x: object) -> str:
     if isinstance(x, Tensor):
         return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"
@@ -133,6 +155,11 @@ APART = ("hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
 only one of these shall see. Computed only for listeners; hooks at the norm itself do not see the heads' copies."""
 DERIVED = ("hook_result", *APART)
 """Hook points that are large or copies of others: `run_with_cache` keeps them only when asked."""
+
+
+PLACED = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module of PyTorch's keeps its own hooks."""
+EDITS = "give what shall change as interventions, or run the model itself: run_with_cache"
 
 
 class HookedModule(nn.Module):
@@ -154,6 +181,31 @@ class HookedModule(nn.Module):
                     found.append(value)
         self.hook_points = {point.name: point for point in sorted(found, key=lambda point: point.order)}
         self.stack_sizes = stack_sizes(self.hook_points)
+        self._built = {path: type(module) for path, module in self.named_modules()}
+
+    def changes(self, *, edits_only: bool = False) -> Iterator[tuple[str, str]]:
+        """What a run of the modules obeys and the parts' own algebra does not: where ("" is everywhere), and in words.
+
+        Hooks placed here (`edits_only`: but those that only read), PyTorch's own hooks, of one module or of all, a
+        `forward` put on an instance, a module put in another's place.
+        """
+        for name, point in self.hook_points.items():
+            if point.edited if edits_only else point.active:
+                yield name, f"inside `model.hooks`, at {name}"
+        if torch.nn.modules.module._has_any_global_hook():
+            yield "", "while PyTorch has hooks on all modules"
+        for path, kind in self._built.items():
+            module = self.get_submodule(path)
+            parametrized = hasattr(module, "parametrizations") and issubclass(type(module), kind)
+            if any(getattr(module, hooks) for hooks in PLACED):
+                yield path, f"while PyTorch has a hook on {path or 'the model'}"
+            elif "forward" in vars(module) or (type(module) is not kind and not parametrized):
+                yield path, f"after {path or 'the model'} was given another forward, or replaced"
+
+    def refuse_changes(self, what: str, changes: Iterable[tuple[str, str]] | None = None) -> None:
+        """Raises InputError for the first of these changes (by default all `changes`), which `what` would not see."""
+        for _, words in self.changes() if changes is None else changes:
+            raise InputError(f"{what} {words}", "expected the model as it was built, without hooks", EDITS)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -185,28 +237,31 @@ class HookedModule(nn.Module):
             reads_only: a promise that no function changes its tensor, which saves a copy for each.
         """
         placed: list[tuple[list[_Listener], _Listener]] = []
+        scope = object()
+        _scopes.set((*_scopes.get(), scope))
         try:
             for spec in fwd_hooks:
                 for names, fn in spec.hooks() if isinstance(spec, SupportsHooks) else [spec]:
                     for name in self.match(names):
-                        self._place(self.hook_points[name].forward_listeners, fn, reads_only, placed)
+                        self._place(self.hook_points[name].forward_listeners, _Listener(fn, reads_only, scope), placed)
             for names, fn in bwd_hooks:
                 for name in self.match(names):
-                    self._place(self.hook_points[name].backward_listeners, fn, reads_only, placed)
+                    self._place(self.hook_points[name].backward_listeners, _Listener(fn, reads_only, scope), placed)
             yield
         finally:
+            _scopes.set(tuple(other for other in _scopes.get() if other is not scope))
             for listeners, listener in reversed(placed):
                 listeners.remove(listener)
 
     @staticmethod
     def _place(
-        listeners: list[_Listener], fn: HookFn, reads_only: bool, placed: list[tuple[list[_Listener], _Listener]]
+        listeners: list[_Listener], listener: _Listener, placed: list[tuple[list[_Listener], _Listener]]
     ) -> None:
-        if not callable(fn):
+        if not callable(listener.fn):
             raise InputError(
-                f"a hook of type {type(fn).__name__}", "expected a function fn(tensor, hook), or an intervention"
+                f"a hook of type {type(listener.fn).__name__}",
+                "expected a function fn(tensor, hook), or an intervention",
             )
-        listener = _Listener(fn, reads_only)
         listeners.append(listener)
         placed.append((listeners, listener))
 

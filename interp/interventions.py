@@ -52,6 +52,8 @@ class Intervention:
 
     reads_old: ClassVar[bool] = True
     """Whether the new activation depends on the old one; if not, nothing upstream of a whole replacement matters."""
+    of_run: ClassVar[bool] = False
+    """Whether the value is another run's activation, each position for its own, so that one position is not for all."""
 
     def change(self, x: Tensor, value: Tensor) -> Tensor:
         """The new activation, from the old one and this intervention's value there."""
@@ -98,13 +100,30 @@ class Intervention:
         value = value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
         if self.name.endswith(PATTERN) and growing and value.shape[-1] < x.shape[-1]:
             value = F.pad(value, (0, x.shape[-1] - value.shape[-1]))  # keys that came later get no attention
-        if value.shape[axis] > 1:
-            if start == 0 and value.shape[axis] < rows:  # generation without a cache: the text has grown
-                return value, value.shape[axis]
-            if start >= value.shape[axis]:
-                return value, 0
-            value = value.narrow(axis, start, rows)
-        return value, rows
+        length, total = value.shape[axis] if value.ndim == x.ndim else 1, start + rows
+        if length > 1 or self.of_run:
+            if not growing and (length < total or (length > total and start == 0)):
+                raise self.misfit(x, total)
+            rows = max(0, min(rows, length - start))
+            value = value.narrow(axis, min(start, length), rows)
+        return self._fitting(value, x.narrow(axis, 0, rows)), rows
+
+    def _fitting(self, value: Tensor, x: Tensor) -> Tensor:
+        if value.ndim > x.ndim or any(have not in (1, want) for have, want in zip(value.shape, x.shape, strict=True)):
+            raise self.misfit(x, None)
+        return value
+
+    def misfit(self, x: Tensor | Sequence[int], length: int | None) -> InputError:
+        """The error for a value that does not fit an activation x; `length`: of the text, where that is why."""
+        shape = tuple(x.shape if isinstance(x, Tensor) else x)
+        given = tuple(self.value.shape) if isinstance(self.value, Tensor) else ()
+        if length is None:
+            return InputError(f"value of shape {given} at {self.name}", f"expected one that broadcasts to {shape}")
+        return InputError(
+            f"value of shape {given} at {self.name}, in a text of {length} positions",
+            "expected a value for each position" + ("" if self.of_run else ", or one for all"),
+            "patch from a run of the same length that keeps all positions",
+        )
 
     def mask(self, x: Tensor, start: int = 0, *, growing: bool = False) -> Tensor:
         """Booleans that broadcast to x, True where the change applies."""
@@ -145,6 +164,13 @@ class Replace(Intervention):
 
     def change(self, x: Tensor, value: Tensor) -> Tensor:
         return value.expand_as(x)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Patch(Replace):
+    """Put another run's activation there, position by position: the run must have been as long."""
+
+    of_run: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -216,9 +242,12 @@ def ablate_neurons(
     return Replace(name=f"{stack}.{layer}.mlp.hook_post", value=value, unit=neurons, pos=pos)
 
 
-def patch(name: str, source: Mapping[str, Tensor], *, head: Index = None, pos: Index = None) -> Replace:
-    """Put another run's activation (its cache) at a hook point, for chosen heads and positions."""
-    return Replace(name=name, value=source[name], head=head, pos=pos)
+def patch(name: str, source: Mapping[str, Tensor], *, head: Index = None, pos: Index = None) -> Patch:
+    """Put another run's activation (its cache) at a hook point, for chosen heads and positions.
+
+    The runs have the same length and the cache all positions; in generation the source may be as short as the prompt.
+    """
+    return Patch(name=name, value=source[name], head=head, pos=pos)
 
 
 def steer(layer: int, vector: Tensor, scale: float = 1.0, *, pos: Index = None, stack: str = "blocks") -> Add:
@@ -249,6 +278,6 @@ def erase(
     return Affine(name=name, left=-left, right=right, value=(mean @ left) @ right, pos=pos)
 
 
-def freeze(names: Iterable[str], source: Mapping[str, Tensor]) -> list[Replace]:
-    """Hold activations at their values of another run."""
-    return [Replace(name=name, value=source[name]) for name in names]
+def freeze(names: Iterable[str], source: Mapping[str, Tensor]) -> list[Patch]:
+    """Hold activations at their values of another run of the same length."""
+    return [Patch(name=name, value=source[name]) for name in names]

@@ -4,8 +4,8 @@ A layout maps each of our parameters to a `Stored`: the file's tensor and the vi
 reads and writes, so what can be loaded can be saved. Every tensor's presence and shape is checked before any is used.
 """
 
-import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from interp.errors import LoadError, nearest
 from interp.files import atomic_path
+from interp.untrusted import read_json, reading, regular, write_json
 
 Reader: TypeAlias = Callable[[], Tensor]
 """Reads one tensor of a file."""
@@ -63,36 +64,98 @@ def prefixed(layout: Mapping[str, Stored], ours: str, theirs: str) -> Layout:
     return {f"{ours}{name}": replace(stored, key=f"{theirs}{stored.key}") for name, stored in layout.items()}
 
 
+WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Dtypes that weights have; integers and eight-bit floats mean nothing without scales that other files keep."""
+
+
 def open_tensors(file: Path) -> Readers:
-    """The tensors of a file by name. Raises LoadError for a file that cannot be read."""
-    try:
-        if file.suffix == ".safetensors":
+    """The tensors of a file by name. Raises LoadError for a file that cannot be read, or is damaged."""
+    with reading(file, "expected whole weights in safetensors or torch format; the file may be cut short"):
+        if regular(file).suffix == ".safetensors":
             handle = safe_open(str(file), framework="pt", device="cpu")
             return {
                 key: (tuple(handle.get_slice(key).get_shape()), partial(handle.get_tensor, key))
                 for key in handle.keys()  # noqa: SIM118 (not a dict)
             }
-        mapped = zipfile.is_zipfile(file)  # files of torch before 1.6 cannot be mapped
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        tensors = read_torch(file)
+        for key, x in tensors.items() if isinstance(tensors, Mapping) else ():
+            if not isinstance(key, str) or not isinstance(x, Tensor):
+                nested = "a checkpoint of training? give the file itself to load" if isinstance(x, Mapping) else ""
+                raise LoadError(f"{file} holds {type(x).__name__} as {key!r:.40}", "expected tensors by name", nested)
+            if x.layout is not torch.strided or x.is_quantized or x.device.type != "cpu":
+                raise LoadError(f"{file}: tensor {key} is sparse, quantised or empty", "expected plain tensors")
         return {key: (tuple(x.shape), partial(tensors.__getitem__, key)) for key, x in tensors.items()}
-    except (
-        SafetensorError,
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ) as error:
+
+
+def read_torch(file: Path) -> Any:
+    """What `torch.save` wrote, without running any code of it, after a look at the checksums in it.
+
+    Files of torch before 1.6 have no checksums. Raises LoadError for a damaged file, or one that would need code.
+    """
+    mapped = zipfile.is_zipfile(file)
+    if mapped:
+        _check_zip(file)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError:
         raise LoadError(
-            f"{file} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:120]}",
-            "expected whole weights in safetensors or torch format; the file may be cut short",
-            "fetch it again",
-        ) from error
+            f"{file} holds more than tensors and plain values, or is damaged",
+            "expected weights as torch.save(model.state_dict(), ...) writes them",
+        ) from None
+
+
+def _check_zip(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise LoadError(f"{file}: one of its entries is there twice", "expected what torch.save writes")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise LoadError(f"{file}: its entries are compressed", "expected what torch.save writes")
+        if damaged := archive.testzip():
+            raise LoadError(f"{file}: {damaged} has another checksum than the file says", "expected an undamaged file")
+
+
+WRAPPERS = re.compile(r"((_orig_mod|module)\.)*")
+"""What torch.compile and data parallelism put before every name."""
 
 
 def read_tensors(files: Iterable[Path], rename: Callable[[str], str]) -> Readers:
-    return {rename(key): reader for file in files for key, reader in open_tensors(file).items()}
+    """The tensors of all files, by their new names.
+
+    Raises LoadError for a name that two tensors get, or where an index beside the files says otherwise than they do.
+    """
+    found: Readers = {}
+    holder: dict[str, Path] = {}
+
+    def plain(key: str) -> str:
+        return rename(WRAPPERS.sub("", key, count=1))
+
+    for file in files:
+        for key, reader in open_tensors(file).items():
+            name = plain(key)
+            if name in found:
+                raise LoadError(
+                    f"{file}: tensor {key} is there twice, also in {holder[name].name}", "expected one of each name"
+                )
+            found[name], holder[name] = reader, file
+        _check_index(file, {name for name, own in holder.items() if own == file}, plain)
+    return found
+
+
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+"""Files that hold all weights; others are shards, named by an index beside them."""
+
+
+def _check_index(file: Path, there: set[str], rename: Callable[[str], str]) -> None:
+    """Raises LoadError where the index that a shard belongs to names other tensors as its own."""
+    stem = next((name for name in WHOLE if name.endswith(file.suffix)), "")
+    index = file.with_name(f"{stem}.index.json")
+    if file.name in WHOLE or not index.exists():
+        return
+    named = {rename(key) for key, shard in read_json(index)["weight_map"].items() if shard == file.name}
+    for key in sorted(named ^ there):
+        has = "lacks" if key in named else "has"
+        raise LoadError(f"{file} {has} tensor {key}, unlike {index.name} says", "expected shards of one checkpoint")
 
 
 def fill(
@@ -132,7 +195,11 @@ def fill(
             state[name] = torch.full(parameter.shape, stored.default or 0.0, device=device, dtype=dtype)
             continue
         if stored.key not in read:
-            read = {stored.key: readers[stored.key][1]()}  # parts of one tensor follow one another
+            with reading(f"{where}: tensor {stored.key}", "expected whole weights"):
+                read = {stored.key: readers[stored.key][1]()}  # parts of one tensor follow one another
+            if read[stored.key].dtype not in WEIGHTS:
+                kind = str(read[stored.key].dtype).removeprefix("torch.")
+                raise LoadError(f"{where}: tensor {stored.key} is {kind}", "expected float32, 64, 16 or bfloat16")
         x = stored.view(read[stored.key]).reshape(parameter.shape).to(device=device, dtype=dtype)
         state[name] = x if x.is_contiguous() or x.mT.is_contiguous() else x.contiguous()
     model.load_state_dict(state, assign=True)
@@ -144,7 +211,7 @@ def check_shapes(
     """Raises LoadError, naming it, for a tensor that is missing or has another shape."""
     for key, shape in expected.items():
         if key not in found:
-            close = nearest(key, list(found), 1)
+            close = [name for name in found if name.endswith(f".{key}")] or nearest(key, list(found), 1)
             raise LoadError(
                 f"{where}: tensor {key} is missing",
                 f"expected shape {list(shape)}",
@@ -175,22 +242,6 @@ def write_model(directory: Path, config: Mapping[str, Any], tensors: Mapping[str
     with atomic_path(directory / "model.safetensors") as path:
         save_file({name: x.contiguous() for name, x in tensors.items()}, str(path), metadata={"format": "pt"})
         path.chmod(0o644)  # save_file leaves it readable by its owner alone
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises LoadError for what is none."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LoadError(f"{path} cannot be read: {error}", "expected JSON") from error
-    if not isinstance(data, dict):
-        raise LoadError(f"{path} holds {type(data).__name__}", "expected a JSON object")
-    return data
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n")
 
 
 def expect(data: Mapping[str, Any], where: str, usual: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -11,10 +12,12 @@ from torch import nn
 from interp.config import PRESETS, UNPUBLISHED, GPTConfig
 from interp.errors import InputError, LoadError, NotFoundError, nearest
 from interp.families import Family, family_of, own_config, to_hf
-from interp.layouts import Layout, Readers, fill, read_json, read_tensors, to_tensors, write_model
+from interp.layouts import WHOLE, Layout, Readers, fill, read_tensors, to_tensors, write_model
+from interp.linear import wide_dtype
 from interp.migration import refuse_keywords
 from interp.model import HookedGPT
 from interp.tokenizer import Tokenizer
+from interp.untrusted import read_json, reading
 
 if TYPE_CHECKING:
     from interp.encoder import HookedEncoder
@@ -31,6 +34,10 @@ _TEXT_FILES = [
 ]  # fmt: skip
 _SAFE_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 _BIN_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
+
+
+PATIENCE = 8.0
+"""Seconds that a hub may take to answer whether it has a model."""
 
 
 def bundled_models() -> list[str]:
@@ -111,12 +118,23 @@ def _load_decoder(directory: Path, device: torch.device, dtype: torch.dtype | No
         tied = data.get("tie_word_embeddings", True)  # of a model that reads pictures too
         data = {"model_type": "gemma3_text", **data["text_config"], "tie_word_embeddings": tied}
     family = family_of(data, str(path))
-    config, tokenizer = family.read(data, str(path)), Tokenizer.from_directory(directory)
     readers = read_tensors(weight_files(directory), family.plain)
+    check_layers(data, readers, path)
+    with reading(path, f"expected a {family.title} config.json", ""):
+        config = family.read(data, str(path))
+    tokenizer = Tokenizer.from_directory(directory)
     model = build(family, config, readers, directory, tokenizer=tokenizer, device=device, dtype=dtype)
     if data.get("model_type", "gpt2") != "gpt2":
         model.origin = {key: value for key, value in data.items() if key not in ("dtype", "torch_dtype")}
     return model
+
+
+def check_layers(config: Mapping[str, Any], readers: Readers, where: Path) -> None:
+    """Raises LoadError for more layers than there are tensors, before so many are built."""
+    for name in ("n_layer", "n_layers", "num_layers", "num_hidden_layers", "encoder_layers", "decoder_layers"):
+        layers = config.get(name)
+        if isinstance(layers, int) and layers > len(readers):
+            raise LoadError(f"{where}: {name} = {layers}", f"expected layers that {len(readers)} tensors can fill")
 
 
 def build(
@@ -132,9 +150,13 @@ def build(
 ) -> HookedGPT:
     """A model of this config with the weights that `readers` give, by the family's names without prefixes.
 
-    Raises LoadError, naming it, for a tensor that is missing, unknown or has another shape.
+    The embedding of a tied model may be there as its unembedding alone. Raises LoadError, naming it, for a tensor that
+    is missing, unknown or has another shape.
     """
-    with torch.device("meta"):
+    embed, unembed = (f"{name}.weight" for name in (family.names.embed, family.names.unembed))
+    if config.tied and unembed in readers:
+        readers = {embed: readers[unembed], **readers}
+    with reading(f"{where}: a model of this config", "expected shapes that fit into memory", ""), torch.device("meta"):
         model = HookedGPT(config, tokenizer=tokenizer)
     if layout is None:
         layout = family.layout(config, parameter_shapes(model))
@@ -213,7 +235,7 @@ def _names(text: str) -> str:
 
 def _from_hub(name: str) -> Path:
     """A snapshot in the hub's cache, downloaded when it is not there yet and the hub may be asked."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     def snapshot(patterns: list[str], cached: bool) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=cached))
@@ -226,6 +248,7 @@ def _from_hub(name: str) -> Path:
     except (OSError, ValueError):  # not in the cache
         pass
     try:
+        HfApi().model_info(name, timeout=PATIENCE)  # asked once: a download asks a hub that is silent again and again
         path = snapshot(_TEXT_FILES, cached=False)
         if model_type(path) not in ENCODERS:
             family_of(read_json(path / "config.json"), name)  # refused before the weights are fetched
@@ -243,15 +266,17 @@ def _from_hub(name: str) -> Path:
 
 def weight_names(directory: Path) -> list[Path]:
     """The weight files of a directory: safetensors before `pytorch_model.bin`, one file or the shards of an index."""
-    for stem in ("model.safetensors", "pytorch_model.bin"):
+    for stem in WHOLE:
         if (directory / stem).exists():
             return [directory / stem]
         index = directory / f"{stem}.index.json"
         if index.exists():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-            if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
+            named = read_json(index).get("weight_map")
+            if not isinstance(named, dict) or not all(isinstance(shard, str) for shard in named.values()):
+                raise LoadError(f"{index} has no weight_map", "expected the file name of each tensor by its name")
+            if not all(Path(shard).name == shard and len(shard) < 200 for shard in named.values()):
                 raise LoadError(f"{index}: a shard lies outside the directory", "expected plain file names")
-            return [directory / shard for shard in shards]
+            return [directory / shard for shard in sorted(set(named.values()))]
     return []
 
 
@@ -305,6 +330,16 @@ def weights_sha256(model: AnyModel) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def non_finite(model: nn.Module) -> list[str]:
+    """Names of the parameters that hold NaN or an infinity; one pass over all weights."""
+    bad = []
+    for name, parameter in model.named_parameters():
+        x = parameter.detach()
+        if not x.is_meta and not x.sum(dtype=wide_dtype(x.dtype)).isfinite() and not x.isfinite().all():
+            bad.append(name)
+    return bad
 
 
 def parameters_sha256(model: nn.Module) -> str:

@@ -20,7 +20,7 @@ from interp.hooks import HookPoint, NameSpec
 from interp.linear import linear, wide
 from interp.migration import refuse_keywords
 from interp.parts import AttentionBlock, Block, ParallelBlock, norm_of
-from interp.positions import Frame, KVCache, Rotary, attention_mask_of, banded, check_mask, check_tokens
+from interp.positions import Frame, KVCache, Rotary, all_or_nothing, attention_mask_of, banded, check_mask, check_tokens
 from interp.weights import Weights
 
 if TYPE_CHECKING:
@@ -120,12 +120,14 @@ class HookedGPT(TextModel[GPTConfig], Weights):
         refuse_keywords("the model's call", unknown)
         ids, mask = self.as_batch(tokens, attention_mask)
         if stop_at_layer is None:
-            return self.unembedded(self.ln_final(self.run_to(ids, attention_mask=mask, past=past)))
+            with all_or_nothing(past):
+                return self.unembedded(self.ln_final(self.run_to(ids, attention_mask=mask, past=past)))
         layers = self.config.n_layers
         if not isinstance(stop_at_layer, int) or not -layers <= stop_at_layer <= layers:
             raise InputError(f"stop_at_layer = {stop_at_layer!r}", f"expected a block's number, {-layers} to {layers}")
         last = stop_at_layer - 1 + (layers if stop_at_layer < 0 else 0)
-        return self.run_to(ids, last, attention_mask=mask, past=past)
+        with all_or_nothing(past):
+            return self.run_to(ids, last, attention_mask=mask, past=past)
 
     def as_batch(self, tokens: TextOrTokens, attention_mask: Tensor | None = None) -> Batch:
         """Ids [batch pos] and mask of what a model is given: ids, a text, several of any length, or a Batch."""

@@ -1,7 +1,8 @@
 """Positions: rotation, who may see whom, what is kept of earlier tokens; and the check of the tokens themselves."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -71,6 +72,22 @@ class KVCache:
             k, v = torch.cat([old_k, k], dim=1), torch.cat([old_v, v], dim=1)
         self.layers[layer] = (k, v)
         return k, v
+
+    def parts(self) -> "list[KVCache]":
+        """All caches in it, each with keys and values of its own."""
+        return [self]
+
+
+@contextmanager
+def all_or_nothing(past: KVCache | None) -> Iterator[None]:
+    """A pass that fails inside, in a hook for instance, leaves the cache as it was."""
+    before = [(part, dict(part.layers), part.mask) for part in past.parts()] if past is not None else []
+    try:
+        yield
+    except BaseException:
+        for part, layers, mask in before:
+            part.layers, part.mask = layers, mask
+        raise
 
 
 @dataclass(frozen=True)
@@ -142,6 +159,11 @@ def attention_mask_of(
         if attention_mask is not None and attention_mask.shape != tokens.shape:
             raise InputError(
                 f"attention_mask of shape {tuple(attention_mask.shape)}", f"expected {tuple(tokens.shape)}"
+            )
+        known = attention_mask is not None and past is None and attention_mask.device.type == "cpu"
+        if attention_mask is not None and known and not attention_mask.any(-1).all():
+            raise InputError(
+                "attention_mask with a row of padding alone", "expected 1 for tokens, 0 for padding", "is it inverted?"
             )
         new = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         earlier = past.mask if past is not None and past.mask is not None else new.new_ones(batch, start)

@@ -95,7 +95,7 @@ def _need_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise InputError("ray is not installed", "expected it to use a cluster", "pip install 'interp[ray]'") from None
+        raise InputError("ray is not installed", "expected it to use a cluster", "pip install ray") from None
     return ray
 
 

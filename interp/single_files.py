@@ -1,6 +1,5 @@
 """One file that holds a whole model: `.gguf`, llama2.c's `.bin`, nanoGPT's checkpoint, a state dict with its config."""
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor
 
 from interp.errors import LoadError
-from interp.layouts import open_tensors, read_json
+from interp.layouts import open_tensors, read_torch
 from interp.loading import build
 from interp.model import HookedGPT
 from interp.state_dicts import from_state_dict
 from interp.tokenizer import Tokenizer
+from interp.untrusted import read_json, reading, regular
 
 
 def load_file(file: Path, device: torch.device, dtype: torch.dtype | None) -> HookedGPT:
@@ -25,6 +25,11 @@ def load_file(file: Path, device: torch.device, dtype: torch.dtype | None) -> Ho
     config is `model_args`, `config` or `cfg` there, else in `NAME.json` or `config.json` beside it, where a tokenizer
     may lie too.
     """
+    with reading(regular(file), "expected a whole model file"):
+        return _load(file, device, dtype)
+
+
+def _load(file: Path, device: torch.device, dtype: torch.dtype | None) -> HookedGPT:
     if file.suffix == ".gguf":
         from interp import gguf_files
 
@@ -46,9 +51,11 @@ def load_file(file: Path, device: torch.device, dtype: torch.dtype | None) -> Ho
 
 
 def _from_state(file: Path) -> HookedGPT:
-    whole: Mapping[str, Any] = (
-        {key: read() for key, (_, read) in open_tensors(file).items()} if safe(file) else _torch(file)
-    )
+    if safe(file):
+        whole: Any = {key: read() for key, (_, read) in open_tensors(file).items()}
+    else:
+        whole = read_torch(file)
+    whole = whole if isinstance(whole, Mapping) else {}
     inside = [whole[key] for key in ("model", "state_dict", "model_state_dict") if isinstance(whole.get(key), Mapping)]
     state = inside[0] if inside else whole
     tensors = {key: x for key, x in state.items() if isinstance(x, Tensor)}
@@ -68,15 +75,3 @@ def _from_state(file: Path) -> HookedGPT:
 
 def safe(file: Path) -> bool:
     return file.suffix == ".safetensors"
-
-
-def _torch(file: Path) -> Mapping[str, Any]:
-    try:
-        data = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        what = "holds more than tensors and plain values" if unsafe else "cannot be read: it may be cut short"
-        raise LoadError(
-            f"{file} {what}", "expected weights as torch.save(model.state_dict(), ...) writes them"
-        ) from None
-    return data if isinstance(data, Mapping) else {}

@@ -3,7 +3,6 @@
 `from_state_dict` recognises a layout by names and shapes; `LAYOUTS` are those it knows.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from interp.config import ACTIVATION_NAMES, GPTConfig, RotaryScaling
 from interp.errors import InputError, LoadError
 from interp.families import FAMILIES, Family, Names, Own, family_of, gpt2_names
-from interp.layouts import Layout, Readers, Shapes, Stored, expect, incomplete
+from interp.layouts import WRAPPERS, Layout, Readers, Shapes, Stored, expect, incomplete
 from interp.loading import build
 from interp.model import HookedGPT
 from interp.tokenizer import Tokenizer
@@ -106,9 +105,6 @@ _BRIDGE = Names(
     unembed="unembed", q="attn.q", k="attn.k", v="attn.v", out="attn.o", gate="mlp.gate", up="mlp.in", down="mlp.out",
     qk_norm="attn.{}_norm", prefixes=("",),
 )  # fmt: skip
-WRAPPERS = re.compile(r"((_orig_mod|module)\.)*")
-"""What torch.compile and data parallelism put before every name."""
-
 LAYOUTS: dict[str, tuple[Family, ...]] = {
     "huggingface": tuple(family for kind, family in FAMILIES.items() if kind not in ("interp", "gpt_bigcode")),
     "nanogpt": (NanoGPT("nanoGPT", gpt2_names(), {}),),

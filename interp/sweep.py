@@ -124,10 +124,7 @@ def sweep(
     the model has hooks placed; MemoryLimitError when not even one variant fits; SweepInterrupted, with what is
     finished, on Ctrl-C.
     """
-    if any(point.active for point in model.hook_points.values()):
-        raise InputError(
-            "a sweep inside `model.hooks`", "expected a model without hooks", "give the hooks as interventions"
-        )
+    model.refuse_changes("a sweep")
     rounding = _rounding.get()
     if dtype is None and rounding is not None and model.dtype != rounding.dtype:
         return rounding.sweep(

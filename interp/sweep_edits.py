@@ -115,8 +115,7 @@ class Edit:
         value = value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
         for axis, have in ((pos_axis, positions), (head_axis, heads)):
             if axis is not None and have is not None and value.shape[axis] > 1:
-                last = value.shape[axis] - 1  # a value may be shorter than the text; what lies beyond is left alone
-                value = take(value, _as_where([min(place, last) for place in have], x.device), axis)
+                value = take(value, _as_where(have, x.device), axis)
         return value
 
 
@@ -135,15 +134,12 @@ def resolve(source: Intervention, model: HookedGPT, batch: int, length: int, kep
     chosen = _resolve_index(source.pos, length, name)
     positions = tuple(range(length)) if chosen is None else chosen
     if isinstance(source.value, Tensor):
-        value = list(source.value.shape)
-        if not source.reads_old and len(value) == len(shape) and value[pos_axis] > 1:
-            positions = common(positions, tuple(range(value[pos_axis])))
-            value[pos_axis] = shape[pos_axis]
-        padded = [1] * (len(shape) - len(value)) + value
-        if len(padded) > len(shape) or any(have not in (1, want) for have, want in zip(padded, shape, strict=True)):
-            raise InputError(
-                f"value of shape {tuple(source.value.shape)} at {name}", f"expected one that broadcasts to {shape}"
-            )
+        value = [1] * (len(shape) - source.value.ndim) + list(source.value.shape)
+        lengths = (length,) if source.of_run else (1, length)
+        if len(value) == len(shape) and value[pos_axis] not in lengths:
+            raise source.misfit(shape, length)
+        if len(value) > len(shape) or any(have not in (1, want) for have, want in zip(value, shape, strict=True)):
+            raise source.misfit(shape, None)
     heads = _resolve_index(source.head, shape[head_axis or 0], name)
     units = _resolve_index(source.unit, shape[-1], name)
     whole = not source.reads_old and heads is None and units is None and len(positions) == length

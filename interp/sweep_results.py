@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError, InterpError
-from interp.files import atomic_path, remove_leftovers
+from interp.files import atomic_path
 from interp.interventions import Intervention
 from interp.model import HookedGPT
 
@@ -44,9 +44,7 @@ class Resumable:
         """Removes the checkpoints of this block's sweeps."""
         for name, count in self.used.items():
             for number in range(1, count + 1):
-                path = self._path(name, number)
-                path.unlink(missing_ok=True)
-                remove_leftovers(path)
+                self._path(name, number).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -124,8 +122,8 @@ class Results:
         if self._path is None:
             return
         state = {"identity": self._identity, "finished": self.finished, "values": self.values, "clean": self._clean}
-        with atomic_path(self._path) as temporary:
-            torch.save(state, temporary)
+        with atomic_path(self._path) as temporary, temporary.open("wb") as stream:
+            torch.save(state, stream)
         self._saved = time.monotonic()
 
     def _load(self, path: Path) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from interp.errors import InputError, LoadError
 from interp.files import atomic_path, atomic_write
-from interp.layouts import read_json, write_json
 from interp.tokenizer import SPACE, Tokenizer
+from interp.untrusted import read_json, write_json
 
 
 class SentencePiecePair:
@@ -107,7 +107,7 @@ def _sentencepiece(path: Path) -> Any:
         raise InputError(
             "sentencepiece is not installed",
             "expected it to read this model's text",
-            "pip install 'interp[translation]'",
+            "pip install sentencepiece",
         ) from None
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from interp.corpus import SEPARATOR
-from interp.errors import InputError, LoadError, NotFoundError
+from interp.corpus import LINES, SEPARATOR, decoded
+from interp.errors import InputError, InterpError, LoadError, NotFoundError
 from interp.model import HookedGPT
 
 SPLITS = ("train", "validation", "test")
@@ -82,7 +82,7 @@ def read_texts(path: str | Path, *, lines: bool = False) -> list[Text]:
 
     `.jsonl`: one object a line, with `text`, `words` or `tokens`, perhaps `id`; all other entries are labels.
     `.parquet`: the same, as columns. Anything else is plain text: documents with form feeds between them, or with
-    `lines` each line that is not blank.
+    `lines` each line that is not blank. A byte-order mark goes, CRLF and CR become newlines.
 
     Raises NotFoundError or InputError, with the number of the line.
     """
@@ -92,17 +92,17 @@ def read_texts(path: str | Path, *, lines: bool = False) -> list[Text]:
     try:
         if path.suffix == ".parquet":
             found = [_entry(row, f"{path}, row {n}") for n, row in enumerate(_parquet_rows(path))]
-        elif path.suffix in (".jsonl", ".ndjson"):
-            with open(path, encoding="utf-8") as stream:
-                found = [_entry(_object(line, f"{path}, line {n}"), f"{path}, line {n}")
-                         for n, line in enumerate(stream, start=1) if line.strip()]  # fmt: skip
+        elif path.suffix in LINES:
+            rows = enumerate(decoded(path).split("\n"), start=1)
+            found = [
+                _entry(_object(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in rows if line.strip()
+            ]
         else:
-            whole = path.read_text(encoding="utf-8")
-            parts = whole.splitlines() if lines else whole.split(SEPARATOR)
+            parts = decoded(path).split("\n" if lines else SEPARATOR)
             found = [Text(text=part if lines else part.strip("\n")) for part in parts if part.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except OSError as error:
+        if isinstance(error, InterpError):
+            raise
         raise NotFoundError(f"{path} cannot be read: {error.strerror or error}", "expected a file of texts") from error
     if not found:
         raise InputError(f"{path} holds no text", "expected at least one")
@@ -123,7 +123,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: no valid JSON ({error})", 'expected {"text": ..., "label": ...}') from None
     if not isinstance(entry, dict):
         raise InputError(f"{where}: {line.strip()[:60]}", 'expected an object: {"text": ..., "label": ...}')

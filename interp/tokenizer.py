@@ -1,7 +1,9 @@
 """Text to tokens and back, with every token's exact bytes: byte-level pairs (GPT-2, Llama 3, Qwen, Pythia), pieces with
 the sentencepiece sign and byte fallback (Llama 1 and 2, Mistral, Gemma), or whole words."""
 
+import base64
 import json
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from interp.errors import InputError, LoadError
 from interp.files import atomic_path
-from interp.layouts import read_json, write_json
+from interp.untrusted import VOCABULARY_LIMIT, is_panic, read_json, reading, regular, silenced, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 SPACE = "\u2581"
@@ -61,6 +63,9 @@ class Tokenizer:
         parts = [*decoding, *_parts(backend.pre_tokenizer), *_parts(backend.normalizer)]
         self._byte_of = _byte_of_character() if any(part["type"] == "ByteLevel" for part in parts) else {}
         self._spaced = not self._byte_of and SPACE in str(parts)
+        by_bytes = any(part["type"] == "ByteLevel" for part in decoding)
+        self._decodes = bool(decoding) and not by_bytes and not self._spaced
+        """Whether only the files' own decoder knows how to join tokens."""
         self._separator = b"" if decoding or self._byte_of or self._spaced else b" "  # of whole words
         self._stripped = any(
             part.get("start", 0) > 0 or part.get("prepend_scheme", "never") != "never"  # Strip or Metaspace
@@ -79,19 +84,20 @@ class Tokenizer:
         there: none), else of `special_tokens_map.json`, else `config.json`'s id, else `<|endoftext|>`; the end tokens
         are all that these files and `generation_config.json` name. A model without a tokenizer takes token ids.
 
-        Raises LoadError for files that are there but cannot be read.
+        Tokens that `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` add are added, and a
+        space is put in front of a text where `add_prefix_space` says so. Dropout of merges is switched off.
+
+        Raises LoadError for files that are there but cannot be read, or give a token two ids.
         """
         beginnings, ends = _special_tokens(directory)
-        try:
-            backend = _read(directory, [t for t in (END_OF_TEXT, *beginnings, *ends) if isinstance(t, str)])
-        except Exception as error:  # tokenizers raises bare Exception for damaged files
-            raise LoadError(
-                f"{directory}: the tokenizer cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})",
-                "expected tokenizer.json, or vocab.json and merges.txt, as transformers writes them",
-                "fetch the files again",
-            ) from error
-        if backend is None:
-            return None
+        with (
+            reading(f"{directory}: the tokenizer", "expected tokenizer.json, or vocab.json and merges.txt"),
+            silenced(),
+        ):
+            backend = _read(directory)
+            if backend is None:
+                return None
+            add_tokens(backend, directory, [t for t in (END_OF_TEXT, *beginnings, *ends) if isinstance(t, str)])
         known = [token for token in beginnings if _id(backend, token) is not None]
         return cls(backend, bos=known[0] if known else None, ends=ends)
 
@@ -123,11 +129,20 @@ class Tokenizer:
 
     def encode(self, text: str, *, prepend_bos: bool = False) -> list[int]:
         """Token ids of a text. An added token written in it (such as `<|endoftext|>`) becomes that one token."""
+        ids: list[int] = self._encoded(text).ids
+        return [self.bos, *ids] if prepend_bos and self.bos is not None else ids
+
+    def _encoded(self, text: str, pair: str | None = None, *, special: bool = False) -> Any:
+        """One text, or two, cut into tokens; `special` puts around it what the files say."""
         try:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+            return self.backend.encode(text, pair, add_special_tokens=special)
         except (UnicodeEncodeError, TypeError):
             raise InputError(f"text with lone surrogates: {text[:40]!r}", "expected valid Unicode") from None
-        return [self.bos, *ids] if prepend_bos and self.bos is not None else ids
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            what = f"the tokenizer gives up on {text[:40]!r}: {str(error)[:60]}"
+            raise InputError(what, "expected text that it can cut") from None
 
     def to_tokens(self, text: str | Sequence[str], *, prepend_bos: bool = True) -> Int[Tensor, "batch pos"]:
         """Texts of the same length in tokens as [batch pos]. Raises InputError for an empty text or unequal lengths."""
@@ -177,8 +192,11 @@ class Tokenizer:
 
         Without the space that encoding put in front: what continues a text is the end of the whole text.
         """
+        if self._decodes:
+            joined: str = self.backend.decode(as_ids(tokens), skip_special_tokens=False)
+            return joined
         parts, start = [], self._stripped
-        for token in _ids(tokens):
+        for token in as_ids(tokens):
             written = self.token_bytes(token)
             if token in self._added:
                 start |= self._prepended
@@ -191,7 +209,7 @@ class Tokenizer:
         """One string a token; bytes that are not whole UTF-8 characters are shown as \\xNN."""
         if isinstance(text_or_tokens, str):
             text_or_tokens = self.to_tokens(text_or_tokens, prepend_bos=prepend_bos)
-        return [self.token_bytes(token).decode("utf-8", "backslashreplace") for token in _ids(text_or_tokens)]
+        return [self.token_bytes(token).decode("utf-8", "backslashreplace") for token in as_ids(text_or_tokens)]
 
     def token_bytes(self, token: int) -> bytes:
         """The exact bytes of a token; for ids beyond the vocabulary `<id>`."""
@@ -211,14 +229,21 @@ class Tokenizer:
         return frozenset(self.backend.get_added_tokens_decoder())
 
 
-def _ids(tokens: Tensor | Sequence[int]) -> list[int]:
+def as_ids(tokens: Tensor | Sequence[int]) -> list[int]:
+    """One sequence of token ids as a list. Raises InputError for other shapes, and for what is no id, such as -100."""
     if isinstance(tokens, Tensor):
         if tokens.ndim == 2 and tokens.shape[0] == 1:
             tokens = tokens[0]
         if tokens.ndim != 1:
             raise InputError(f"tokens of shape {tuple(tokens.shape)}", "expected one sequence: [pos] or [1 pos]")
-        return [int(token) for token in tokens.tolist()]
-    return [int(token) for token in tokens]
+        tokens = tokens.tolist()
+    try:
+        ids = [operator.index(token) for token in tokens]
+    except TypeError:
+        raise InputError(f"tokens {str(tokens)[:60]}", "expected token ids, whole numbers") from None
+    if wrong := [token for token in ids if not 0 <= token < 1 << 32]:
+        raise InputError(f"token id {wrong[0]}", "expected a number in the vocabulary, 0 or above")
+    return ids
 
 
 def _piece(backend: Backend, token: int | None) -> str | None:
@@ -243,35 +268,138 @@ def _parts(part: Any) -> Iterator[dict[str, Any]]:
         data += one.get("decoders", one.get("pretokenizers", one.get("normalizers", ())))
 
 
-def _read(directory: Path, special: Sequence[str]) -> Backend | None:
-    """The files' tokenizer; `special` are those of its tokens that texts may hold whole."""
-    if (directory / "tokenizer.json").exists():
-        return Backend.from_file(str(directory / "tokenizer.json"))
-    for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        if (directory / vocabulary).exists() and (directory / merges).exists():
-            backend = _byte_level(tokenizers.models.BPE.from_file(*(str(directory / n) for n in (vocabulary, merges))))
-            backend.add_special_tokens([token for token in special if backend.token_to_id(token) is not None])
-            return backend
+def _read(directory: Path) -> Backend | None:
+    """The tokenizer of the files that hold vocabulary and merges."""
+    file = directory / "tokenizer.json"
+    if file.exists():
+        backend = Backend.from_file(str(regular(file, VOCABULARY_LIMIT)))
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None  # else a text would have other ids each time
+        _check_growth(backend, file)
+        return backend
+    for names in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        files = [directory / name for name in names]
+        if all(file.exists() for file in files):
+            files = [regular(file, VOCABULARY_LIMIT) for file in files]
+            pairs = tokenizers.models.BPE.from_file(*map(str, files))
+            from interp.vocabularies import byte_level  # which imports this module
+
+            return byte_level(pairs, _cut_of(directory))
     return None
+
+
+_CUTS = {
+    "GPT2Tokenizer": "gpt2", "CodeGenTokenizer": "gpt2", "GPTNeoXTokenizer": "gpt2", "Qwen2Tokenizer": "qwen2",
+    "gpt2": "gpt2", "gpt_neo": "gpt2", "gptj": "gpt2", "gpt_neox": "gpt2", "gpt_bigcode": "gpt2", "opt": "gpt2",
+    "phi": "gpt2", "interp": "gpt2", "qwen2": "qwen2", "qwen3": "qwen2",
+}  # fmt: skip
+"""`tokenizer_class`, else `model_type`, of vocabularies without a tokenizer.json -> how text is cut before merging."""
+
+
+def _cut_of(directory: Path) -> str:
+    """How a folder of vocabulary and merges cuts text; raises LoadError where its files name another way."""
+    kind = _json(directory, "tokenizer_config.json").get("tokenizer_class")
+    if kind in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):  # which say nothing
+        kind = _json(directory, "config.json").get("model_type", "gpt2")
+    name = str(kind).removesuffix("Fast")
+    if name not in _CUTS:
+        known = ", ".join(name for name in _CUTS if name[0].isupper())
+        raise LoadError(f"{directory}: no tokenizer.json, and text is cut as {kind!r} does", f"expected {known}")
+    return _CUTS[name]
+
+
+GROWTH = 1000
+"""A letter may become so many in a tokenizer; so may what is put in front of a text, or behind it."""
+
+
+def _check_growth(backend: Backend, file: Path) -> None:
+    """Raises LoadError for a file whose replacements, one after the other, multiply a text."""
+    for part in (backend.normalizer, backend.decoder):
+        factor, added = 1.0, 0
+        for step in _parts(part):
+            if step["type"] == "Replace":
+                text, pattern = str(step["content"]), step["pattern"]
+                factor *= max(1.0, len(text) / max(1, len(pattern.get("String", "x"))))
+                added += len(text)
+            added += len(str(step.get("prepend", ""))) + len(str(step.get("append", "")))
+            if "precompiled_charsmap" in step:
+                factor *= _longest(step["precompiled_charsmap"])
+        if factor > GROWTH or added > GROWTH:
+            raise LoadError(f"{file} multiplies a text by {factor:.3g}", f"expected at most {GROWTH}, or text put in")
+
+
+def _longest(charsmap: str) -> int:
+    """Bytes of the longest replacement in sentencepiece's map: after a trie, texts that end with a zero."""
+    data = base64.b64decode(charsmap)
+    start = 4 + int.from_bytes(data[:4], "little")
+    return max(map(len, data[start:].split(b"\0")))
+
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def add_tokens(backend: Backend, directory: Path, special: Sequence[str] = ()) -> None:
+    """Adds what the files beside the vocabulary add, in the order of their ids; raises LoadError for two ids of one.
+
+    `special` are tokens that texts may hold whole, where they are in the vocabulary.
+    """
+    config, mapped = _json(directory, "tokenizer_config.json"), _json(directory, "special_tokens_map.json")
+    told = {int(number): entry for number, entry in config.get("added_tokens_decoder", {}).items()}
+    for token, number in _json(directory, "added_tokens.json").items():
+        if str(told.setdefault(int(number), {"content": token})["content"]) != token:
+            raise LoadError(
+                f"{directory}: two tokens of id {number}, {token!r} one of them", "expected one token an id"
+            )
+    whole = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for number, entry in sorted(told.items()):
+        token, known = str(entry["content"]), backend.token_to_id(entry["content"])
+        due = backend.get_vocab_size() if known is None else known
+        if number != due:
+            raise LoadError(f"{directory}: token {token!r} has the ids {number} and {due}", "expected one id a token")
+        if token not in whole:
+            flags = {name: bool(entry[name]) for name in _FLAGS if name in entry}
+            backend.add_tokens([tokenizers.AddedToken(token, **({"normalized": False} | flags))])
+    lists = [
+        list(some.values()) if isinstance(some := source.get(name) or (), dict) else some
+        for name in ("additional_special_tokens", "extra_special_tokens") for source in (config, mapped)
+    ]  # fmt: skip
+    named = [_content(source.get(name)) for name in _SPECIAL for source in (config, mapped)]
+    more = [*named, *(_content(token) for tokens in lists for token in tokens)]
+    wanted = dict.fromkeys(token for token in (*special, *more) if isinstance(token, str) and token)
+    there = [token for token in wanted if token in more or backend.token_to_id(token) is not None]
+    whole = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_special_tokens([token for token in there if token not in whole])
+    backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
+    state = {} if backend.pre_tokenizer is None else json.loads(backend.pre_tokenizer.__getstate__())
+    prefix = config.get("add_prefix_space")
+    if state.get("type") == "ByteLevel" and isinstance(prefix, bool) and state["add_prefix_space"] != prefix:
+        options = {"add_prefix_space": prefix, "use_regex": state.get("use_regex", True)}
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(**options)
+
+
+def _json(directory: Path, name: str) -> dict[str, Any]:
+    return read_json(directory / name) if (directory / name).exists() else {}
+
+
+def _content(token: Any) -> Any:
+    """A token as text, where a file keeps its flags beside it."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _special_tokens(directory: Path) -> tuple[list[Any], list[Any]]:
     """What a model's files name as beginning and as end tokens, as text or ids, the first word first."""
 
-    def read(name: str) -> dict[str, Any]:
-        return read_json(directory / name) if (directory / name).exists() else {}
-
-    def text(token: Any) -> Any:
-        return token.get("content") if isinstance(token, dict) else token
-
-    named, mapped, config = read("tokenizer_config.json"), read("special_tokens_map.json"), read("config.json")
+    named, mapped, config = (
+        _json(directory, name) for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+    )
     if isinstance(config.get("text_config"), dict):  # of a model that reads pictures too
         config = {**config["text_config"], **config}
-    beginnings = [text(mapped.get("bos_token")), config.get("bos_token_id"), END_OF_TEXT]
+    beginnings = [_content(mapped.get("bos_token")), config.get("bos_token_id"), END_OF_TEXT]
     if "bos_token" in named:
-        beginnings = [text(named["bos_token"])]
-    ends = [text(named.get("eos_token") or mapped.get("eos_token"))]
-    for told in (read("generation_config.json"), config):
+        beginnings = [_content(named["bos_token"])]
+    ends = [_content(named.get("eos_token") or mapped.get("eos_token"))]
+    for told in (_json(directory, "generation_config.json"), config):
         ids = told.get("eos_token_id")
         ends += ids if isinstance(ids, list) else [ids]
     return beginnings, ends

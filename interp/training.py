@@ -8,11 +8,9 @@ import csv
 import json
 import math
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -31,6 +29,7 @@ from interp.files import atomic_path, atomic_write
 from interp.initial import nanogpt_weights
 from interp.loading import choose_device
 from interp.model import HookedGPT
+from interp.stopping import Stopped, held_back
 from interp.tokenizer import Tokenizer
 
 Batches: TypeAlias = Callable[[int], tuple[Tensor, Tensor]]
@@ -302,7 +301,7 @@ def train(
         progress: called every `report_every` steps.
         evaluate: called every `evaluate_every` steps and at the end; its numbers go into the curve.
         resume: go on from the checkpoint in `out`, if there is one.
-        checkpoint_seconds: time between checkpoints; one is also written on Ctrl-C and at the end.
+        checkpoint_seconds: time between checkpoints; one is also written on Ctrl-C (SIGTERM, SIGHUP) and at the end.
 
     Raises InputError when `out` holds a run and `resume` is off, or a run with other settings.
     """
@@ -360,7 +359,7 @@ def carry_out(
     evaluate_every: int,
     checkpoint_seconds: float,
 ) -> None:
-    """Every step of a run, from its checkpoint in `out` if there is one; Ctrl-C leaves a checkpoint.
+    """Every step of a run, from its checkpoint in `out` if there is one; Ctrl-C, SIGTERM and SIGHUP leave a checkpoint.
 
     `report` is told whether an evaluation is due: every `evaluate_every` steps and at the end, or never for 0.
     """
@@ -368,38 +367,21 @@ def carry_out(
     if checkpoint.exists():
         run.restore(checkpoint)
     atomic_write(out / "settings.json", json.dumps(asdict(run.settings), indent=2) + "\n")
-    saved = time.monotonic()
-    with held_back_interrupt() as interrupted:
-        while run.step < steps:
+    saved, stopped = time.monotonic(), list[int]()
+    with ExitStack() as stack:
+        for number in range(steps - run.step):
             advance()
+            if number == 0:  # which may compile for minutes: a stop there loses nothing
+                stopped = stack.enter_context(held_back())
             last = run.step == steps
             due = evaluate_every > 0 and (run.step % evaluate_every == 0 or last)
             if run.step % report_every == 0 or due or last:
                 report(due)
-            if last or interrupted() or time.monotonic() - saved > checkpoint_seconds:
+            if last or stopped or time.monotonic() - saved > checkpoint_seconds:
                 run.save(checkpoint)
                 saved = time.monotonic()
-            if interrupted():
-                raise KeyboardInterrupt
-
-
-@contextmanager
-def held_back_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is only noted, for a step that is cut off leaves weights and optimiser in disagreement.
-
-    Gives the function that says whether it came. Where signals cannot be caught (another thread, or they are ignored)
-    nothing changes.
-    """
-    came: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGINT, before)
+            if stopped:
+                raise Stopped(stopped[0])
 
 
 def build(settings: TrainSettings) -> HookedGPT:
@@ -506,8 +488,8 @@ class Run:
         state = {name: getattr(self, name) for name in _COUNTS}
         state |= {"settings": fingerprint(self.settings), "model": self.model.state_dict()}
         state["optimisers"] = [optimiser.state_dict() for optimiser in self.optimisers]
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            torch.save(state, stream)
 
     def restore(self, path: Path) -> None:
         try:

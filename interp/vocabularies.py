@@ -65,17 +65,23 @@ def from_merges(
             "convert the model to a directory in Hugging Face layout",
         )  # fmt: skip
     pairs = [(one, two) for one, _, two in (merge.partition(" ") for merge in merges)]
-    pattern, ids = SPLITS[split], {piece: number for number, piece in enumerate(pieces)}
+    ids = {piece: number for number, piece in enumerate(pieces)}
+    backend = byte_level(models.BPE(ids, pairs, ignore_merges=SPLITS[split] == _LLAMA3), split)
+    return with_added(backend, pieces, added)
+
+
+def byte_level(pairs: models.BPE, split: str) -> Backend:
+    """Pairs of bytes, merged in text that is cut as `split`, a name in SPLITS, says."""
+    backend, pattern = Backend(pairs), SPLITS[split]
     whole = pattern in (_LLAMA3, _QWEN2)
-    backend = Backend(models.BPE(ids, pairs, ignore_merges=pattern == _LLAMA3))
     steps: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not whole)]
     if pattern is not None:
         steps.insert(0, pre_tokenizers.Split(Regex(pattern), "isolated"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
     if pattern == _QWEN2:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
-    return with_added(backend, pieces, added)
+    return backend
 
 
 def with_added(backend: Backend, pieces: Sequence[str], added: Iterable[int]) -> Backend:

@@ -1,6 +1,5 @@
 """BERT's tokenizer: words, cut into pieces where they are rare; a piece inside a word begins with ##."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,10 @@ from tokenizers import BertWordPieceTokenizer
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from interp.errors import LoadError
 from interp.files import atomic_write
 from interp.hooked import padded
-from interp.tokenizer import Tokenizer
+from interp.tokenizer import Tokenizer, add_tokens, as_ids
+from interp.untrusted import VOCABULARY_LIMIT, read_json, reading, regular, silenced
 
 
 class WordPiece(Tokenizer):
@@ -26,20 +25,22 @@ class WordPiece(Tokenizer):
         Raises LoadError for files that are there but cannot be read.
         """
         whole, vocabulary, told = (directory / n for n in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"))
-        try:
+        with reading(f"{directory}: the tokenizer", "expected tokenizer.json or vocab.txt"), silenced():
             if whole.exists():
-                return cls(Backend.from_file(str(whole)))
-            if vocabulary.exists():
-                options = json.loads(told.read_text()) if told.exists() else {}
-                lowercase = options.get("do_lower_case", True)
-                made = BertWordPieceTokenizer.from_file(str(vocabulary), lowercase=lowercase)
-                return cls(Backend.from_str(made.to_str()))
-        except Exception as error:  # tokenizers raises bare Exception for damaged files
-            raise LoadError(
-                f"{directory}: the tokenizer cannot be read ({str(error).splitlines()[0]})",
-                "expected tokenizer.json or vocab.txt, as transformers writes them",
-            ) from error
-        return None
+                backend = Backend.from_file(str(regular(whole, VOCABULARY_LIMIT)))
+            elif vocabulary.exists():
+                options = read_json(told) if told.exists() else {}
+                made = BertWordPieceTokenizer.from_file(
+                    str(regular(vocabulary, VOCABULARY_LIMIT)),
+                    lowercase=options.get("do_lower_case", True),
+                    strip_accents=options.get("strip_accents"),
+                    handle_chinese_chars=options.get("tokenize_chinese_chars", True),
+                )
+                backend = Backend.from_str(made.to_str())
+            else:
+                return None
+            add_tokens(backend, directory)
+        return cls(backend)
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json`."""
@@ -53,12 +54,12 @@ class WordPiece(Tokenizer):
 
     def encode(self, text: str, *, prepend_bos: bool = False) -> list[int]:
         """Token ids of a text."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=prepend_bos).ids
+        ids: list[int] = self._encoded(text, special=prepend_bos).ids
         return ids
 
     def to_pair(self, first: str, second: str) -> tuple[Int[Tensor, "1 pos"], Int[Tensor, "1 pos"]]:
         """Two sentences as token ids, and the type of each token (0 or 1)."""
-        encoded = self.backend.encode(first, second)
+        encoded = self._encoded(first, second, special=True)
         return torch.tensor([encoded.ids]), torch.tensor([encoded.type_ids])
 
     def to_batch(self, texts: Sequence[str], *, prepend_bos: bool = True) -> tuple[Tensor, Tensor]:
@@ -68,6 +69,5 @@ class WordPiece(Tokenizer):
 
     def to_string(self, tokens: Tensor | Sequence[int]) -> str:
         """The text of one sequence of token ids, without [CLS] and [SEP]."""
-        ids = tokens.flatten().tolist() if isinstance(tokens, Tensor) else list(tokens)
-        text: str = self.backend.decode(ids)
+        text: str = self.backend.decode(as_ids(tokens))
         return text

@@ -1,15 +1,13 @@
 """The command line `interp`. Heavy imports stand inside the commands, so that `interp --help` is quick."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
 import typer
 
 from interp.errors import InputError, check_seed
-from reports import cli_extract, cli_models, cli_probe, cli_rerun, cli_study, commands, output
+from reports import cli_extract, cli_models, cli_probe, cli_rerun, cli_study, commands, completion, output
 from reports.commands import (
     ByLine,
     Command,
@@ -41,6 +39,8 @@ _SUITED = "Without one, this and the next six suit the size of the corpus."
 
 def main() -> None:
     """The console command `interp`."""
+    # Threads that wait for each other give the processor away: where others work too, up to a hundred times as fast.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 
@@ -71,7 +71,12 @@ def report(
     lines: ByLine = False,
     tokens: Ids = None,
     analyses: Annotated[
-        Optional[str], typer.Option(metavar="<name,...>", help="Only these analyses, such as logit-lens,ablation.")  # noqa: UP045
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="<name,...>",
+            help="Only these analyses, such as logit-lens,ablation.",
+            autocompletion=completion.analyses,
+        ),
     ] = None,
     model: Model = commands.DEFAULT_MODEL,
     device: Device = "auto",
@@ -114,7 +119,7 @@ def report(
                 failed = "  (failed: see the page)" if section.result.traceback else "  (not run: see the page)"
                 broken.extend([section.name.replace("_", "-")] if section.result.traceback else [])
                 if debug and section.result.traceback:
-                    print(section.result.traceback, file=sys.stderr)
+                    output.say(section.result.traceback)
             hint(quiet, f"{section.name.replace('_', '-'):<24}{section.seconds:6.1f} s{failed}")
 
         made = run.report(
@@ -295,17 +300,16 @@ def train(
         if settings.config.d_model * max(s.batch * s.length for s in settings.stages) <= _ONE_THREAD:
             torch.set_num_threads(1)
         last: dict[str, float] = {}
-        with _going_on(out, quiet):
-            training.train(
-                settings,
-                out=out,
-                progress=_told(step, quiet, last),
-                evaluate=_copying if texts is None else held_out(out / "corpus"),
-                evaluate_every=1000 if texts is None else max(1, min(1000, settings.steps // 20)),
-                resume=resume,
-                device=device,
-                checkpoint_seconds=180 if texts is None else 20,
-            )
+        training.train(
+            settings,
+            out=out,
+            progress=_told(step, quiet, last),
+            evaluate=_copying if texts is None else held_out(out / "corpus"),
+            evaluate_every=1000 if texts is None else max(1, min(1000, settings.steps // 20)),
+            resume=resume,
+            device=device,
+            checkpoint_seconds=180 if texts is None else 20,
+        )
     if last.get("best_step", settings.steps) < settings.steps:
         best = int(last["best_step"])
         hint(quiet, f"held-out loss rose since step {best}: the model saved is that of step {best}")
@@ -338,26 +342,15 @@ def _train_pairs(recipe: Path | None, out: Path, resume: bool, device: str, quie
         except TypeError as error:
             raise InputError(f"{recipe} is no recipe: {error}", "expected the settings.json of such a run") from error
         check_seed(settings.seed)
-        with _going_on(out, quiet):
-            pair_training.train_pairs(
-                settings,
-                out=out,
-                progress=_told(step, quiet),
-                evaluate=pair_training.held_out_measures,
-                resume=resume,
-                device=device,
-            )
+        pair_training.train_pairs(
+            settings,
+            out=out,
+            progress=_told(step, quiet),
+            evaluate=pair_training.held_out_measures,
+            resume=resume,
+            device=device,
+        )
     print(output.shown(str(out)))
-
-
-@contextmanager
-def _going_on(out: Path, quiet: bool) -> Iterator[None]:
-    """Says after Ctrl-C how training goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        hint(quiet, f"stopped; the same command with --resume goes on with {out}")
-        raise
 
 
 def _told(step: Any, quiet: bool, last: dict[str, float] | None = None) -> Any:
@@ -380,8 +373,12 @@ def _told(step: Any, quiet: bool, last: dict[str, float] | None = None) -> Any:
 
 @app.command("train-lens", cls=Command, epilog="Example: interp train-lens text.txt --out tuned_lens.safetensors")
 def train_lens(
-    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file, the longer the better.")],
     out: Annotated[Path, typer.Option(metavar="<path>", help="Where the translators go, as safetensors.")],
+    text: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(metavar="TEXT", help="A text file, the longer the better.", show_default=False),
+    ] = None,
+    tokens: Ids = None,
     model: Model = commands.DEFAULT_MODEL,
     device: Device = "auto",
     steps: Annotated[int, typer.Option(help="Updates of the translators.")] = 250,
@@ -395,7 +392,9 @@ def train_lens(
 ) -> None:
     """Train a tuned lens on a text file; `interp tuned-lens --translators` uses it."""
     check_seed(seed)
-    (whole,) = commands.read_texts(None, text, False)
+    if text is None and tokens is None:
+        raise InputError("neither a text file nor --tokens", "expected one of the two")
+    texts, rows = commands.read_given(None, text, False, tokens)
     output.check_target(out, force)
     with output.progress(quiet) as step:
         step("loading the model", 0, 1)
@@ -409,14 +408,12 @@ def train_lens(
             if state.step % 50 == 0:
                 hint(quiet, f"step {state.step:>6} of {state.steps}  mean divergence {mean:.4f} nats")
 
-        ids = loaded.to_tokens(whole)[0].cpu()
-        try:
-            translators.train(
-                loaded, ids, steps=steps, batch=batch, lr=lr, seed=seed, out=out, resume=resume, progress=tell
-            )
-        except KeyboardInterrupt:
-            hint(quiet, "stopped; the same command with --resume goes on")
-            raise
+        from reports.ids import one_row
+
+        ids = loaded.to_tokens(texts[0])[0].cpu() if rows is None else one_row(rows, loaded)
+        translators.train(
+            loaded, ids, steps=steps, batch=batch, lr=lr, seed=seed, out=out, resume=resume, progress=tell
+        )
     print(output.shown(str(out)))
 
 

@@ -3,13 +3,14 @@
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
 from interp.errors import InputError, check_seed
 from reports import commands, output
-from reports.commands import Debug, Device, Model, Quiet
+from reports.commands import Debug, Device, Ids, Model, Quiet
+from reports.ids import as_ids, read_ids
 from reports.output import hint
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def extract(
             show_default=False,
         ),
     ] = None,
+    tokens: Ids = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="<folder>", help="Where the shards go. Needed, but for --plan."),
@@ -78,6 +80,9 @@ def extract(
     if out is not None:
         output.check_folder(out)
     check_seed(seed)
+    if tokens is not None and (source is not None or lines):
+        raise InputError("--tokens beside a file of texts", "expected one of the two")
+    rows = None if tokens is None else read_ids(tokens)
     shares, hooks = _shares(split), _names(names)
     with output.progress(quiet) as step:
         step("reading the texts", 0, 1)
@@ -85,10 +90,11 @@ def extract(
         from interp.evaluation import SAMPLE
         from interp.texts import read_texts
 
-        texts = read_texts(source or SAMPLE, lines=lines)
+        texts: Any = () if rows is not None else read_texts(source or SAMPLE, lines=lines)
         step("loading the model", 0, 1)
         loaded = commands.load_model(model, device, "float32")
         step("dividing the work", 0, 1)
+        texts = as_ids(rows, loaded) if rows is not None else texts
         job = extraction.plan(
             loaded, texts, hooks, out or Path("."), dtype=dtype, packed=packed, split=shares, seed=seed,
             shard_tokens=shard_tokens, batch_tokens=batch_tokens,
@@ -102,11 +108,7 @@ def extract(
             step("extracting", 0, 1)
             start = time.perf_counter()
             with nullcontext() if ray is None else scale.cluster(ray, workers=workers):
-                try:
-                    written = extraction.run(job, resume=resume, shard_index=shard_index, num_shards=num_shards)
-                except KeyboardInterrupt:
-                    hint(quiet, f"stopped; the same command with --resume goes on with {out}")
-                    raise
+                written = extraction.run(job, resume=resume, shard_index=shard_index, num_shards=num_shards)
             seconds = time.perf_counter() - start
     if plan:
         _show(expected, format)

@@ -1,5 +1,6 @@
 """`interp rerun`: make a page again from the page itself; `--check` compares the numbers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
@@ -25,6 +26,14 @@ def rerun(
     model: Annotated[
         Optional[str],  # noqa: UP045 - typer reads this form in every version
         typer.Option("--model", metavar="<name>", help="Where the page's model is now; its weights must be the same."),
+    ] = None,
+    load: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--load",
+            metavar="<option=name>",
+            help="In place of what an option of the page loads: other=gpt2 says that you trust it (may be repeated).",
+        ),
     ] = None,
     device: Annotated[
         Optional[str],  # noqa: UP045
@@ -61,7 +70,7 @@ def rerun(
         kept = again.read(page)
         for what, name in kept.loads(model):
             hint(quiet, f"{what}: {name}")
-        made = again.make(kept, model=model, device=device, step=step)
+        made = again.make(kept, model=model, device=device, loads=_named(load or ()), step=step)
         found = again.check(kept, made, tolerance) if check else []
         text = render(made) if target is not None else ""
     if target is not None:
@@ -73,6 +82,15 @@ def rerun(
     if check:
         _show(found, format)
         _judge(kept, found, tolerance)
+
+
+def _named(given: Sequence[str]) -> dict[str, str]:
+    """What --load says: option -> name."""
+    parts = [one.partition("=") for one in given]
+    for name, _, value in parts:
+        if not (name and value):
+            raise InputError(f"--load {name}", "expected an option and a name, such as other=gpt2")
+    return {name.replace("-", "_"): value for name, _, value in parts}
 
 
 def _show(found: "list[Difference]", format: Literal["table", "json", "csv"]) -> None:

@@ -3,18 +3,20 @@
 Nothing heavy is imported until a command runs; an analysis is imported when its own command is asked for.
 """
 
+import codecs
 import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from interp.errors import CheckFailed, InputError, NotFoundError, check_seed, nearest
+from reports import completion
 from reports.asked import Asked, measure, page_of, shape_of
 from reports.discovery import Analysis, Option, discover
 from reports.errors import guarded
@@ -60,6 +62,7 @@ Model = Annotated[
         "--model",
         metavar="<name>",
         help="A bundled name, a directory, a file (.gguf, .bin, .pt), or a hub id; families: interp models.",
+        autocompletion=completion.models,
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="<name>", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -115,7 +118,12 @@ class Group(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command whose help names its own options first."""
+    """A command whose help names its own options first, and in whose paths `~` is the home folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        ctx.params |= {name: _at_home(value) for name, value in ctx.params.items()}
+        return rest
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
@@ -135,6 +143,15 @@ class Command(TyperCommand):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+
+def _at_home(given: Any) -> Any:
+    """A path, or each of several, with `~` as the home folder; the shell leaves the one in --out=~/x alone."""
+    if isinstance(given, (list, tuple)):
+        return type(given)(map(_at_home, given))
+    with suppress(RuntimeError):  # nobody of that name
+        return given.expanduser() if isinstance(given, Path) else given
+    return given
 
 
 def command_of(analysis: Analysis) -> TyperCommand:
@@ -238,10 +255,12 @@ def parameter(name: str, option: Option) -> inspect.Parameter:
     switch = option.type is bool and not option.many and not option.optional
     kind: Any = list[str] if words else str if option.many else option.type
     metavar = None
-    if option.many and not words:
-        metavar = {int: "<int,...>", float: "<float,...>"}.get(option.type, "<value,...>")
+    if option.many:
+        metavar = {int: "<int,...>", float: "<float,...>", str: "<text>"}.get(option.type, "<value,...>")
+    known = get_args(option.type) if option.many and get_origin(option.type) is Literal else ()
+    help = f"{option.help}: {', '.join(known)}" if known else option.help
     declaration = f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name)
-    help = f"{option.help} (may be repeated)" if words else option.help
+    help = f"{help} (may be repeated)" if words else help
     if option.load is not None and metavar is None:
         metavar = "<name>"
     return inspect.Parameter(
@@ -250,7 +269,9 @@ def parameter(name: str, option: Option) -> inspect.Parameter:
         default=... if option.required else _typed(option),
         annotation=Annotated[
             Optional[kind] if option.many or option.optional else kind,  # noqa: UP045
-            typer.Option(declaration, help=help, metavar=metavar),
+            typer.Option(
+                declaration, help=help, metavar=metavar, autocompletion=completion.words(known) if known else None
+            ),
         ],
     )
 
@@ -308,7 +329,7 @@ def read_texts(texts: Sequence[str] | None, file: Path | None, lines: bool) -> l
         raise InputError(f"both a text and --file {file}", "expected one of the two")
     else:
         whole = _read(file)
-        found = [line for line in whole.splitlines() if line.strip()] if lines else [whole.removesuffix("\n")]
+        found = [line for line in whole.split("\n") if line.strip()] if lines else [whole.removesuffix("\n")]
     if not found or not all(text.strip() for text in found):
         raise InputError(f"the text {f'in {file} ' if file else ''}is empty", "expected at least one word")
     return found
@@ -335,11 +356,16 @@ def as_tokens(rows: "list[list[int | str]]", model: Any) -> Any:
 
 
 def _read(file: Path) -> str:
+    """The text of a file, or of the standard input for "-": without a byte-order mark, lines ending in \\n alone."""
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.expanduser().read_bytes()
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        hint = "save it as UTF-8: iconv -f UTF-16 -t UTF-8" if wide else ""
+        raise InputError(
+            f"{file} is not UTF-8 text: {error.reason} at byte {error.start}", "expected UTF-8", hint
+        ) from None
     except OSError as error:
         raise NotFoundError(f"{file} cannot be read: {error.strerror}", "expected a text file") from None
 
@@ -348,14 +374,31 @@ def load_any_model(name: str, device: str, dtype: Dtype) -> Any:
     """The model that the options mean, of whichever kind its directory holds."""
     from interp.loading import load
 
-    return load(name, device=device, dtype=_dtype(dtype))
+    return _told(load(name, device=device, dtype=_dtype(dtype)))
+
+
+def runs_sweeps(model: Any) -> bool:
+    """Whether analyses run this kind of model through the sweep engine."""
+    from interp.model import HookedGPT
+
+    return isinstance(model, HookedGPT)
 
 
 def load_model(name: str, device: str, dtype: Dtype) -> "HookedGPT":
     """The decoder that the options mean."""
     from interp.model import HookedGPT
 
-    return HookedGPT.from_pretrained(name, device=device, dtype=_dtype(dtype))
+    return _told(HookedGPT.from_pretrained(name, device=device, dtype=_dtype(dtype)))
+
+
+def _told(model: Any) -> Any:
+    """The model, after a word on stderr about weights that are no numbers: everything made of them is none either."""
+    from interp.loading import non_finite
+    from reports.run import WEIGHTS_WRONG
+
+    if bad := non_finite(model):
+        print(f"warning: {WEIGHTS_WRONG.format(len(bad), bad[0])}", file=sys.stderr)
+    return model
 
 
 def _dtype(name: Dtype) -> Any:
@@ -422,6 +465,11 @@ def run_command(
         lower = dtype if analysis.sweeps and dtype in ("bfloat16", "float16") else None
         needed = shape is None and alone is None
         loaded = load_any_model(model, device, "float32" if lower else dtype) if needed else None
+        if loaded is not None and analysis.sweeps and not runs_sweeps(loaded):
+            if ray is not None or resume is not None:
+                option = "--ray" if ray is not None else "--resume"
+                raise InputError(f"{option} for {model}", "expected a GPT: only its runs are shared or kept")
+            loaded, lower = load_any_model(model, device, dtype) if lower else loaded, None
         text: Any = given if len(given) != 1 else given[0]
         if rows is not None:
             text = as_tokens(rows, loaded) if loaded is not None else None

@@ -1,14 +1,19 @@
 """Which analyses there are, told from the files in `analyses` without importing them; their options, on demand.
 
 An analysis is a file `analyses/NAME.py` with a function NAME; files whose names start with an underscore are helpers.
+What its signature says is kept in `options.json` too, so that help need not import torch; a file that has changed since
+(or is new) is imported. `python -m reports.discovery` writes the table anew, and a test compares it.
 """
 
 import ast
+import dataclasses
+import hashlib
 import inspect
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
@@ -118,13 +123,23 @@ class Analysis:
         found: dict[str, Any] | None = getattr(import_module(f"{package.__name__}.{self.name}"), "IN_REPORT", {})
         return found
 
+    @cached_property
+    def _written(self) -> Mapping[str, Any] | None:
+        """What the table says, if it was made of this file."""
+        found: Mapping[str, Any] | None = _table().get(self.command)
+        return found if found is not None and found["file"] == _digest(self._text) else None
+
     def options(self) -> list[Option]:
         """The function's parameters after model and text. Raises TypeError for a type the contract does not allow."""
+        if self._written is not None:
+            return [_read(entry) for entry in self._written["options"]]
         return keyword_options(self.name, self.function(), skip=2)
 
     @property
     def takes_prompts(self) -> bool:
         """Whether a prompt set will do in place of a text, and generated prompts where there is neither."""
+        if self._written is not None:
+            return bool(self._written["prompts"])
         from analyses._prompts import PromptSet
 
         _, second, *_ = inspect.signature(self.function()).parameters.values()
@@ -133,6 +148,8 @@ class Analysis:
     @property
     def takes_config(self) -> bool:
         """Whether a GPTConfig will do in place of a model: then presets need neither weights nor network."""
+        if self._written is not None:
+            return bool(self._written["config"])
         first = next(iter(inspect.signature(self.function()).parameters.values()))
         return GPTConfig in get_args(first.annotation)
 
@@ -223,3 +240,63 @@ def _option(analysis: str, parameter: inspect.Parameter, hint: Any) -> Option:
         parameter.name, kind, default, str(help), many, optional, required, load, beside, alone,
         package.PYTHON_ONLY in marks,
     )  # fmt: skip
+
+
+# The table of all options.
+
+TABLE = Path(__file__).parent / "options.json"
+
+
+@cache
+def _table() -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
+    return found
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def table() -> dict[str, Any]:
+    """What all analyses' signatures say, as JSON holds it; this imports them."""
+    found = {}
+    for one in discover().values():
+        fresh = Analysis(one.name, one.path)
+        fresh.__dict__["_written"] = None
+        found[one.command] = {
+            "file": _digest(one._text),
+            "prompts": fresh.takes_prompts,
+            "config": fresh.takes_config,
+            "options": [_entry(option) for option in fresh.options()],
+        }
+    return found
+
+
+def _entry(option: Option) -> dict[str, Any]:
+    """The fields that are not as they would be anyway."""
+    kind = {"words": list(get_args(option.type))} if get_origin(option.type) is Literal else option.type.__name__
+    fields = {**vars(option), "type": kind}
+    if option.load is not None:
+        owner = option.load.__self__  # type: ignore[attr-defined]
+        fields["load"] = [owner.__module__, owner.__qualname__, option.load.__name__]
+    usual = {field.name: field.default for field in dataclasses.fields(Option)}
+    return {name: value for name, value in fields.items() if value != usual[name]}
+
+
+def _read(entry: Mapping[str, Any]) -> Option:
+    fields = dict(entry)
+    kind, load = fields["type"], fields.pop("load", None)
+    fields["type"] = Literal[tuple(kind["words"])] if isinstance(kind, dict) else {k.__name__: k for k in _PLAIN}[kind]
+    if isinstance(fields.setdefault("default", None), list):
+        fields["default"] = tuple(fields["default"])
+    if load is not None:
+        fields["load"] = lambda source: getattr(getattr(import_module(load[0]), load[1]), load[2])(source)
+    return Option(**fields)
+
+
+def write_table() -> None:
+    TABLE.write_text(json.dumps(table(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_table()

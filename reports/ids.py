@@ -25,7 +25,9 @@ def read_ids(given: str) -> list[list[int | str]]:
         rows = _from_numpy(path)
     else:
         rows = [
-            _line(path, number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()
+            _line(path, number, line)
+            for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1)
+            if line.strip()
         ]
     if not rows or not all(rows):
         raise InputError(f"--tokens {given[:60]!r} holds no ids", "expected ids such as '3 1 4', a .npy, or JSON lines")
@@ -64,12 +66,22 @@ def _line(path: Path, number: int, line: str) -> list[int | str]:
     return row
 
 
+def as_ids(rows: Sequence[Sequence[int | str]], model: "HookedGPT") -> list[list[int]]:
+    """The rows as ids alone. Raises InputError for a symbol that is no token."""
+    if any(isinstance(entry, str) for row in rows for entry in row) and model.tokenizer is None:
+        raise InputError("symbols for a model without a tokenizer", "expected token ids, such as --tokens '3 1 4'")
+    return [[entry if isinstance(entry, int) else model.to_single_token(entry) for entry in row] for row in rows]
+
+
 def as_tokens(rows: Sequence[Sequence[int | str]], model: "HookedGPT") -> Any:
     """Ids [batch pos], or a Batch where rows differ in length. Raises InputError for a symbol that is no token."""
     from interp.model import Batch
 
-    if any(isinstance(entry, str) for row in rows for entry in row) and model.tokenizer is None:
-        raise InputError("symbols for a model without a tokenizer", "expected token ids, such as --tokens '3 1 4'")
-    return Batch.of(
-        [[entry if isinstance(entry, int) else model.to_single_token(entry) for entry in row] for row in rows]
-    )
+    return Batch.of(as_ids(rows, model))
+
+
+def one_row(rows: Sequence[Sequence[int | str]], model: "HookedGPT") -> Any:
+    """All rows, one after the other, as ids [pos]."""
+    import torch
+
+    return torch.tensor([entry for row in as_ids(rows, model) for entry in row])

@@ -3,8 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from interp.errors import InputError
 
@@ -60,7 +61,33 @@ def hint(quiet: bool, text: str) -> None:
     from reports.tokens import printable
 
     if not quiet:
-        print(printable(text), file=sys.stderr, flush=True)
+        say(printable(text))
+
+
+def say(text: str) -> None:
+    """A line on stderr. Where that cannot be written (a full disk) it is lost, and the work goes on."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: Any) -> None:
+    """What still waits to be written to a stream goes nowhere: Python would try once more at its end, and complain."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def open_closed_streams() -> bool:
+    """Standard streams that were closed lead nowhere from here on, so that no file that is opened takes their place.
+
+    Returns whether standard output was one of them.
+    """
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:
+        mode = "r" if name == "stdin" else "w"
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - stays open to the end
+    return "stdout" in closed
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import math
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -180,15 +181,24 @@ def _unpacked(name: str, kept: Mapping[str, Any]) -> tuple[list[str], list[list[
         values = json.loads(text)
     except (KeyError, TypeError, ValueError, zlib.error, RecursionError):
         raise damaged from None
-    plain = type(rows) is int and type(step) is int and step > 0 and isinstance(columns, list)
+    plain = _is_count(rows) and _is_count(step) and step > 0 and isinstance(columns, list)
     if not (plain and isinstance(values, list) and len(values) == len(columns) and isinstance(kept["sha256"], str)):
         raise damaged
     for column in values:
         if not isinstance(column, list) or len(column) != len(range(0, rows, step)):
             raise damaged
-        if not all(v is None or isinstance(v, (str, int, float)) for v in column):
+        if not all(v is None or isinstance(v, str) or (isinstance(v, (int, float)) and _is_finite(v)) for v in column):
             raise damaged
     return list(map(str, columns)), values
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a float can hold it: not so for a very large whole number."""
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 # The page: the block that holds all this, and a digest of the whole.

@@ -1,19 +1,20 @@
 """Making a page again from what it holds, and comparing the numbers.
 
 The file is not trusted: its JSON is parsed and its form is checked, nothing in it is executed, options must be ones
-that the analysis has, and what is to be loaded (`Kept.loads`) can be shown before anything is. A model is loaded on the
-page's word alone only when it is bundled, published under a known name, or a directory that is there.
+that the analysis has and numbers of a usual size, and what is to be loaded (`Kept.loads`) can be shown before anything
+is. On the page's word alone only what is on this machine is loaded: a bundled model, a directory, a file.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from interp.config import PRESETS
-from interp.errors import CheckFailed, InputError, NotFoundError, check_seed
+from interp.errors import CheckFailed, InputError, InterpError, NotFoundError, check_seed
 from reports import record
 from reports.asked import Asked, measure, page_of, shape_of
 from reports.discovery import Analysis, Option, discover, find
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 START, END = '<script type="application/json" id="provenance-data">', "</script>"
 WITHOUT_WEIGHTS = "no weights"
+DEVICES = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+MOST = 2_000
+"""Texts, rows of ids or prompts that are run on a page's word."""
+LONGEST = 1_000_000
+"""Characters or ids, in all of them; and of any option that is a word."""
+LARGEST = 20_000
+"""Of a whole number that is an option (how many draws, steps, ...), up or down."""
 
 Step = Callable[[str, int, int], None]
 """Told what is done, how many steps are done, and their total."""
@@ -94,7 +102,10 @@ def read(path: Path) -> Kept:
     when it was changed since it was written.
     """
     try:
-        page = path.expanduser().read_bytes().decode("utf-8")
+        path = path.expanduser()
+        if path.exists() and not path.is_file():
+            raise _no_page(path)
+        page = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
         raise _no_page(path) from None
     except OSError as error:
@@ -105,6 +116,7 @@ def read(path: Path) -> Kept:
         raise _no_page(path)
     try:
         facts = json.loads(page[start + len(START) : page.index(END, start)])
+        json.dumps(facts, ensure_ascii=False).encode()  # fails for half a character
         said = facts.pop("page_sha256")
         request, numbers = facts.pop("request"), facts.pop("numbers")
         command, text, options = request.pop("command"), request.pop("text"), request.pop("options")
@@ -140,53 +152,107 @@ def _no_page(path: Path) -> InputError:
 
 def _text(path: Path, text: Any) -> Any:
     """A text, several, rows of token ids or nothing; whatever else a file says is an error."""
-    if text is None or isinstance(text, str):
+    if text is None:
         return text
-    if isinstance(text, list) and text:
-        if all(isinstance(one, str) for one in text):
-            return text
-        if all(isinstance(row, list) and row and all(type(i) is int for i in row) for row in text):
-            return text
-    raise InputError(f"{path}: the text that it was made of is damaged", "expected text or token ids")
+    parts = [text] if isinstance(text, str) else text
+    words = isinstance(parts, list) and all(isinstance(one, str) for one in parts)
+    rows = isinstance(parts, list) and all(
+        isinstance(row, list) and row and all(type(i) is int for i in row) for row in parts
+    )
+    if not parts or not (words or rows):
+        raise InputError(f"{path}: the text that it was made of is damaged", "expected text or token ids")
+    _check_amount(path, len(parts), sum(map(len, parts)))
+    return text
 
 
-def make(kept: Kept, *, model: str | None = None, device: str | None = None, step: Step | None = None) -> "Report":
+def _check_amount(path: Path, parts: int, length: int) -> None:
+    if parts > MOST or length > LONGEST:
+        raise InputError(
+            f"{path} asks for {parts:,} texts, {length:,} long together",
+            f"expected at most {MOST:,} and {LONGEST:,} on a page's word",
+            "the command in its last section makes it anew, if you trust it",
+        )
+
+
+def make(
+    kept: Kept,
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    loads: Mapping[str, str] | None = None,
+    step: Step | None = None,
+) -> "Report":
     """The report again.
 
     Args:
         model: where the model is now; by default where the page says it was.
         device: by default the page's.
+        loads: option -> name, in place of what the page's options load.
         step: called before each part, to show progress.
 
     Raises CheckFailed when the model's weights are not those of the page, InputError for a request that this version
     cannot carry out, NotFoundError when the model is not there.
     """
-    source = "" if kept.own_model else model or _known(kept)
     how = RUNNERS.get(kept.command) or (_one if kept.command in _commands() else None)
     if how is None:
         raise InputError(
-            f"{kept.path} was made by {kept.command!r}, which this version cannot run again",
+            f"{kept.path} was made by {kept.command!r}"[:200] + ", which this version cannot run again",
             f"expected report or an analysis, such as {', '.join(sorted(_commands())[:3])}",
         )
-    return how(kept, source, device or kept.facts["device"], step or (lambda what, done, total: None))
+    kept = _trusted(kept, model, loads or {})
+    device = device or kept.facts["device"]
+    if device == "meta" and kept.facts["weights_sha256"] == WITHOUT_WEIGHTS:
+        device = "cpu"
+    if not DEVICES.fullmatch(device):
+        raise InputError(f"device {device[:80]!r}", "expected auto, cpu, cuda, cuda:N or mps", "--device names one")
+    source = "" if kept.own_model else model or kept.model
+    try:
+        return how(kept, source, device, step or (lambda what, done, total: None))
+    except (InterpError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise InputError(
+            f"what {kept.path} asks for fails: {type(error).__name__}: {str(error)[:200]}".splitlines()[0],
+            "expected a request that this version of interp can carry out",
+            "the command in its last section makes it anew; --debug shows the traceback",
+        ) from error
 
 
 def _commands() -> set[str]:
     return {analysis.command for analysis in discover().values()}
 
 
-def _known(kept: Kept) -> str:
-    """The page's model, where a page's word is enough. Raises InputError for any other name."""
+def _trusted(kept: Kept, model: str | None, loads: Mapping[str, str]) -> Kept:
+    """The page with what the user names in place of what it names. Raises NotFoundError for what is not here."""
     from interp.loading import bundled_models
 
-    name = kept.model
-    if name in bundled_models() or name in PRESETS or Path(name).expanduser().is_dir():
-        return name
-    raise NotFoundError(
-        f"{kept.path} was made with the model {name!r}, which is not here",
-        "expected a directory that is there, or a well-known name",
-        "--model says where it is; a hub id that you trust may be given there too",
-    )
+    wanted = dict(kept.loads(model))
+    for name in loads:
+        if name not in wanted or name == "model":
+            others = ", ".join(other for other in wanted if other != "model") or "none"
+            raise InputError(f"--load {name}=..."[:80], f"expected what the page's options load: {others}")
+    without = kept.facts["weights_sha256"] == WITHOUT_WEIGHTS
+    for what, name in wanted.items():
+        said = model is not None if what == "model" else what in loads
+        shape = what == "model" and without and name in PRESETS
+        if not (said or shape or name in bundled_models() or _is_here(name)):
+            option = "--model" if what == "model" else f"--load {what}="
+            raise NotFoundError(
+                f"{kept.path} asks for the {what} {name!r}"[:200] + ", which is not here",
+                "expected a bundled model, or a directory or file that is there",
+                f"{option} says where it is; a name or hub id that you trust may be given there too",
+            )
+    return replace(kept, options={**kept.options, **loads})
+
+
+def _is_here(name: str) -> bool:
+    try:
+        path = Path(name).expanduser()
+        return path.is_dir() or path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, nobody's home
+        return False
 
 
 def load(kept: Kept, source: str, device: str) -> "HookedGPT":
@@ -212,7 +278,7 @@ def _report(kept: Kept, source: str, device: str, step: Step) -> "Report":
     from reports import run
 
     names, seed = kept.more.get("analyses"), kept.more.get("seed", 0)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > len({*names}):
         raise _no_page(kept.path)
     check_seed(seed)
     options = {}
@@ -240,8 +306,11 @@ def _one(kept: Kept, source: str, device: str, step: Step) -> "Report":
     prompts = kept.more.get("prompts")
     if prompts is not None and not isinstance(prompts, str):
         raise _no_page(kept.path)
+    _check_amount(kept.path, (prompts or "").count("\n"), len(prompts or ""))
     asked = Asked(source, tensor(kept.text), _checked(analysis, kept.options), prompts, sweeps=kept.sweeps)
     shape = shape_of(source) if kept.facts["weights_sha256"] == WITHOUT_WEIGHTS else None
+    if shape is not None and not analysis.takes_config:
+        raise _no_page(kept.path)
     step("loading the model", 0, 1)
     loaded = load(kept, source, device) if shape is None else None
     step(analysis.title.lower(), 0, 1)
@@ -309,12 +378,15 @@ def _checked(analysis: "Analysis | StudyFile", given: Mapping[str, Any], *, load
     for name, value in given.items():
         option = known.get(name)
         fits = option is not None and _fits(option, value) and (value is None or loads or option.load is None)
+        fits = fits and _is_modest(name, value)
         if option is None or not fits:
             raise InputError(
                 f"the page gives {analysis.command} the option {name} = {value!r}"[:200],
-                f"expected {'a value of its type' if option else 'one of ' + ', '.join(known)}",
+                f"expected {'a value of its type and usual size' if option else 'one of ' + ', '.join(known)}",
                 "the page may be of another version of interp",
             )
+        if name == "seed":
+            check_seed(value)
         out[name] = tuple(value) if option.many and value is not None else value
     return out
 
@@ -325,6 +397,17 @@ def _fits(option: Option, value: Any) -> bool:
     if option.many:
         return isinstance(value, list) and all(_is_one(option.type, item) for item in value)
     return _is_one(option.type, value)
+
+
+def _is_modest(name: str, value: Any) -> bool:
+    """Whether an option is no larger than somebody would want it to be, so that nothing runs for ever."""
+    if isinstance(value, list):
+        return len(value) <= MOST and all(_is_modest(name, item) for item in value)
+    if isinstance(value, str):
+        return len(value) <= LONGEST
+    if name in ("seed", "memory") and isinstance(value, int):
+        return 0 <= value < 2**48
+    return value is None or abs(value) <= (1e9 if isinstance(value, float) else LARGEST)  # not so for NaN
 
 
 def _is_one(kind: Any, value: Any) -> bool:

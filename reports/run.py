@@ -25,12 +25,12 @@ from analyses._inputs import TextOrTokens, check_finite, sequences, token_labels
 from analyses._pairs import remembering
 from analyses._panels import Note, Panel, Result, Table, Tokens
 from analyses._translations import pair_labels, translations
+from interp import loading
 from interp.config import GPTConfig
 from interp.encoder import HookedEncoder
 from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError, InterpError, NotApplicable, check_seed
 from interp.files import atomic_path
-from interp.loading import weights_sha256
 from interp.model import Batch, HookedGPT
 from reports import record
 from reports.discovery import Analysis, discover, find
@@ -271,18 +271,40 @@ def provenance(model: HookedGPT, tokens: Sequence[int], *, seed: int, command: s
     Args:
         tokens: the number of tokens of each text.
     """
+    edited, bad = not command and _edited(model), loading.non_finite(model)
     return {
         "command": command or "(from Python)",
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "seed": seed,
         "model": model.source,
         "shape": _shape(model),
-        "weights_sha256": "no weights" if model.device.type == "meta" else weights_sha256(model),
+        "weights_sha256": _digest(model, edited),
+        **({"warning": WEIGHTS_WRONG.format(len(bad), bad[0])} if bad else {}),
+        **({"weights": "not those of its files: changed in memory, and the digest is of what ran"} if edited else {}),
         "tokens": list(tokens),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions(),
     }
+
+
+WEIGHTS_WRONG = "{} of the model's tensors hold NaN or infinity, {} among them; the numbers here mean nothing"
+"""What is said, here and on stderr, of weights that are no numbers."""
+
+
+def _digest(model: Any, edited: bool) -> str:
+    if model.device.type == "meta":
+        return "no weights"
+    return loading.parameters_sha256(model) if edited else loading.weights_sha256(model)
+
+
+def _edited(model: Any) -> bool:
+    """Whether a model that came from files holds other weights now than they do."""
+    if not model.weight_files:
+        return False
+    stored = dict(loading.load(model.source, device="cpu", dtype=model.dtype).named_parameters())
+    now = dict(model.named_parameters())
+    return stored.keys() != now.keys() or not all(torch.equal(stored[name], x.cpu()) for name, x in now.items())
 
 
 def versions() -> dict[str, str]:

@@ -275,3 +275,14 @@ def test_facts_hold_the_parameters_in_total_and_by_component() -> None:
     facts = json.loads(json.dumps(architecture(PRESETS["gpt2-xl"]).facts()))
     assert facts["parameters"]["total"] == 1_557_611_200
     assert sum(facts["parameters"]["by_component"].values()) == 1_557_611_200
+
+
+def test_ids_with_a_config_give_length_and_batch() -> None:
+    config = GPTConfig(n_layers=2, n_heads=2, d_model=16, n_ctx=32, d_vocab=50)
+    found, same = architecture(config, torch.zeros(3, 4, dtype=torch.long)), architecture(config, length=4, batch=3)
+    assert (found.length, found.batch, found.flops) == (4, 3, same.flops)
+    assert architecture(config, torch.zeros(5, dtype=torch.long)).length == 5
+    assert architecture(config, torch.zeros(3, 4, dtype=torch.long), batch=1).flops == same.flops // 3
+    for wrong in (torch.full((1, 4), 50), torch.zeros(1, 33, dtype=torch.long), torch.zeros(1, 4)):
+        with pytest.raises(InputError):
+            architecture(config, wrong)

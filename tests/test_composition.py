@@ -11,7 +11,7 @@ from shapes import toy
 
 from analyses._circuits import circuits
 from analyses._panels import Graph, Matrix, Note
-from analyses.composition import composition
+from analyses.composition import _limit, composition
 from interp.errors import InputError
 from interp.processing import process_weights
 
@@ -144,3 +144,16 @@ def test_agrees_with_transformer_lens(tmp_path):
             theirs = np.asarray(getattr(theirs, "scores", theirs)).reshape(12, 12)
             known = ~np.isnan(result.scores[kind])
             np.testing.assert_allclose(result.scores[kind][known], theirs[known], rtol=0, atol=1e-5)
+
+
+def test_the_limit_has_the_spread_of_real_rotations():
+    """Exact mean and variance of the squared score, whose 5 % point for one pair 20,000 rotations exceed in 5 %."""
+    rng = np.random.default_rng(0)
+    shares = np.array([0.4, 0.3, 0.2, 0.1])
+    turned = np.linalg.qr(rng.normal(size=(20_000, 24, 4)))[0][:, :4] ** 2
+    scores = np.sqrt(np.einsum("i,rij,j->r", shares, turned, shares))
+    part = torch.from_numpy(shares)[None]
+    limit = _limit(part, part, 24, 1).item()
+    assert (scores > limit).mean() == pytest.approx(0.05, abs=0.006)
+    assert 0 < (scores > _limit(part, part, 24, 20).item()).mean() < 0.05 / 20 + 0.001
+    assert (scores > limit * 0.9).mean() > 0.08  # control

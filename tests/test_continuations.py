@@ -66,3 +66,21 @@ def test_what_cannot_be_used_is_said(toy_gpt: HookedGPT) -> None:
     for words in ((), ("",), ("long " * 70,)):
         with pytest.raises(InputError):
             continuations(toy_gpt, TEXT, words=words)
+
+
+def test_a_space_stands_before_words_and_not_before_signs(toy_gpt: HookedGPT) -> None:
+    """ " er" and "er" are different tokens; a comma follows a word as it is."""
+    given = toy_gpt.to_tokens(TEXT)
+
+    def chance(text: str) -> float:
+        ids = torch.cat([given, toy_gpt.to_tokens(text, prepend_bos=False)], 1)
+        log = toy_gpt(ids).detach()[0].double().log_softmax(-1)
+        return float(sum(log[place - 1, ids[0, place]] for place in range(given.shape[1], ids.shape[1])).exp())
+
+    words = (",", ".", "er", " er")
+    found = continuations(toy_gpt, TEXT, words=words).table["probability"]
+    np.testing.assert_allclose(found, [chance(","), chance("."), chance(" er"), chance(" er")], rtol=1e-4)
+    exact = continuations(toy_gpt, TEXT, words=(*words, "\n"), exact=True).table
+    np.testing.assert_allclose(exact["probability"], [chance(word) for word in (*words, "\n")], rtol=1e-4)
+    assert chance("er") != pytest.approx(chance(" er"), rel=0.01)
+    assert list(exact["word"]) == [*words, "\n"]

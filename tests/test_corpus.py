@@ -183,7 +183,7 @@ def test_documents_come_from_files_of_several_kinds(tmp_path: Path) -> None:
         ("a.txt", b"", "a.txt holds no text"),
         ("a.txt", b" \n\x0c\n", "a.txt holds no text"),
         ("a.txt", b"fine\n\nab\xff", "a.txt, line 3: not UTF-8"),
-        ("a.txt", "fine".encode("utf-16"), "a.txt, line 1: not UTF-8"),
+        ("a.txt", "fine".encode("utf-16"), "a.txt is UTF-16 text"),
         ("a.txt", b"fine\nx\0", "a.txt, line 2: a zero byte"),
         ("a.jsonl", b'{"text": "fine"}\n{"label": 1}\n', "a.jsonl, line 2: .*label"),
         ("a.jsonl", b'"fine"\r\n\r\n{"text": \n', "a.jsonl, line 3: "),

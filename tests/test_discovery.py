@@ -1,6 +1,8 @@
 """Analyses are found by their files alone, and their signatures become options."""
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,18 +47,53 @@ def test_help_is_the_first_line_of_the_docstring(name: str) -> None:
 
 
 def test_listing_imports_nothing_heavy() -> None:
-    """Names and help of all analyses, without importing one of them; asking for options is the control."""
+    """Names, help and options of all analyses, without importing one of them; a function itself is the control."""
     code = (
         "import sys; from reports.discovery import discover\n"
-        "assert all(a.help and a.command for a in discover().values())\n"
+        "assert all(a.help and a.command and a.options() is not None for a in discover().values())\n"
         "slow = {'torch', 'numpy', 'pandas', 'matplotlib', 'rich'}\n"
         "heavy = [m for m in sys.modules if m.partition('.')[0] in slow]\n"
         "heavy += [m for m in sys.modules if m.startswith('analyses.')]\n"
         "print(heavy)\n"
-        "next(iter(discover().values())).options(); print('torch' in sys.modules)"
+        "next(iter(discover().values())).function(); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == ["[]", "True"]
+
+
+def test_the_table_of_options_says_what_the_signatures_say() -> None:
+    """Else: `python -m reports.discovery` writes it anew."""
+    assert json.loads(discovery.TABLE.read_text()) == json.loads(json.dumps(discovery.table()))
+    for analysis in discovery.discover().values():
+        assert analysis._written is not None
+        told, meant = analysis.options(), discovery.keyword_options(analysis.name, analysis.function(), skip=2)
+        for one, other in zip(told, meant, strict=True):
+            assert (one.load is None) == (other.load is None)
+            assert {**vars(one), "load": None} == {**vars(other), "load": None}
+            if analysis.name == "compare" and one.load is not None and other.load is not None:
+                assert one.load("tiny").config == other.load("tiny").config
+
+
+def test_a_file_that_changed_since_is_imported(tmp_path, monkeypatch) -> None:
+    """An edited analysis has the options of its signature, not those of the table."""
+    add_analysis(monkeypatch, tmp_path, "made_up", "return MadeUp({})", 'more: Annotated[int, "how many"] = 3')
+    found = discovery.find("made-up")
+    stale = {"made-up": {"file": "0" * 16, "prompts": True, "config": True, "options": []}}
+    monkeypatch.setattr(discovery, "_table", lambda: stale)
+    assert [option.name for option in found.options()] == ["more"]
+    monkeypatch.setattr(
+        discovery, "_table", lambda: {"made-up": {**stale["made-up"], "file": discovery._digest(found._text)}}
+    )
+    assert discovery.find("made-up").options() == []
+
+
+@pytest.mark.parametrize("name", ["logit-lens", "ablation", "probing"])
+def test_help_of_an_analysis_needs_no_torch(name) -> None:
+    code = f"import sys; sys.argv = ['interp', {name!r}, '--help']\nfrom reports.cli import app\ntry: app()\n"
+    code += "finally: print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "--seed" in done.stdout
+    assert done.stderr.split() == ["False"]
 
 
 def test_names_may_be_written_either_way() -> None:
@@ -149,3 +186,21 @@ def test_help_shows_every_option_with_help_and_default(
         assert line in words
     assert 'Example: interp made-up "' in out
     assert words.index("--k") < words.index("--model")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("interp ablation --kinds zero,mean_o", ["zero,mean_over_texts"]),
+        ("interp logit-lens --model ti", ["tiny"]),
+        ("interp logit-lens --model ./too", ["./toolbox"]),
+        ("interp report --analyses logit-lens,abl", ["logit-lens,ablation"]),
+    ],
+)
+def test_values_complete_in_the_shell(tmp_path, typed, offered) -> None:
+    (tmp_path / "toolbox").mkdir()
+    typing = {"_INTERP_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    command = [sys.executable, "-c", "from reports.cli import main; main()"]
+    environment = os.environ | typing | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout.split() == offered, done.stderr

@@ -47,7 +47,7 @@ def test_the_causal_check(names: dict[str, Any]) -> None:
     assert after.value[0] == pytest.approx(most, abs=1e-9)
     assert check.removed == pytest.approx(0.021, abs=0.001)
     assert float(check.cost.value) == pytest.approx(0.074, abs=0.002)
-    assert check.cost.ends() == pytest.approx((0.062, 0.098), abs=0.003)
+    assert check.cost.ends() == pytest.approx((0.061, 0.087), abs=0.003)
     assert check.cost_random.value == pytest.approx([0.007, 0.080], abs=0.003)
     assert check.cost_beyond.low[0] > 0
     assert check.cost_beyond.low[1] < 0

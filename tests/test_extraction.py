@@ -2,12 +2,7 @@
 
 import errno
 import json
-import os
-import random
 import resource
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +192,28 @@ def test_files_of_plain_text(tmp_path):
         read_texts(tmp_path / "none.txt")
 
 
+def test_texts_of_other_systems(tmp_path):
+    for name in ("t.txt", "t.jsonl"):
+        plain = "The river\nwas long\n" if name == "t.txt" else '{"text": "The river"}\n{"text": "was long"}\n'
+        expected = {}
+        for ends in ("\n", "\r\n", "\r"):
+            for mark in (b"", b"\xef\xbb\xbf"):
+                file = tmp_path / name
+                file.write_bytes(mark + plain.replace("\n", ends).encode())
+                for lines in (False, True):
+                    found = [text.text for text in read_texts(file, lines=lines)]
+                    assert found == expected.setdefault(lines, found)
+                    assert not any(sign in text for text in found for sign in "\ufeff\r")
+        assert expected[True] == ["The river", "was long"]
+    file.write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(InputError, match="holds no text"):
+        read_texts(file)
+    file.write_text("The river", encoding="utf-16")
+    with pytest.raises(InputError, match="UTF-16") as caught:
+        read_texts(file)
+    assert "iconv" in str(caught.value)
+
+
 # The same bytes, whatever happens on the way.
 
 
@@ -227,60 +244,6 @@ def test_a_run_that_ended_at_any_write_goes_on_to_the_same_bytes(tmp_path, monke
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     run_again(out, resume=True)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-
-
-KILLED = """
-import sys, torch
-sys.path[:0] = [{tests!r}]
-torch.set_num_threads(1)
-from conftest import make_gpt
-from interp import extract_activations
-generator = torch.Generator().manual_seed(0)
-lengths = torch.randint(1, 200, (150,), generator=generator)
-rows = [torch.randint(0, 300, (n,), generator=generator).tolist() for n in lengths]
-print("ready", flush=True)
-extract_activations(make_gpt(), rows, ["resid_post", "z", "embed"], sys.argv[1], shard_tokens=400, resume=True)
-"""
-
-
-def start(out: Path) -> subprocess.Popen[str]:
-    code = KILLED.format(tests=str(Path(__file__).parent))
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True, env=env)
-    assert run.stdout is not None
-    with run.stdout as stream:
-        assert stream.readline() == "ready\n"
-    return run
-
-
-def seen(out: Path) -> set[str]:
-    return {os.path.join(folder, name) for folder, _, names in os.walk(out) for name in names}
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments_and_the_bytes_are_those_of_an_unbroken_run(tmp_path):
-    assert start(tmp_path / "whole").wait() == 0
-    whole, rng, kills, out = contents(tmp_path / "whole"), random.Random(0), 0, tmp_path / "killed"
-    halfway = 0
-    for _ in range(60):
-        run = start(out)
-        more = rng.randrange(60)  # files, half-written ones too, that appear before the kill
-        known = seen(out)
-        while run.poll() is None and len(seen(out) - known) < more:
-            pass
-        if run.poll() is None:
-            run.send_signal(signal.SIGKILL)
-            kills += 1
-        run.wait()
-        halfway += out.exists() and 0 < len(list(out.glob("shard-*"))) < len(list((tmp_path / "whole").glob("shard-*")))
-        if kills == 20:
-            break
-        if out.exists() and contents(out) == whole:
-            out = tmp_path / f"killed {kills}"
-    assert kills == 20
-    assert halfway >= 3  # some of the kills did fall in the middle
-    assert start(out).wait() == 0
-    assert contents(out) == whole
 
 
 @pytest.mark.parametrize("parts", [2, 3])

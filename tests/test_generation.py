@@ -132,3 +132,34 @@ def test_a_patched_pattern_and_places_to_come_work_with_and_without_the_cache() 
 def test_an_intervention_needs_the_full_name() -> None:
     with pytest.raises(InputError, match="full hook name"):
         MODEL.run_with_hooks(TOKENS, fwd_hooks=[Replace(name="pattern", pos=0)])
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_padding_on_the_right_is_refused_and_on_the_left_changes_nothing(use_cache) -> None:
+    """The last column of a batch padded on the right is padding: what follows it would not follow the text."""
+    short = TOKENS[:1, :3]
+    alone = MODEL.generate(short, max_new_tokens=4, temperature=0)[:, 3:]
+    fill, mask = torch.zeros(1, 4, dtype=torch.long), torch.tensor([[1, 1, 1, 0, 0, 0, 0]])
+    options = {"max_new_tokens": 4, "temperature": 0, "use_cache": use_cache}
+    with pytest.raises(InputError, match="padding on the right"):
+        MODEL.generate(torch.cat([short, fill], 1), attention_mask=mask, **options)
+    left = MODEL.generate(torch.cat([fill, short], 1), attention_mask=mask.flip(1), **options)
+    assert torch.equal(left[:, 7:], alone)
+
+
+def test_an_inverted_or_additive_mask_is_refused() -> None:
+    """A batch's longest row has no padding, so that inverted it is padding alone."""
+    mask = torch.ones(2, 7)
+    mask[1, :3] = 0
+    MODEL(TOKENS, attention_mask=mask)
+    for wrong in (1 - mask, mask == 0, (1 - mask) * -1e4, mask * 2, mask / 0):
+        with pytest.raises(InputError, match="attention_mask with"):
+            MODEL(TOKENS, attention_mask=wrong)
+
+
+@pytest.mark.parametrize("temperature", [1e-37, 1e-38, 1e-45, 5e-324])
+def test_a_temperature_near_zero_is_greedy(temperature) -> None:
+    for dtype in (torch.float32, torch.float64):
+        logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(0)).to(dtype) * 1e3
+        found = sampling_distribution(logits, temperature=temperature)
+        assert torch.equal(found, sampling_distribution(logits, temperature=0))

@@ -2,13 +2,17 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {"interp": {"interp"}, "analyses": {"analyses", "interp"}, "reports": {"reports", "analyses", "interp"}}
@@ -110,3 +114,54 @@ def test_the_report_needs_no_network(tmp_path: Path) -> None:
         [sys.executable, "-c", control, ""], capture_output=True, text=True, env=env, timeout=300, cwd=tmp_path
     )
     assert done.returncode == 3, done.stderr  # the control does want the network, and is refused
+
+
+def test_a_folder_of_the_same_name_is_told(tmp_path: Path) -> None:
+    """A notebook's own `reports/` stands before ours on the path of `python -m interp`."""
+    command = [sys.executable, "-m", "interp", "--version"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert run().returncode == 0
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "__init__.py").touch()
+    told = run()
+    assert told.returncode == 2
+    assert "stands before interp's own package" in told.stderr
+    assert len(told.stderr.splitlines()) == 3
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_hints_name_libraries_that_this_project_knows() -> None:
+    """`pip install X`: X is a dependency or one of an extra's, never this project, whose name may be a stranger's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    known = {normal(re.split(r"[<>=\[; ]", one)[0]) for one in needed}
+    texts = [*(file for layer in MAY_IMPORT for file in (ROOT / layer).rglob("*.py")), *ROOT.glob("*.md")]
+    texts += ROOT.glob("docs/*.md")
+    said = [name for file in texts for name in re.findall(r"pip install '?([\w\[\]-]+)", file.read_text())]
+    assert len(said) > 5
+    assert {normal(name) for name in said if not name.startswith("-")} <= known
+
+
+def test_what_runs_and_what_tests_is_pinned_apart() -> None:
+    """constraints.txt holds all that a run needs and nothing else; constraints-test.txt the rest."""
+    run, test = (
+        {normal(line.split("==")[0]) for line in (ROOT / name).read_text().split()}
+        for name in ("constraints.txt", "constraints-test.txt")
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed: set[str] = set()
+    waiting = [Requirement(one) for one in project["dependencies"]]
+    while waiting:
+        one = waiting.pop()
+        if (one.marker is None or one.marker.evaluate({"extra": ""})) and normal(one.name) not in needed:
+            needed.add(normal(one.name))
+            waiting += [Requirement(deeper) for deeper in metadata.requires(one.name) or []]
+    assert needed == run
+    assert not run & test

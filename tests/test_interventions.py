@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from interp.errors import InputError
 from interp.interventions import Add, Replace, ablate_head, ablate_mlp, ablate_neurons, axes, freeze, patch, steer
+from interp.sweep import slow_sweep, sweep
 
 MODEL = make_gpt(dtype=torch.float64)
 TOKENS = torch.randint(0, 300, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -84,3 +85,56 @@ def test_steering_adds_the_vector_at_the_position() -> None:
 def test_places_that_are_not_there(edit) -> None:
     with pytest.raises(InputError):
         MODEL.run_with_hooks(TOKENS, fwd_hooks=[edit])
+
+
+LONG, SHORT, ONE = torch.arange(20)[None] % 7, torch.arange(5)[None] % 7, torch.zeros(1, 1, dtype=torch.long)
+
+
+@pytest.mark.parametrize("run", [sweep, slow_sweep])
+@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.1.hook_mlp_out"])
+@pytest.mark.parametrize(
+    ("source", "kept", "target"),
+    [(LONG, None, SHORT), (SHORT, None, LONG), (ONE, None, SHORT), (LONG, -1, LONG), (LONG, [3, 5], LONG)],
+)
+def test_a_patch_from_a_run_of_another_length_is_refused(run, name, source, kept, target) -> None:
+    """Longer, shorter, of one token, or kept at some positions alone: it would land elsewhere than it came from."""
+    model = make_gpt()
+    _, cache = model.run_with_cache(source, names=name, pos=kept)
+    for wrong in (patch(name, cache), patch(name, cache, pos=[3, 4])):
+        with pytest.raises(InputError, match="expected a value for each position"):
+            run(model, target, [wrong], lambda logits: {"x": logits[..., 0]})
+    _, whole = model.run_with_cache(target, names=name)
+    right = run(model, target, [patch(name, whole)], lambda logits: {"x": logits[..., 0]})["x"][0]
+    torch.testing.assert_close(right, model(target)[..., 0])
+
+
+def test_a_patched_prompt_goes_on_in_generation() -> None:
+    """A source as short as the prompt, one token even, changes the prompt and nothing after it."""
+    model = make_gpt()
+    for prompt, other in ((SHORT, SHORT.flip(1)), (ONE, ONE + 3)):
+        _, cache = model.run_with_cache(other, names="blocks.1.hook_resid_pre")
+        with model.hooks([patch("blocks.1.hook_resid_pre", cache)]):
+            found = [model.generate(prompt, max_new_tokens=6, temperature=0, use_cache=use) for use in (True, False)]
+
+        def by_hand(x, hook, cache=cache):
+            at = cache[hook.name].shape[1]
+            x[:, :at] = cache[hook.name]
+
+        ids = prompt
+        for _ in range(6):
+            logits = model.run_with_hooks(ids, fwd_hooks=[("blocks.1.hook_resid_pre", by_hand)])
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        assert torch.equal(found[0], ids)
+        assert torch.equal(found[1], ids)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(7), torch.zeros(2, 5, 32), torch.zeros(1, 1, 5, 32), torch.zeros(3, 32)])
+def test_a_value_that_does_not_fit_is_named(wrong) -> None:
+    model = make_gpt()
+    for edit in (
+        Replace(name="blocks.0.hook_attn_out", value=wrong), Add(name="blocks.0.hook_attn_out", value=wrong),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"value of shape .* at blocks.0.hook_attn_out"):
+            model.run_with_hooks(SHORT, fwd_hooks=[edit])
+        with pytest.raises(InputError, match=r"value of shape .* at blocks.0.hook_attn_out"):
+            sweep(model, SHORT, [edit], lambda logits: {"x": logits[..., 0]})

@@ -200,3 +200,15 @@ def test_wrong_options(options):
 
 def test_more_tokens_asked_for_than_there_are():
     assert logit_lens(make_gpt(d_vocab=20), torch.arange(5)[None], top_k=50, chunk=7).top_ids[0].shape == (5, 5, 20)
+
+
+def test_the_whole_vocabulary_is_one_frame(toy_gpt) -> None:
+    """As many columns as there are tokens, made at once (a frame that grows warns, which here is an error)."""
+    found = logit_lens(toy_gpt, "The cat", top_k=10**9)
+    frame = found.to_dataframe()
+    d_vocab = toy_gpt.config.d_vocab
+    assert f"top_{d_vocab}" in frame
+    assert f"top_{d_vocab + 1}" not in frame
+    chances = frame[[f"top_{k + 1}_probability" for k in range(d_vocab)]].to_numpy()
+    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
+    assert frame[[f"top_{k + 1}" for k in range(d_vocab)]].nunique(axis=1).eq(d_vocab).all()

@@ -7,7 +7,7 @@ from conftest import make_gpt
 from handmade import Space, empty
 from shapes import SHAPES, toy
 
-from analyses._panels import Bars, Matrix, Table
+from analyses._panels import Bars, Matrix, Note, Table
 from analyses.neurons import neurons, output_shares
 from interp.errors import InputError, NotApplicable
 from interp.processing import process_weights
@@ -131,7 +131,7 @@ def test_frame_panels_and_findings(toy_gpt, tokens):
     frame = result.to_dataframe()
     assert len(frame) == 6
     assert frame.max_activation.ge(frame.mean_activation).all()
-    assert [type(panel) for panel in result.panels()] == [Table, Matrix, Bars]
+    assert [type(panel) for panel in result.panels()] == [Table, Matrix, Bars, Note]
     bars = result.panels()[2]
     assert bars.labels[-1] == "random neurons"
     assert bars.low is not None

@@ -148,6 +148,35 @@ def test_a_counterfactual_of_ids(tmp_path, capsys) -> None:
     assert other.out != done.out
 
 
+def test_ids_are_extracted_probed_and_read_by_a_tuned_lens(tmp_path, capsys) -> None:
+    """What lies in the store is what a plain run gives at these ids; all without a tokenizer."""
+    from interp import ActivationStore
+
+    model = make_gpt(d_vocab=20, n_ctx=10)
+    model.save_pretrained(tmp_path / "model")
+    rows = np.random.default_rng(0).integers(0, 20, (40, 10))
+    np.save(tmp_path / "rows.npy", rows)
+    common = ("--model", tmp_path / "model", "--tokens", tmp_path / "rows.npy", "--quiet")
+    done = interp(capsys, "extract", *common, "--out", tmp_path / "store", "--dtype", "float32")
+    assert done.code == 0, done.err
+    store = ActivationStore(tmp_path / "store")
+    _, cache = model.run_with_cache(torch.tensor(rows), names="resid_post")
+    kept = torch.tensor(store.load("blocks.1.hook_resid_post")[0]).view(40, 10, -1)
+    order = torch.tensor(store.manifest["text"].to_numpy()[::10].astype(int))
+    assert sorted(order.tolist()) == list(range(40))
+    torch.testing.assert_close(kept, cache["resid_post", 1][order], rtol=0, atol=2e-6)
+    assert interp(capsys, "probe", tmp_path / "store", "--quiet").code == 0
+    assert interp(capsys, "train-lens", *common, "--steps", 2, "--out", tmp_path / "lens.safetensors").code == 0
+    read = interp(
+        capsys, "tuned-lens", *common[:2], "--tokens", IDS, "--translators", tmp_path / "lens.safetensors", "--quiet"
+    )
+    assert read.code == 0, read.err
+    both = interp(capsys, "extract", tmp_path / "a.txt", *common, "--out", tmp_path / "other")
+    assert "--tokens beside a file of texts" in both.err
+    neither = interp(capsys, "train-lens", "--out", tmp_path / "other.safetensors")
+    assert "neither a text file nor --tokens" in neither.err
+
+
 def test_masks_and_tokens_that_cannot_be_meant_are_refused(toy_gpt) -> None:
     ids = torch.tensor([[1, 2, 3]])
     bad = (

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from planted import manifest, planted, previous_token_model
+from scipy import stats
 
+from analyses._statistics import FEW, bootstrap
 from analyses.probes import LogisticProbe, RidgeProbe, controls, probe_layers
 from analyses.probes.data import Held, labels_of, run_like, run_model, split_texts
 from analyses.probes.layers import short
@@ -255,3 +257,21 @@ def test_short_names() -> None:
     assert [short(name) for name in ("hook_embed", "blocks.3.hook_resid_mid", "blocks.0.attn.hook_z")] == [
         "embed", "L3 mid", "L0 attn.z",
     ]  # fmt: skip
+
+
+def test_selectivity_knows_how_far_the_draws_of_the_control_task_lie_apart() -> None:
+    data, labels = planted((1,))
+    result = probe_layers(data, labels, probe="lda", description_length=False)
+    draws = result.control_draws
+    assert draws.shape == (controls.DRAWS, 5)
+    assert draws.std(0).min() > 0  # each has labels of its own
+    assert draws.mean(0) == pytest.approx(result.interval("control").value, abs=1e-12)
+    texts = bootstrap((result.accuracy["probe"] - result.accuracy["control"]).T, weights=result.rows)
+    found = result.difference("probe", "control")
+    half = np.array(stats.t.interval(0.95, controls.DRAWS - 1, scale=draws.std(0, ddof=1) / np.sqrt(controls.DRAWS))[1])
+    if controls.DRAWS < FEW:
+        assert found.high - found.value == pytest.approx(np.hypot(texts.high - texts.value, half))
+    assert (found.high > texts.high).all()
+    assert (found.low < texts.low).all()
+    alone = replace(result, control_draws=np.repeat(draws[:1], len(draws), 0))  # control: draws that agree add nothing
+    assert alone.difference("probe", "control").high == pytest.approx(texts.high)

@@ -189,6 +189,18 @@ DAMAGED: dict[str, Callable[[dict[str, Any]], object]] = {
     "uneven token ids": lambda d: d["request"].update(text=[[1, 2], [3]]),
     "a token id far too large": lambda d: d["request"].update(text=[[10**30]]),
     "a seed that is none": lambda d: d["request"].update(seed="x"),
+    "a seed below 0": lambda d: d["request"]["options"]["ablation"].update(seed=-1),
+    "a seed beyond all": lambda d: d["request"].update(seed=2**40),
+    "draws without end": lambda d: d["request"]["options"]["ablation"].update(draws=10**9),
+    "a number that is none": lambda d: d["request"]["options"]["ablation"].update(draws=float("inf")),
+    "20,000 texts": lambda d: d["request"].update(text=["a"] * 20_000),
+    "5 MB of text": lambda d: d["request"].update(text="a " * 2_500_000),
+    "an analysis a thousand times": lambda d: d["request"].update(analyses=["logit_lens"] * 1000),
+    "half a character": lambda d: d["request"].update(title="\ud800"),
+    "meta": lambda d: d.update(device="meta"),
+    "xla": lambda d: d.update(device="xla"),
+    "a shape for what needs weights": lambda d: d.update(weights_sha256="no weights", model="gpt3"),
+    "rows beyond all": lambda d: d["numbers"]["ablation"].update(rows=10**30, step=10**30),
     "a dtype that is none": lambda d: d.update(dtype="__class__"),
     "a device that is none": lambda d: d.update(device="nowhere"),
     "numbers that are none": lambda d: d.update(numbers={"ablation": 3}),
@@ -232,6 +244,44 @@ def test_a_hub_name_of_the_page_is_not_fetched(
     assert asked == []
     assert interp(capsys, "rerun", "page.html", "--model", "somebody/tracker").code == 3  # the user's own word
     assert asked == ["somebody/tracker"]
+
+
+def test_a_model_that_an_option_of_the_page_names_is_not_fetched(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("interp.loading._from_hub", lambda name: asked.append(name) or Path("nowhere"))
+    args = ("compare", TEXT, "--model", toy, "--other", toy, "--out", "c.html", "--quiet")
+    assert interp(capsys, *args).code == 0
+    page = Path("c.html").read_bytes().decode()
+    assert outcomes(interp(capsys, "rerun", "c.html", *CHECK)) == [
+        "identical"
+    ]  # the control: a directory that is there
+    for name in ("evil/model", "gpt2"):
+        hostile = forged(page, lambda data, name=name: data["request"]["options"].update(other=name))  # type: ignore[misc]
+        done = interp(capsys, "rerun", written(hostile), "--check", "--quiet")
+        assert done.code == 3
+        assert f"other '{name}'" in done.err
+        assert "--load other=" in done.err
+        assert len(done.err.splitlines()) == 3
+        assert asked == []
+        interp(capsys, "rerun", "page.html", "--check", "--quiet", "--load", f"other={name}")  # the user's own word
+        assert asked == [name]
+        asked.clear()
+    assert outcomes(interp(capsys, "rerun", "page.html", *CHECK, "--load", f"other={toy}")) == ["identical"]
+    for wrong in ("other", "other=", "lens=x", "model=x"):
+        done = interp(capsys, "rerun", "page.html", "--check", "--load", wrong, "--quiet")
+        assert (done.code, "--load" in done.err) == (2, True)
+
+
+def test_weights_of_a_known_name_are_not_fetched_on_a_pages_word(
+    page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("interp.loading._from_hub", lambda name: asked.append(name) or Path("nowhere"))
+    known = written(forged(page, lambda data: data["request"].update(model="gpt2") or data.update(model="gpt2")))
+    assert interp(capsys, "rerun", known, "--check").code == 3
+    assert asked == []
 
 
 def test_a_table_that_unpacks_to_gigabytes_is_refused(page: str) -> None:

@@ -9,11 +9,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analyses._statistics import (
+    FEW,
+    attainable,
     bootstrap,
     effect_size,
+    least_p_value,
+    methods,
     null_p_value,
     paired_effect,
     q_values,
+    said_clear,
     sign_flip_p_value,
 )
 from interp.errors import InputError
@@ -87,6 +92,100 @@ def test_same_seed_same_interval_other_seed_another():
     values = RNG.normal(size=20)
     assert bootstrap(values, seed=5).low == bootstrap(values, seed=5).low
     assert bootstrap(values, seed=5).low != bootstrap(values, seed=6).low
+
+
+@pytest.mark.parametrize("n", range(2, FEW))
+def test_few_texts_have_students_interval(n):
+    values = RNG.normal(size=(n, 3))
+    found, theirs = bootstrap(values), stats.ttest_1samp(values, 0).confidence_interval()
+    np.testing.assert_allclose(found.low, theirs.low, rtol=1e-12)
+    np.testing.assert_allclose(found.high, theirs.high, rtol=1e-12)
+    twice = bootstrap(np.repeat(values, 4, 0), clusters=np.repeat(np.arange(n), 4).tolist())
+    np.testing.assert_allclose(twice.low, theirs.low, rtol=1e-12)  # the template is the unit
+    assert (bootstrap(np.repeat(values, 4, 0)).low > theirs.low).all()  # control: four times as many texts
+
+
+@pytest.mark.parametrize("n", [3, 12])
+def test_what_is_chosen_of_many_has_an_interval_at_bonferronis_level(n):
+    values = RNG.normal(size=(n, 4))
+    found = bootstrap(values, chosen_of=60)
+    theirs = stats.ttest_1samp(values, 0).confidence_interval(1 - 0.05 / 60)
+    np.testing.assert_allclose(found.low, theirs.low, rtol=1e-9)
+    np.testing.assert_allclose(found.high, theirs.high, rtol=1e-9)
+    each = bootstrap(values)
+    assert ((found.low < each.low) & (each.high < found.high)).all()
+
+
+def test_weighted_texts_have_the_jackknifes_error():
+    """Against a loop that leaves out one text at a time; degrees of freedom from the weights (Kish)."""
+    values, weights = RNG.normal(size=5), np.array([1.0, 2, 3, 4, 5])
+    mean = np.average(values, weights=weights)
+    without = [np.average(np.delete(values, i), weights=np.delete(weights, i)) for i in range(5)]
+    error = np.sqrt(4 / 5 * sum((one - mean) ** 2 for one in without))
+    freedom = weights.sum() ** 2 / (weights**2).sum() - 1
+    found = bootstrap(values, weights=weights)
+    assert found.value == pytest.approx(mean, rel=1e-12)
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=1e-6)
+    one_decides = bootstrap(values[:2], weights=np.array([1.0, 99.0]))
+    assert one_decides.ends() == (None, None)  # of two texts one all but alone is no sample
+
+
+@pytest.mark.parametrize("hits", [0, 1, 4, 9])
+def test_shares_of_yes_and_no_have_clopper_and_pearsons_interval(hits):
+    values = np.zeros(9)
+    values[:hits] = 1
+    exact = stats.binomtest(hits, 9).proportion_ci(method="exact")
+    assert bootstrap(values, share=True).ends() == pytest.approx((exact.low, exact.high), abs=1e-12)
+    several = bootstrap(np.repeat(values, 3), share=True, clusters=np.repeat(np.arange(9), 3).tolist())
+    assert several.ends() == pytest.approx((exact.low, exact.high), abs=1e-12)
+    assert bootstrap(values[:1], share=True).low is None
+
+
+def test_shares_stay_between_zero_and_one_and_narrow_with_agreement():
+    apart, alike = np.array([0.9, 1.0, 0.99, 0.8, 1.0]), np.array([0.94, 0.93, 0.94, 0.95, 0.93])
+    wide, narrow = bootstrap(apart, share=True), bootstrap(alike, share=True)
+    assert 0 < wide.low < 0.9 < wide.high < 1
+    assert narrow.high - narrow.low < 0.2 * (wide.high - wide.low)
+    assert bootstrap(apart).high > 1  # control: Student's does not know the bounds
+    same = bootstrap(np.full(6, 0.25), share=True)
+    assert same.ends() == pytest.approx((0.25, 0.25), abs=1e-5)
+    assert bootstrap(np.array([0.1, 3.0]), least=0.0).low == 0
+
+
+def test_what_few_texts_cannot_reach_is_said():
+    assert [least_p_value(n) for n in (2, 5, 6, 12, 30)] == [0.5, 1 / 16, 1 / 32, 1 / 2048, 1 / 4096]
+    for n in (2, 4, 6, 9):
+        assert sign_flip_p_value(1 + RNG.uniform(size=n)) == pytest.approx(least_p_value(n))
+    assert "nothing could reach .05" in attainable(5, 1)
+    said = attainable(8, 32)  # 1/128 over 32: five at the least p make q = 32 / 5 / 128 = .05
+    assert "q = 0.25" in said
+    assert "takes 5 that" in said
+    assert (q_values(np.array([1 / 128] * 5 + [1.0] * 27))[:5] <= 0.05).all()
+    assert (q_values(np.array([1 / 128] * 4 + [1.0] * 28))[:4] > 0.05).all()
+    assert attainable(12, 20) == ""
+    assert said_clear([0.2, np.nan], 4) == "4 texts are too few for any to reach q of .05"
+    assert said_clear([0.2, 0.01], 12) == "1 of them has q at most .05"
+    assert said_clear([0.2, 0.1], 12) == "none of them have q at most .05"
+
+
+def test_methods_are_said_in_words_that_hold():
+    (few,) = methods(5, chosen_of=16, test="sign flips", tests=16)
+    for part in ("5 texts", "Student's t", "4 degrees of freedom", ".05/16", "symmetric about zero", "all 32 patterns",
+                 "over 16 p-values", "nothing could reach"):  # fmt: skip
+        assert part in few.text
+    (many,) = methods(24, clusters=["a", "b"] * 12 + [], test="t")
+    assert "2 templates" in many.text
+    (many,) = methods(24, seed=7, test="sign flips", tests=3)
+    assert "2,000 resamples of texts, seed 7" in many.text
+    assert "4,096 random patterns" in many.text
+    assert "nothing" not in many.text
+    assert methods(1) == []
+    assert methods(6, clusters=["a"] * 6) == []
+
+
+def test_sign_flips_of_many_entries_are_those_of_each_alone():
+    values = RNG.normal(size=(7, 2100))
+    assert np.array_equal(sign_flip_p_value(values)[2045:2060], sign_flip_p_value(values[:, 2045:2060]))
 
 
 def test_clusters_must_match_the_texts():

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -73,39 +72,6 @@ def test_a_resumed_run_gives_the_same_weights(tmp_path: Path, stop_at: int) -> N
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     other = dataclasses.replace(SETTINGS, seed=4)
     assert not same(run(tmp_path / "a"), run(tmp_path / "b", other))
-
-
-KILLED = """
-import sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)  # as in these tests: sums depend on it
-from interp import training
-sys.path.insert(0, sys.argv[2])
-from test_training import SETTINGS, TOKENS, TextAndCopies
-training._compiler = lambda: False
-source = TextAndCopies(TOKENS, SETTINGS)
-def slow(step):
-    time.sleep(60 if len(sys.argv) > 3 and step == 6 else 0)
-    return source(step)
-training.train(SETTINGS, out=Path(sys.argv[1]), batches=slow, device="cpu", resume=True, checkpoint_seconds=0)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "cut"), str(Path(__file__).parent)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([*command, "hang"], env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and steps_done(tmp_path / "cut") < 6:
-        time.sleep(0.05)
-    process.kill()
-    assert process.wait(30) == -signal.SIGKILL
-    assert steps_done(tmp_path / "cut") == 6
-    assert not (tmp_path / "cut" / "model.safetensors").exists()
-    subprocess.run(command, env=environment, check=True)
-    assert same(HookedGPT.from_pretrained(tmp_path / "cut", device="cpu"), run(tmp_path / "whole"))
 
 
 def steps_done(out: Path) -> int:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from command_line import interp
 from conftest import TEXT
 from test_encoder import BERT, VIT, WORDS, make
 from test_encoder_decoder import make_pair
@@ -262,3 +263,32 @@ def test_an_image_encoder_s_attention_lies_on_the_image_grid() -> None:
     assert panels["image-last"].values.sum() == 1.0
     with pytest.raises(InputError, match="images"):
         attention_patterns(vit, "text")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("ablation", ("--answer", "x")), ("ablation", ("--draws", "3")), ("ablation", ("--memory", "1000000")),
+        ("activation-patching", ("--layers", "1")), ("activation-patching", ("--by-position",)),
+        ("activation-patching", ("--metric", "logit")), ("activation-patching", ("--positions", "1")),
+        ("direct-logit-attribution", ("--neurons",)), ("attention-patterns", ("--clusters", "3")),
+        ("ablation", ("--ray", "local")), ("activation-patching", ("--resume", "kept")),
+    ],
+)  # fmt: skip
+def test_an_option_that_translation_models_do_not_read_is_refused(capsys, command, option) -> None:
+    done = interp(capsys, command, "le chat dort.", "--model", "fr-en", *option)
+    assert done.code == 2
+    assert 2 <= len(done.err.strip().splitlines()) <= 3
+    assert option[0].strip("-").replace("-", "_") in done.err
+
+
+def test_the_page_of_a_translation_model_names_the_dtype_that_ran(tmp_path, capsys) -> None:
+    """No sweep runs there, so --dtype is that of the weights, and no dtype of sweeps is claimed."""
+    page = tmp_path / "page.html"
+    done = interp(
+        capsys, "ablation", "le chat dort.", "--model", "fr-en", "--dtype", "bfloat16", "--components", "mlps",
+        "--out", page,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert '"dtype":"bfloat16"' in page.read_text()
+    assert "dtype of sweeps" not in page.read_text()

@@ -409,3 +409,25 @@ def test_a_model_without_weights_to_speak_of():
     assert set(found.whole["best"]) == {"constant"}
     assert found.findings() == []
     assert found.panels()
+
+
+def test_a_single_huge_entry_is_held_against_the_same_entries_shuffled():
+    """It makes a singular value of its own wherever it stands: that is no structure. A direction of many entries is."""
+    matrix = np.random.default_rng(0).normal(size=(96, 64)).astype(np.float32)
+    spiked = matrix.copy()
+    spiked[3, 5] = 60.0
+    top, numbers = float(singular_values(spiked)[0]), describe(spiked).numbers
+    assert top > distributions.random_edge(spiked.shape, numbers["std"])  # what light tails would allow
+    assert top < distributions.edge_of(spiked, top, numbers)
+    planted = matrix + 0.6 * np.outer(np.sign(matrix[:, 0]), np.sign(matrix[0])).astype(np.float32)
+    top, numbers = float(singular_values(planted)[0]), describe(planted).numbers
+    assert top > 1.5 * distributions.edge_of(planted, top, numbers)
+    assert not distributions.tails_matter((768, 768), 1.0, 6.0)
+    assert distributions.tails_matter((768, 768), 1.0, 40.0)
+
+
+def test_points_of_the_distances_are_the_published_ones():
+    assert distributions.normal_point(10**6) * 1000 == pytest.approx(0.895, abs=0.001)
+    assert distributions.normal_point(30) == pytest.approx(0.161, abs=0.003)  # Lilliefors 1967, table 1
+    assert distributions.two_sample_point(5000, 1) == pytest.approx(1.358 * np.sqrt(2 / 5000), rel=1e-3)
+    assert distributions.two_sample_point(5000, 66) > 1.3 * distributions.two_sample_point(5000, 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analyses._panels import Bars, Finding, Lines, Panel, Result, Table
-from analyses._statistics import Interval, bootstrap
+from analyses._statistics import Interval, bootstrap, methods
 from analyses.probes.layers import short
 from analyses.probes.moments import Array
 
@@ -73,6 +73,10 @@ class CausalResult(Result):
         """Over texts [text *shape], weighted by labelled rows or by positions."""
         return bootstrap(values, weights=self.rows if by_rows else self.positions, seed=self.seed)
 
+    def accuracy(self, values: Array) -> Interval:
+        """Of accuracies [text *shape], weighted by labelled rows."""
+        return bootstrap(values, weights=self.rows, share=True, seed=self.seed)
+
     @property
     def cost(self) -> Interval:
         """What erasing costs the model's predictions, nats a token."""
@@ -100,10 +104,10 @@ class CausalResult(Result):
         def add(kind: str, place: str, condition: str, found: Interval, unit: str) -> None:
             rows.append((kind, place, condition, float(found.value), *found.ends(), unit))
 
-        add("probe", "", "majority class", self.mean(self.majority, by_rows=True), "accuracy")
+        add("probe", "", "majority class", self.accuracy(self.majority), "accuracy")
         for layer, name in enumerate(self.later):
-            add("probe", name, "as it is", self.mean(self.before[layer], by_rows=True), "accuracy")
-            add("probe", name, "erased", self.mean(self.after[layer], by_rows=True), "accuracy")
+            add("probe", name, "as it is", self.accuracy(self.before[layer]), "accuracy")
+            add("probe", name, "erased", self.accuracy(self.after[layer]), "accuracy")
         add("loss", self.name, "as it is", self.mean(self.loss), "nats")
         add("loss", self.name, "change: concept erased", self.cost, "nats")
         for control, condition in enumerate(CONTROLS):
@@ -143,11 +147,15 @@ class CausalResult(Result):
     def panels(self) -> list[Panel]:
         panels: list[Panel] = [self._probes(), self._losses()]
         panels += [self._steering(True)] if self.favoured else []
-        return [*panels, self._steering(False), self._table()]
+        said = methods(
+            int((self.positions > 0).sum()), unit="held-out texts", weighted=True, seed=self.seed,
+            more="Accuracies have Clopper-Pearson intervals (Korn and Graubard 1998), weighted by labelled positions.",
+        )  # fmt: skip
+        return [*panels, self._steering(False), self._table(), *said]
 
     def _probes(self) -> Lines:
         places = tuple(short(name) for name in self.later)
-        before, after = (self.mean(values.T, by_rows=True) for values in (self.before, self.after))
+        before, after = (self.accuracy(values.T) for values in (self.before, self.after))
         most = float(self.mean(self.majority, by_rows=True).value)
         low, high = {}, {}
         for name, found in (("as it is", before), ("erased", after)):
@@ -226,7 +234,7 @@ class CausalResult(Result):
         return Table(
             key="table",
             title="All numbers",
-            caption="Means over held-out texts, weighted by positions, with 95 % bootstrap intervals over texts.",
+            caption="Means over held-out texts, weighted by positions, with 95 % intervals over texts.",
             frame=frame.assign(place=[short(place) if place else "" for place in frame["place"]]),
         )
 

@@ -9,15 +9,23 @@ BLOCKS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the training texts after which the online code, and the learning curve, fit the probe again."""
 
 
-def control_labels(codes: Array, token: Array, train: Array, n_classes: int, seed: int) -> Array:
+DRAWS = 8
+"""Control tasks, each with labels of its own: one draw's accuracy can be off by several percent."""
+DRAWN = tuple(f"control {number}" for number in range(DRAWS))
+"""Their names."""
+
+
+def control_labels(codes: Array, token: Array, train: Array, n_classes: int, seed: int, draw: int = 0) -> Array:
     """[row] a random class for every token type, drawn as the classes are distributed in training (-1 stays -1).
 
     Hewitt and Liang 2019, "Designing and Interpreting Probes with Control Tasks": only a probe that memorises can learn
-    them, so the accuracy it reaches on them tells how much of its accuracy memory could explain.
+    them, so the accuracy it reaches on them tells how much of its accuracy memory could explain. `draw` numbers the
+    tasks.
     """
     share = np.bincount(codes[train], minlength=n_classes) / max(len(train), 1)
     types, place = np.unique(token, return_inverse=True)
-    drawn = np.random.default_rng([seed, 1]).choice(n_classes, size=len(types), p=share).astype(np.int32)
+    rng = np.random.default_rng([seed, 1, draw] if draw else [seed, 1])
+    drawn = rng.choice(n_classes, size=len(types), p=share).astype(np.int32)
     return np.where(codes >= 0, drawn[place], -1)
 
 

@@ -69,7 +69,7 @@ def leace_fitter(statistics: Statistics) -> Any:
             from concept_erasure import LeaceFitter
     except ImportError as error:
         raise InterpError(
-            "erasing a concept needs the library concept-erasure", "it is not installed", "pip install interp[probes]"
+            "erasing a concept needs the library concept-erasure", "it is not installed", "pip install concept-erasure"
         ) from error
     x, y = statistics.x, class_means(statistics)
     # The covariance is not shrunk, so that the change is the smallest for these rows; no direction is too weak to go.

@@ -1,14 +1,14 @@
 """What a sweep of probes over layers found: one table, one figure, and what is needed to judge them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analyses._panels import Finding, Lines, Note, Panel, Result, Table
-from analyses._statistics import Interval, bootstrap
+from analyses._statistics import Interval, bootstrap, methods
 from analyses.probes.base import Probe
 from analyses.probes.moments import Array
 from analyses.probes.passes import BINS
@@ -39,7 +39,8 @@ class ProbeLayersResult(Result):
     rows: Array
     """[text] labelled rows of each test text."""
     accuracy: Mapping[str, Array]
-    """probe, control, shuffled, random -> [layer text]; majority, token, embedding -> [text]; NaN without rows."""
+    """probe, control, shuffled, random -> [layer text]; majority, token, embedding -> [text]; NaN without rows. That on
+    the control task is the mean over draws of its labels."""
     loss: Mapping[str, Array]
     """The same in nats a row."""
     validation_loss: Array
@@ -54,6 +55,8 @@ class ProbeLayersResult(Result):
     """[layer] online code length of the training labels, bits; NaN where not measured."""
     coded_rows: int
     """Rows that the code covers."""
+    control_draws: Array
+    """[draw layer] accuracy over all rows in each draw of the control task's labels."""
     train_rows: int
     random_rows: int
     """Rows the random model's probes were fitted to; 0: not measured."""
@@ -72,14 +75,26 @@ class ProbeLayersResult(Result):
         return tuple(short(name) for name in self.names)
 
     def interval(self, series: str, measure: str = "accuracy") -> Interval:
-        """[layer] (or []) the mean over rows with its bootstrap interval over texts."""
+        """[layer] (or []) the mean over rows with its interval over texts."""
         values = getattr(self, measure)[series]
-        return bootstrap(values.T, weights=self.rows, seed=self.seed)
+        return bootstrap(values.T, weights=self.rows, share=measure == "accuracy", seed=self.seed)
 
     def difference(self, series: str, other: str) -> Interval:
-        """[layer] accuracy of one less that of another, paired by text."""
+        """[layer] accuracy of one less that of another, paired by text.
+
+        Against the control task the interval is wider, by how far the draws of its labels lie apart: the squares of
+        both half-widths are added (Zou and Donner 2008), Student's over draws and that over texts.
+        """
         one, two = self.accuracy[series], self.accuracy[other]
-        return bootstrap((one - two).T, weights=self.rows, seed=self.seed)
+        found = bootstrap((one - two).T, weights=self.rows, seed=self.seed)
+        if other != "control" or found.low is None or found.high is None:
+            return found
+        draws = bootstrap(self.control_draws)
+        assert draws.low is not None
+        assert draws.high is not None
+        low = found.value - np.hypot(found.value - found.low, draws.high - draws.value)
+        high = found.value + np.hypot(found.high - found.value, draws.value - draws.low)
+        return replace(found, low=low, high=high)
 
     @property
     def compression(self) -> Array:
@@ -124,6 +139,7 @@ class ProbeLayersResult(Result):
             "test_rows": int(self.rows.sum()),
             "test_texts": int((self.rows > 0).sum()),
             "random_model_rows": self.random_rows,
+            "control_draws": len(self.control_draws),
             "best": self.names[self.best],
             "seed": self.seed,
         }
@@ -143,7 +159,17 @@ class ProbeLayersResult(Result):
                 "the model, only its wiring.",
             )
         )
-        return panels
+        return [*panels, *self.methods()]
+
+    def methods(self) -> list[Note]:
+        """How intervals were made, as a note."""
+        return methods(
+            int((self.rows > 0).sum()), unit="held-out texts", weighted=True, share=True,
+            more="Differences of accuracies have Student's t intervals below 8 texts, else bootstrapped ones; that of "
+            f"the selectivity holds the spread of {len(self.control_draws)} draws of the control task's labels too. "
+            "The best layer was chosen on texts of its own.",
+            seed=self.seed,
+        )  # fmt: skip
 
     def _figure(self) -> Lines:
         series, low, high = {}, {}, {}
@@ -159,8 +185,9 @@ class ProbeLayersResult(Result):
             key="layers",
             title=f"Where “{self.label}” can be read",
             caption=f"Share of {int(self.rows.sum()):,} positions in {texts} held-out texts that a probe ({self.kind}) "
-            "gets right, and what to compare it with; the band is the 95 % interval over texts. The control task "
-            "gives every token type a random label; the random model has the same shape and no training.",
+            "gets right, and what to compare it with; the band is the 95 % interval over texts. The control task gives "
+            f"every token type a random label (mean of {len(self.control_draws)} draws); the random model has the same "
+            "shape and no training.",
             x=self.labels,
             series=series,
             x_axis="where in the model",
@@ -171,8 +198,10 @@ class ProbeLayersResult(Result):
 
     def _table(self) -> Table:
         left_out = ["hook_point", "options", "above_majority", "above_majority_low", "above_majority_high"]
-        frame = self.to_dataframe().drop(columns=[*left_out, "selectivity_low", "selectivity_high"])
-        frame = frame.rename(columns=NAMES | {"accuracy_low": "low", "accuracy_high": "high"})
+        frame = self.to_dataframe().drop(columns=left_out)
+        ends = {"accuracy_low": "low", "accuracy_high": "high"}
+        ends |= {f"selectivity_{end}": f"selectivity, {end}" for end in ends.values()}
+        frame = frame.rename(columns=NAMES | ends)
         frame = frame.drop(columns=[c for c in frame if c != "layer" and frame[c].isna().all()])
         return Table(
             key="table",

@@ -96,7 +96,7 @@ class ClassMeans:
         classes, codes = np.unique(as_labels(y, len(X)), return_inverse=True)
         sums, counts = np.zeros((len(classes), X.shape[1])), np.bincount(codes, minlength=len(classes))
         for start in range(0, len(X), CHUNK):
-            part, code = X[start : start + CHUNK].astype(np.float64), codes[start : start + CHUNK]
+            part, code = X[start : start + CHUNK].astype(np.float64, copy=False), codes[start : start + CHUNK]
             member = np.zeros((len(classes), len(part)))
             member[code, np.arange(len(part))] = 1.0
             sums += member @ part

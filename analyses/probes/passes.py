@@ -134,8 +134,9 @@ def _statistics(names: Sequence[str], data: Activations, part: Part) -> Any:
         for name in names:
             new = Moments.of(x[name])
             moments[name] = moments[name].merge(new) if name in moments else new
+            wide = x[name].astype(np.float64)
             for target, codes in part.codes.items():
-                one, old = ClassMeans.of(x[name], codes[place]), means[name].get(target)
+                one, old = ClassMeans.of(wide, codes[place]), means[name].get(target)
                 means[name][target] = one if old is None else old.merge(one)
     return moments, means
 

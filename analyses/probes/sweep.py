@@ -7,10 +7,11 @@ itself; it stands beside the following.
 The majority class, and the classes' shares for the same token: what needs no model. The embedding layer: what the
 token's vector gives away before any context. A randomly initialised model of the same shape: what wiring gives without
 training. Shuffled labels: what the procedure finds where there is nothing. A control task, a random label for every
-token type (Hewitt and Liang 2019, "Designing and Interpreting Probes with Control Tasks"): accuracy less that is the
-selectivity. The online code length of the labels (Voita and Titov 2020, "Information-Theoretic Probing with Minimum
-Description Length", section 2.2): each block of training texts is coded by the probe fitted to those before it, the
-first block at log2(classes) bits a label.
+token type (Hewitt and Liang 2019, "Designing and Interpreting Probes with Control Tasks"), the mean of several draws of
+labels: accuracy less that is the selectivity, and its interval knows how far the draws lie apart. The online code
+length of the labels (Voita and Titov 2020, "Information-Theoretic Probing with Minimum Description Length", section
+2.2): each block of training texts is coded by the probe fitted to those before it, the first block at log2(classes)
+bits a label.
 
 Linear kinds are solved from statistics that one pass gathers for all hook points at once; the logistic one takes some
 tens of passes over each hook point. Inside `interp.scale.cluster(...)` the workers share the passes.
@@ -75,7 +76,7 @@ def probe_layers(
     best, options, losses = choose(setup.passes, probe, chosen, "probe", training, setup.validation)
     fitted: dict[tuple[str, str], Probe] = {(name, "probe"): best[name] for name in chosen}
     for name in track(chosen):
-        for target in ("control", "shuffled"):
+        for target in (*controls.DRAWN, "shuffled"):
             fitted[name, target] = fit(setup.passes, probe, name, target, training, options[name])
     against = {"shuffled": "probe"}
     code, sizes, parts = np.full(len(chosen), np.nan), np.zeros(0), dict[tuple[str, str], Probe]()
@@ -85,6 +86,9 @@ def probe_layers(
     scores = setup.passes.scores(fitted | parts, setup.test, against)
     accuracy = {own: np.stack([scores[name, own].accuracy for name in chosen]) for own in kinds}
     loss = {own: np.stack([scores[name, own].loss for name in chosen]) for own in kinds}
+    for found_of in (accuracy, loss):
+        found_of["control"] = np.mean([found_of.pop(own) for own in controls.DRAWN], axis=0)
+    drawn = [[scores[name, own].total_accuracy for name in chosen] for own in controls.DRAWN]
     simple = _without_probes(setup, found, seed) | _embedding(setup, probe, chosen, scores, model)
     accuracy |= {own: one.accuracy for own, one in simple.items()}
     loss |= {own: one.loss for own, one in simple.items()}
@@ -110,6 +114,7 @@ def probe_layers(
         curve=np.array(curve).reshape(len(sizes), len(chosen)),
         code_bits=code,
         coded_rows=len(setup.train),
+        control_draws=np.array(drawn),
         train_rows=len(setup.train),
         random_rows=random_rows,
         seed=seed,
@@ -119,7 +124,7 @@ def probe_layers(
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """The data with its three kinds of labels (probe, control, shuffled) and its split."""
+    """The data with its kinds of labels (probe, several of control, shuffled) and its split."""
 
     passes: Passes
     token: Array  # [row]
@@ -156,7 +161,10 @@ def set_up(store: Activations, labels: Labels, seed: int) -> Setup:
         raise InputError(f"the training texts have one class of {labels.name}", "expected at least two")
     codes = {
         "probe": labels.codes,
-        "control": controls.control_labels(labels.codes, token, train, n_classes, seed),
+        **{
+            own: controls.control_labels(labels.codes, token, train, n_classes, seed, draw)
+            for draw, own in enumerate(controls.DRAWN)
+        },
         "shuffled": controls.shuffled_labels(labels.codes, train, seed),
     }
     return Setup(Passes(store, codes, texts, n_classes), token, train, validation, test, seed)
