@@ -15,6 +15,7 @@ from interp.errors import LoadError
 from interp.families import FAMILIES
 from interp.layouts import Readers
 from interp.tokenizer import SPACE, Tokenizer
+from interp.untrusted import VOCABULARY_LIMIT, regular
 from interp.vocabularies import from_scores
 
 HEADER = struct.Struct("<7i")
@@ -99,7 +100,7 @@ def read_tokenizer(model: Path, d_vocab: int) -> Tokenizer | None:
 
 def _pieces(file: Path) -> list[tuple[float, str]]:
     """Score and text of each piece: after the longest length, for each a float, its length in bytes, the bytes."""
-    data, at, found = file.read_bytes(), 4, []
+    data, at, found = regular(file, VOCABULARY_LIMIT).read_bytes(), 4, []
     try:
         while at < len(data):
             score, length = struct.unpack_from("<fi", data, at)

@@ -1,8 +1,11 @@
 """Loading and saving: bundled models, Hugging Face directories, hub ids. All is checked before any of it is used."""
 
+import contextlib
 import hashlib
+import queue
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -38,6 +41,8 @@ _BIN_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_mode
 
 PATIENCE = 8.0
 """Seconds that a hub may take to answer whether it has a model."""
+STALLED = 10.0
+"""Seconds of a download in which something must arrive."""
 
 
 def bundled_models() -> list[str]:
@@ -236,9 +241,15 @@ def _names(text: str) -> str:
 def _from_hub(name: str) -> Path:
     """A snapshot in the hub's cache, downloaded when it is not there yet and the hub may be asked."""
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    own = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
     def snapshot(patterns: list[str], cached: bool) -> Path:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=cached))
+        def work() -> Path:
+            return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=cached))
+
+        return work() if cached else _while_it_grows(own, work)
 
     try:
         path = snapshot(_TEXT_FILES, cached=True)
@@ -264,6 +275,40 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def _while_it_grows(folder: Path, work: Callable[[], Path]) -> Path:
+    """What a download into the folder gives; raises TimeoutError when for `STALLED` seconds nothing arrived there.
+
+    The library itself asks a silent hub again for minutes. Its thread is left behind and ends with the process.
+    """
+    found: queue.SimpleQueue[tuple[Path | None, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            found.put((work(), None))
+        except Exception as error:
+            found.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    arrived = None
+    while True:
+        before, arrived = arrived, _bytes_in(folder)
+        if before == arrived:
+            raise TimeoutError(f"nothing arrived for {STALLED} seconds")
+        with contextlib.suppress(queue.Empty):
+            path, error = found.get(timeout=STALLED)
+            if path is None:
+                raise error or OSError("nothing was downloaded")
+            return path
+
+
+def _bytes_in(folder: Path) -> int:
+    sizes = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # renamed meanwhile
+            sizes += path.lstat().st_size
+    return sizes
+
+
 def weight_names(directory: Path) -> list[Path]:
     """The weight files of a directory: safetensors before `pytorch_model.bin`, one file or the shards of an index."""
     for stem in WHOLE:
@@ -274,7 +319,7 @@ def weight_names(directory: Path) -> list[Path]:
             named = read_json(index).get("weight_map")
             if not isinstance(named, dict) or not all(isinstance(shard, str) for shard in named.values()):
                 raise LoadError(f"{index} has no weight_map", "expected the file name of each tensor by its name")
-            if not all(Path(shard).name == shard and len(shard) < 200 for shard in named.values()):
+            if not all(Path(s).name == s and len(s) < 200 and s.isprintable() for s in named.values()):
                 raise LoadError(f"{index}: a shard lies outside the directory", "expected plain file names")
             return [directory / shard for shard in sorted(set(named.values()))]
     return []

@@ -308,24 +308,27 @@ def _cut_of(directory: Path) -> str:
     return _CUTS[name]
 
 
-GROWTH = 1000
-"""A letter may become so many in a tokenizer; so may what is put in front of a text, or behind it."""
+GROWTH = 4096
+"""Letters that a tokenizer may make of one, and letters that it may put into a text."""
 
 
 def _check_growth(backend: Backend, file: Path) -> None:
     """Raises LoadError for a file whose replacements, one after the other, multiply a text."""
-    for part in (backend.normalizer, backend.decoder):
+    for parts in ((backend.normalizer, backend.pre_tokenizer), (backend.decoder,)):
         factor, added = 1.0, 0
-        for step in _parts(part):
-            if step["type"] == "Replace":
-                text, pattern = str(step["content"]), step["pattern"]
-                factor *= max(1.0, len(text) / max(1, len(pattern.get("String", "x"))))
-                added += len(text)
-            added += len(str(step.get("prepend", ""))) + len(str(step.get("append", "")))
-            if "precompiled_charsmap" in step:
+        for step in (step for part in parts for step in _parts(part)):
+            text = str(step.get("content", step.get("prepend", step.get("append", ""))))
+            added += len(text)
+            if step["type"] == "Replace":  # a pattern may match between letters
+                found = step["pattern"].get("String")
+                factor *= max(1.0, len(text) / len(found)) if found else 1.0 + len(text)
+            elif step["type"] == "ByteLevel":
+                factor *= 4  # bytes of a letter, each written as one
+            elif step["type"] == "Precompiled":
                 factor *= _longest(step["precompiled_charsmap"])
         if factor > GROWTH or added > GROWTH:
-            raise LoadError(f"{file} multiplies a text by {factor:.3g}", f"expected at most {GROWTH}, or text put in")
+            what = f"{file} multiplies a text by {factor:.3g} and puts {added:,} letters into it"
+            raise LoadError(what, f"expected at most {GROWTH} of each")
 
 
 def _longest(charsmap: str) -> int:

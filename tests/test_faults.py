@@ -1,5 +1,6 @@
 """Kills, damages, forged pages, full disks, closed streams, signals: short forms of `tests/faults/`, and more."""
 
+import contextlib
 import os
 import random
 import resource
@@ -136,6 +137,18 @@ def test_training_and_sweeps_say_that_the_disk_is_full_and_keep_what_there_was(
 # Being asked to stop.
 
 
+@contextlib.contextmanager
+def as_a_shell_starts_it() -> Iterator[None]:
+    """With no signal ignored, whatever these tests were started under (`nohup` ignores SIGHUP)."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_each_signal_leaves_a_checkpoint_and_its_exit_code(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,8 +161,7 @@ def test_each_signal_leaves_a_checkpoint_and_its_exit_code(
             signal.raise_signal(number)
         return source(step)
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    with signals_raise(), pytest.raises(KeyboardInterrupt) as caught:
+    with as_a_shell_starts_it(), signals_raise(), pytest.raises(KeyboardInterrupt) as caught:
         training.train(kills.SETTINGS, out=tmp_path, batches=batches, device="cpu")
     assert torch.load(tmp_path / training.CHECKPOINT, weights_only=True)["step"] == 5
     code, lines = explain(caught.value, ["train", "x", "--quiet"])

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -19,6 +20,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,19 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
 
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from conftest import TEXT, make_gpt  # noqa: E402
 from faults.pages import TooLongError, flip, places, too_long  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer as Backend  # noqa: E402
 from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from interp import HookedGPT, loading  # noqa: E402
+from interp import HookedEncoder, HookedEncoderDecoder, load, loading  # noqa: E402
+from interp.encoder_config import EncoderConfig, EncoderDecoderConfig  # noqa: E402
 from interp.errors import InputError, LoadError, NotFoundError  # noqa: E402
 from interp.tokenizer import END_OF_TEXT, Tokenizer  # noqa: E402
+from interp.wordpiece import WordPiece  # noqa: E402
 
 SECONDS = 20
 """Longer than any of these may take."""
@@ -71,50 +77,78 @@ def _backend() -> Backend:
     return backend
 
 
-def _shards(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
+def _gpt2(folder: Path) -> None:
+    make_gpt(d_vocab=302, n_ctx=16, tokenizer=Tokenizer(_backend())).save_pretrained(folder)
+
+
+def _shards(folder: Path, make: Callable[[Path], None] = _gpt2) -> None:
+    make(folder)
+    held = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    names, where = sorted(tensors), {}
+    names, where = sorted(held), {}
     for number in (1, 2):
         file = f"model-0000{number}-of-00002.safetensors"
-        save_file({key: tensors[key] for key in names[number - 1 :: 2]}, folder / file)
+        save_file({key: held[key] for key in names[number - 1 :: 2]}, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(names[number - 1 :: 2], file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
 def _pickle(folder: Path) -> None:
+    _gpt2(folder)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
-def _vocabulary(folder: Path) -> None:
+def _pairs(folder: Path) -> None:
+    _gpt2(folder)
     (folder / "tokenizer.json").unlink()
     _backend().model.save(str(folder))
-    (folder / "added_tokens.json").write_text(json.dumps({"<|user|>": 300, "<|end|>": 301}))
-    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": END_OF_TEXT, "eos_token": "<|end|>"}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 301]}))
+    for name, content in {
+        "added_tokens": {"<|user|>": 300, "<|end|>": 301}, "tokenizer_config": {"tokenizer_class": "GPT2Tokenizer"},
+        "special_tokens_map": {"bos_token": END_OF_TEXT, "eos_token": "<|end|>"},
+        "generation_config": {"eos_token_id": [0, 301]},
+    }.items():  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps(content))
 
 
 def _llama(folder: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=302, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    _shards(folder)
+    Tokenizer(_backend()).save(folder)
 
 
-def originals(folder: Path) -> list[Path]:
-    """Folders of several kinds."""
-    kinds = {"whole": lambda folder: None, "shards": _shards, "pickle": _pickle, "pairs": _vocabulary, "llama": _llama}
-    for name, change in kinds.items():
-        make_gpt(d_vocab=302, n_ctx=16, tokenizer=Tokenizer(_backend())).save_pretrained(folder / name)
-        change(folder / name)
-    return [folder / name for name in kinds]
+def _bert(folder: Path) -> None:
+    shape = {"n_layers": 2, "n_heads": 4, "d_model": 32, "n_ctx": 16, "d_vocab": 302, "init_std": 0.2}
+    HookedEncoder(EncoderConfig(head="masked-language", **shape)).save_pretrained(folder)  # type: ignore[arg-type]
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "."])
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+
+
+def _marian(folder: Path) -> None:
+    shape = {"n_encoder_layers": 2, "n_decoder_layers": 2, "n_heads": 4, "d_model": 32, "n_ctx": 16, "d_vocab": 302}
+    HookedEncoderDecoder(EncoderDecoderConfig(**shape)).save_pretrained(folder)  # type: ignore[arg-type]
+
+
+def _nanogpt(folder: Path) -> None:
+    _gpt2(folder)
+    state = {key: x.T if re.search(r"(c_attn|c_proj|c_fc).weight", key) else x for key, x in
+             load_file(folder / "model.safetensors").items()}  # fmt: skip
+    shutil.rmtree(folder)
+    folder.mkdir()
+    told = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 302, "bias": True}
+    torch.save({"model": state, "model_args": told, "iter_num": 3}, folder / "ckpt.pt")
+
+
+KINDS: dict[str, Callable[[Path], None]] = {
+    "whole": _gpt2, "shards": _shards, "pickle": _pickle, "pairs": _pairs,
+    "llama": lambda folder: _shards(folder, _llama), "bert": _bert, "marian": _marian, "nanogpt": _nanogpt,
+}  # fmt: skip
+"""Folders that are changed."""
 
 
 # Changes. Each takes a file and writes it anew, or another.
@@ -146,9 +180,9 @@ def odd(file: Path, rng: random.Random) -> None:
         if kind < 0.15 and isinstance(holder, dict):
             holder.pop(last, None)
         elif kind < 0.4 and isinstance(holder, dict):
-            holder[rng.choice(NAMES)] = rng.choice(ODD)
+            holder[rng.choice(NAMES)] = deepcopy(rng.choice(ODD))
         else:
-            holder[last] = rng.choice(ODD)
+            holder[last] = deepcopy(rng.choice(ODD))
     file.write_text(json.dumps(data))
 
 
@@ -192,11 +226,12 @@ def header(file: Path, rng: random.Random) -> None:
 def tensors(file: Path, rng: random.Random) -> None:
     """A tensor renamed, dropped, copied, converted, transposed, made NaN, or changed in another shard."""
     safe = file.suffix == ".safetensors"
-    held: dict[Any, Any] = load_file(file) if safe else torch.load(file, weights_only=True)
+    whole: dict[Any, Any] = load_file(file) if safe else torch.load(file, weights_only=True)
+    held = whole.get("model", whole)  # of nanoGPT
     name = rng.choice(sorted(held))
     x, kind = held[name], rng.randrange(8)
     if kind == 0:
-        held[rng.choice([name.replace("h.0", "h.1"), "lm_head.weight", "module." + name, name + "x"])] = held.pop(name)
+        held[rng.choice([name.replace("h.0", "h.1"), "lm_head.weight", "x." + name, name + "x"])] = held.pop(name)
     elif kind == 1:
         del held[name]
     elif kind == 2:
@@ -208,21 +243,15 @@ def tensors(file: Path, rng: random.Random) -> None:
         held[name] = rng.choice([x.mT.contiguous() if x.ndim > 1 else x[:-1].clone(), x[None], x.flatten(), x[:0]])
     elif kind == 5:
         held[name] = x.clone().index_fill_(0, torch.tensor([0]), rng.choice([float("nan"), float("inf"), 1e30]))
-    elif kind == 6:
-        shards = [other for other in file.parent.glob("model-*") if other != file]
-        target = shards[0] if shards else file
-        save = load_file(target) if safe else held
-        save[name] = x + 1.0
-        held = held if target == file else held | {}
-        if target != file:
-            save_file(save, target)
-            return
+    elif kind == 6 and (others := [other for other in file.parent.glob("model-*") if other != file]):
+        return save_file({**load_file(others[0]), name: x + 1.0}, others[0])  # a stale copy
     elif not safe:
         held = rng.choice(
             [{"model": held}, list(held.values()), {**held, "a": 3}, {**held, 3: x}, {"state_dict": held}]
         )
-        return torch.save(held, file)
-    save_file(held, file) if safe else torch.save(held, file)
+    if safe:
+        return save_file(held, file, metadata={"format": "pt"})
+    torch.save(whole | {"model": held} if "model" in whole else held, file)
 
 
 def changes(file: Path) -> list[Callable[[Path, random.Random], None]]:
@@ -230,7 +259,9 @@ def changes(file: Path) -> list[Callable[[Path, random.Random], None]]:
         return [odd, odd, odd, odd, doubled, flipped, cut, exchanged]
     if file.suffix == ".safetensors":
         return [header, header, tensors, tensors, flipped, cut]
-    return [tensors, flipped, cut] if file.suffix == ".bin" else [flipped, cut, exchanged]
+    if file.suffix in (".bin", ".pt"):
+        return [tensors, flipped, cut]
+    return [flipped, cut, exchanged]
 
 
 # What came of it.
@@ -251,30 +282,29 @@ def silence(path: Path) -> Iterator[None]:
             os.close(kept)
 
 
-def theirs(folder: Path) -> Any:
-    """The model as transformers loads it."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
-
-
-def compare(model: HookedGPT, folder: Path) -> str:
-    """ "" where transformers finds the same in the folder, "alone" where it refuses, else what differs."""
-    alone = False
+def theirs(model: Any, folder: Path) -> torch.Tensor | None:
+    """The logits as transformers gives them; None where it refuses the folder, or finds no value for a parameter."""
+    kinds = {HookedEncoder: "AutoModelForMaskedLM", HookedEncoderDecoder: "AutoModelForSeq2SeqLM"}
+    kind = getattr(transformers, kinds.get(type(model), "AutoModelForCausalLM"))
+    options = {"local_files_only": True, "output_loading_info": True, "dtype": torch.float32}
     try:
-        expected = theirs(folder)(IDS).logits
+        twin, told = kind.from_pretrained(folder, **options)
+        more = {"decoder_input_ids": IDS} if "Seq2Seq" in kind.__name__ else {}
+        found: torch.Tensor = twin.eval()(IDS, **more).logits
     except Exception:
-        alone = True
-    else:
-        found = model(IDS)
+        return None
+    return None if told["missing_keys"] else found
+
+
+def compare(model: Any, folder: Path) -> str:
+    """What differs from what transformers finds in the folder; "" for nothing, "alone" where it refuses."""
+    expected = theirs(model, folder)
+    if expected is not None:
+        found = model(IDS, IDS) if isinstance(model, HookedEncoderDecoder) else model(IDS)
         if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-4, rtol=1e-4, equal_nan=True):
-            return f"logits differ by {float((found - expected).abs().max()):.3g}"
-    if model.tokenizer is not None:
-        difference = compare_text(model.tokenizer, folder)
-        if difference != "alone":
-            return difference
-        alone = True
-    return "alone" * alone
+            return f"logits {list(found.shape)} differ from {list(expected.shape)}"
+    difference = compare_text(model.tokenizer, folder) if isinstance(model.tokenizer, Tokenizer) else ""
+    return difference or "alone" * (expected is None)
 
 
 def compare_text(mine: Tokenizer, folder: Path) -> str:
@@ -294,35 +324,31 @@ def compare_text(mine: Tokenizer, folder: Path) -> str:
             return "alone"
         if found != ids:
             return f"ids of {text!r}: {found} for {ids}"
-        written = other.decode(ids, clean_up_tokenization_spaces=False)
+        written = other.decode(ids, skip_special_tokens=isinstance(mine, WordPiece), clean_up_tokenization_spaces=False)
         if mine.to_string(ids) != written:
             return f"text of {ids}: {mine.to_string(ids)!r} for {written!r}"
     return ""
 
 
-def attempt(folder: Path, errors: Path) -> tuple[str, str]:
-    """What came of loading: "refused", "same", "alone", "bad"; and what is to be said of it."""
-    said = ""
+def tried(folder: Path, errors: Path) -> tuple[str, str]:
+    """What came of loading: "refused", "loaded", "alone" (transformers refuses) or "bad"; and what is to be said."""
+    model, said = None, ""
     try:
-        with silence(errors), warnings.catch_warnings():
+        with silence(errors), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("error")
             signal.alarm(SECONDS)
-            model = HookedGPT.from_pretrained(folder, device="cpu")
+            model = load(folder, device="cpu")
             loading.non_finite(model)
     except (LoadError, NotFoundError, InputError) as error:
-        said = str(error)
-        kind = "refused" if len(said.splitlines()) <= 3 else "bad"
-        if not all(line.isprintable() for line in said.splitlines()):
-            kind = "bad"
+        lines = str(error).splitlines()
+        if len(lines) > 3 or not all(line.isprintable() for line in lines):
+            said = f"not three plain lines: {str(error)!r}"
     except BaseException as error:
-        kind, said = "bad", f"{type(error).__name__}: {error}"
-    else:
-        kind = ""
+        said = f"{type(error).__name__}: {error}"
     signal.alarm(0)
-    if errors.stat().st_size and kind != "bad":
-        return "bad", f"{errors.stat().st_size} bytes on stderr: {errors.read_text(errors='replace')[:200]}"
-    if kind:
-        return kind, said
+    said = said or errors.read_text(errors="replace")
+    if said or model is None:
+        return ("bad", said) if said else ("refused", "")
     with silence(errors), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         signal.alarm(3 * SECONDS)
@@ -331,35 +357,36 @@ def attempt(folder: Path, errors: Path) -> tuple[str, str]:
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
         signal.alarm(0)
-    return ("same", "") if not said else ("alone", "") if said == "alone" else ("bad", said)
+    return ("bad", said) if said not in ("", "alone") else (said or "loaded", "")
 
 
-def mutate(count: int, rng: random.Random, folder: Path, keep: Path | None = None) -> tuple[Counter[str], list[str]]:
+def attempt(count: int, rng: random.Random, folder: Path, keep: Path | None = None) -> tuple[Counter[str], list[str]]:
     """So many changed checkpoints. Returns how often each came out how, and what was wrong.
 
     Args:
         keep: where those that were wrong are copied to.
     """
-    import transformers
-
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     before = signal.signal(signal.SIGALRM, too_long)
-    seen, wrong, made = Counter[str](), [], originals(folder)
+    seen, wrong = Counter[str](), []
+    for name, make in KINDS.items():
+        make(folder / name)
     try:
         for number in range(count):
-            whole = made[number % len(made)]
+            name = list(KINDS)[number % len(KINDS)]
             trial = folder / "trial"
             shutil.rmtree(trial, ignore_errors=True)
-            shutil.copytree(whole, trial)
+            shutil.copytree(folder / name, trial)
             file = rng.choice(sorted(trial.iterdir()))
             change = rng.choice(changes(file))
             change(file, rng)
-            kind, said = attempt(trial, folder / "errors")
+            kind, said = tried(trial, folder / "errors")
             seen[kind] += 1
             if kind == "bad":
-                wrong.append(f"{number}: {change.__name__} of {whole.name}/{file.name}: {said[:400]}")
+                wrong.append(f"{number}: {change.__name__} of {name}/{file.name}: {said[:400]!r}")
                 if keep is not None:
                     shutil.copytree(trial, keep / str(number))
     finally:
@@ -376,7 +403,7 @@ def main() -> int:
     given = parser.parse_args()
     print(f"seed {given.seed}")
     with tempfile.TemporaryDirectory() as folder:
-        seen, wrong = mutate(given.count, random.Random(given.seed), Path(folder), given.keep)
+        seen, wrong = attempt(given.count, random.Random(given.seed), Path(folder), given.keep)
     print(f"{given.count} checkpoints: {dict(seen)}", *wrong, sep="\n  ")
     return min(len(wrong), 1)
 
