@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from interp.config import ACTIVATION_NAMES, Activation, BlockShape, GPTConfig
+from interp.config import ACTIVATION_NAMES, Activation, BlockShape, GPTConfig, check_counts
 from interp.errors import InputError, LoadError
 from interp.families import Names, layout
 from interp.layouts import Layout, Shapes, Stored, expect, incomplete
@@ -79,6 +79,13 @@ class EncoderConfig(BlockShape):
     """Standard deviation of random weights."""
 
     def __post_init__(self) -> None:
+        check_counts(self, ("n_channels",))
+        for name, few in (("n_types", 1), ("n_classes", 1), ("image_size", 2), ("patch_size", 2)):
+            value = getattr(self, name)
+            sizes = value if few == 2 and isinstance(value, tuple) else (value,)
+            if len(sizes) != few or not all(type(size) is int and 0 <= size < 1 << 31 for size in sizes):
+                numbers = "a whole number" if few == 1 else "two whole numbers"
+                raise InputError(f"config: {name} = {value!r}"[:120], f"expected {numbers} of at least 0")
         if self.over_patches:
             rows, columns = self.grid
             if not rows or not columns:

@@ -2,10 +2,11 @@
 
 import contextlib
 import hashlib
-import queue
+import os
 import re
-import threading
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -41,7 +42,7 @@ _BIN_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_mode
 
 PATIENCE = 8.0
 """Seconds that a hub may take to answer whether it has a model."""
-STALLED = 10.0
+STALLED = 8.0
 """Seconds of a download in which something must arrive."""
 
 
@@ -243,13 +244,10 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    own = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-
     def snapshot(patterns: list[str], cached: bool) -> Path:
-        def work() -> Path:
-            return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=cached))
-
-        return work() if cached else _while_it_grows(own, work)
+        if cached:
+            return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        return _download(name, patterns, Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}")
 
     try:
         path = snapshot(_TEXT_FILES, cached=True)
@@ -268,37 +266,43 @@ def _from_hub(name: str) -> Path:
     except LoadError:
         raise
     except Exception as error:  # the hub raises many kinds: offline switch, no network, no such repository, no access
+        kind = str(error) if type(error) is OSError else type(error).__name__
         raise NotFoundError(
-            f"model {name!r} is not bundled, not in the cache, and the hub gave none ({type(error).__name__})",
+            f"model {name!r} is not bundled, not in the cache, and the hub gave none ({kind})",
             f"{_names(name)}; or a directory with config.json and weights",
             "offline? copy the model's directory here and pass its path",
         ) from error
 
 
-def _while_it_grows(folder: Path, work: Callable[[], Path]) -> Path:
-    """What a download into the folder gives; raises TimeoutError when for `STALLED` seconds nothing arrived there.
+_DOWNLOAD = """
+import sys
+from huggingface_hub import snapshot_download
+try:
+    print(snapshot_download(sys.argv[1], allow_patterns=sys.argv[2:]))
+except Exception as error:
+    print(type(error).__name__)
+    sys.exit(1)
+"""
 
-    The library itself asks a silent hub again for minutes. Its thread is left behind and ends with the process.
+
+def _download(name: str, patterns: Sequence[str], folder: Path) -> Path:
+    """A snapshot from the hub, by a process of its own, since the library asks a silent hub again for minutes.
+
+    Raises OSError when for `STALLED` seconds nothing arrives in the folder of the cache, or the hub gives an error.
     """
-    found: queue.SimpleQueue[tuple[Path | None, Exception | None]] = queue.SimpleQueue()
-
-    def run() -> None:
+    command, said, arrived, looks = [sys.executable, "-P", "-c", _DOWNLOAD, name, *patterns], "", -1, 0
+    bars = {} if sys.stderr.isatty() else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | bars) as child:
         try:
-            found.put((work(), None))
-        except Exception as error:
-            found.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
-    arrived = None
-    while True:
-        before, arrived = arrived, _bytes_in(folder)
-        if before == arrived:
-            raise TimeoutError(f"nothing arrived for {STALLED} seconds")
-        with contextlib.suppress(queue.Empty):
-            path, error = found.get(timeout=STALLED)
-            if path is None:
-                raise error or OSError("nothing was downloaded")
-            return path
+            while child.returncode is None and looks < 9:
+                looks = looks + 1 if arrived == (arrived := _bytes_in(folder)) else 0
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    said, _ = child.communicate(timeout=STALLED / 9)
+        finally:
+            child.kill()
+    if child.returncode:
+        raise OSError(said.strip() or f"nothing arrived for {STALLED:g} seconds")
+    return Path(said.strip())
 
 
 def _bytes_in(folder: Path) -> int:

@@ -20,7 +20,17 @@ from interp.hooks import HookPoint, NameSpec
 from interp.linear import linear, wide
 from interp.migration import refuse_keywords
 from interp.parts import AttentionBlock, Block, ParallelBlock, norm_of
-from interp.positions import Frame, KVCache, Rotary, all_or_nothing, attention_mask_of, banded, check_mask, check_tokens
+from interp.positions import (
+    Frame,
+    KVCache,
+    Rotary,
+    all_or_nothing,
+    attention_mask_of,
+    banded,
+    check_mask,
+    check_rows,
+    check_tokens,
+)
 from interp.weights import Weights
 
 if TYPE_CHECKING:
@@ -119,6 +129,8 @@ class HookedGPT(TextModel[GPTConfig], Weights):
         """
         refuse_keywords("the model's call", unknown)
         ids, mask = self.as_batch(tokens, attention_mask)
+        if past is None:
+            check_rows(mask)
         if stop_at_layer is None:
             with all_or_nothing(past):
                 return self.unembedded(self.ln_final(self.run_to(ids, attention_mask=mask, past=past)))

@@ -136,6 +136,14 @@ def check_mask(tokens: Tensor, mask: object) -> None:
         raise InputError("attention_mask with other values than 0 and 1", "expected 1 for tokens, 0 for padding")
 
 
+def check_rows(mask: Tensor | None) -> None:
+    """Raises InputError for a row of padding alone; an inverted mask has one, since the longest text has no padding."""
+    if mask is not None and mask.device.type == "cpu" and not mask.any(-1).all():
+        raise InputError(
+            "attention_mask with a row of padding alone", "expected 1 for tokens, 0 for padding", "is it inverted?"
+        )
+
+
 def banded(
     mask: Tensor | None, window: int, queries: int, keys: int, device: torch.device
 ) -> Bool[Tensor, "*batch query key"]:
@@ -159,11 +167,6 @@ def attention_mask_of(
         if attention_mask is not None and attention_mask.shape != tokens.shape:
             raise InputError(
                 f"attention_mask of shape {tuple(attention_mask.shape)}", f"expected {tuple(tokens.shape)}"
-            )
-        known = attention_mask is not None and past is None and attention_mask.device.type == "cpu"
-        if attention_mask is not None and known and not attention_mask.any(-1).all():
-            raise InputError(
-                "attention_mask with a row of padding alone", "expected 1 for tokens, 0 for padding", "is it inverted?"
             )
         new = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         earlier = past.mask if past is not None and past.mask is not None else new.new_ones(batch, start)

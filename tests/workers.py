@@ -6,6 +6,7 @@ from pathlib import Path
 
 from interp.errors import InputError
 from interp.extraction import Extraction
+from interp.files import atomic_path
 
 
 def square(x: int) -> int:
@@ -39,7 +40,7 @@ def refuse(x: int) -> int:
 def extract_or_die(job: Extraction, folder: Path, fatal: int, shard: int) -> int:
     """Dies after the shard was computed and partly written."""
     if shard == fatal and not (folder / f"{shard}.0").exists():
-        (job.out / f".shard-{shard:05d}.half.tmp").mkdir()
-        (job.out / f".shard-{shard:05d}.half.tmp" / "hook_embed.safetensors").write_bytes(b"half")
-        die_once(folder, shard)
+        with atomic_path(job.out / f"shard-{shard:05d}", folder=True) as half:
+            (half / "hook_embed.safetensors").write_bytes(b"half")
+            die_once(folder, shard)
     return job.run(shard)
