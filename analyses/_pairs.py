@@ -81,6 +81,25 @@ class Pairs(Texts):
         """Pairs of one length together: their numbers, clean ids, corrupted ids."""
         return [(indices, clean, torch.cat([self.corrupted[i] for i in indices])) for indices, clean in self.groups()]
 
+    def said(self) -> str:
+        """How many pairs a mean is of, and what its interval is over, in a sentence."""
+        n, unit = independent(len(self.rows), self.clusters)
+        if len(self.rows) == 1:
+            return "One pair of texts, so no interval."
+        over = f"95 % intervals, each for itself, over {n} {unit}" if n > 1 else "one template, so no interval"
+        return f"Mean of {len(self.rows)} pairs of texts; {over}."
+
+    def choices(
+        self, measured: "Measure", answers: Sequence[str], wrongs: Sequence[str], notes: Sequence[str] = ()
+    ) -> Note:
+        """How the two runs and the answers were chosen, and the metric of each run."""
+        runs = (
+            f"The {measured.title} is {measured.clean.mean():.3g} in the clean and {measured.corrupted.mean():.3g} in "
+            "the corrupted run."
+        )
+        said = [*self.notes, *notes, said_answers(answers, wrongs), runs]
+        return Note(key="choices", title="The two runs", text=" ".join(said))
+
 
 def last_logits(model: HookedGPT, rows: Sequence[Tensor]) -> Float[Tensor, "text d_vocab"]:
     """The logits after each sequence, in float32 at least."""
@@ -330,32 +349,11 @@ def _readout(model: HookedGPT, pairs: Pairs, indices: list[int], name: str) -> R
     return Readout(names=(name,), tokens=tokens, clean=clean, everywhere=False, answer=answer, wrong=wrong).narrowed()
 
 
-def choices_note(
-    pairs: Pairs, measured: Measure, answers: Sequence[str], wrongs: Sequence[str], notes: Sequence[str] = ()
-) -> Note:
-    """How the two runs and the answers were chosen, and the metric of each run."""
-    runs = (
-        f"The {measured.title} is {measured.clean.mean():.3g} in the clean and {measured.corrupted.mean():.3g} in the "
-        "corrupted run."
-    )
-    said = [*pairs.notes, *notes, said_answers(answers, wrongs), runs]
-    return Note(key="choices", title="The two runs", text=" ".join(said))
-
-
 def own_answers(own: Sequence[str], metric: str) -> str:
     """To be put after a metric's name: which of the answers it speaks of the model chose itself; empty where none."""
     spoken = {"logit_diff": ("answer", "wrong answer")}.get(metric, ("answer",) if metric in TITLES else ())
     chosen = [name for name in own if name in spoken and metric not in ("loss", "kl")]
     return f" ({' and '.join(chosen)} chosen by the model)" if chosen else ""
-
-
-def said_pairs(pairs: Pairs) -> str:
-    """How many pairs a mean is of, and what its interval is over, in a sentence."""
-    n, unit = independent(len(pairs.rows), pairs.clusters)
-    if len(pairs.rows) == 1:
-        return "One pair of texts, so no interval."
-    over = f"95 % intervals, each for itself, over {n} {unit}" if n > 1 else "one template, so no interval"
-    return f"Mean of {len(pairs.rows)} pairs of texts; {over}."
 
 
 def said_answers(answers: Sequence[str], wrongs: Sequence[str]) -> str:

@@ -34,13 +34,11 @@ from analyses._pairs import (
     Measure,
     Pairs,
     PatchingMetric,
-    choices_note,
     first_difference,
     measure,
     notable,
     position_labels,
     resolve_pairs,
-    said_pairs,
 )
 from analyses._panels import Finding, Matrix, Note, Panel, Result, Table, Tokens
 from analyses._prompts import TextsOrPrompts
@@ -192,7 +190,7 @@ class ActivationPatchingResult(Result):
 
     def _caption(self, patched: Patched) -> str:
         gap = self.gap(patched.direction).mean()
-        texts = said_pairs(self.pairs)
+        texts = self.pairs.said()
         return f"Change of the {self.measure.title}. Copying everything would change it by {gap:+.3g}. {texts}"
 
     def summary(self) -> pd.DataFrame:
@@ -243,7 +241,7 @@ class ActivationPatchingResult(Result):
         )  # fmt: skip
 
     def _note(self) -> Note:
-        return choices_note(self.pairs, self.measure, self.answers, self.wrongs)
+        return self.pairs.choices(self.measure, self.answers, self.wrongs)
 
     def findings(self) -> list[Finding]:
         frame = self.summary()

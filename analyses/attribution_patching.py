@@ -32,17 +32,7 @@ from analyses._components import Component, choose, component_panels
 from analyses._gradients import scores
 from analyses._inputs import TextOrTokens
 from analyses._metrics import CustomReadout, Readout, TokenChoice
-from analyses._pairs import (
-    Direction,
-    Measure,
-    Pairs,
-    PatchingMetric,
-    choices_note,
-    measure,
-    notable,
-    resolve_pairs,
-    said_pairs,
-)
+from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
 from analyses._panels import Finding, Graph, Note, Panel, Result, Table, Tokens
 from analyses._paths import Paths, Receiver, all_receivers
 from analyses._prompts import TextsOrPrompts
@@ -200,7 +190,7 @@ class AttributionPatchingResult(Result):
 
     def _caption(self) -> str:
         runs = "corrupted run into the clean" if self.direction == "noise" else "clean run into the corrupted"
-        texts = said_pairs(self.pairs)
+        texts = self.pairs.said()
         return (
             f"Estimated change of the {self.measure.title} if this were patched from the {runs}; patching everything "
             f"changes it by {self.gap:+.3g}. {texts}"
@@ -278,7 +268,7 @@ class AttributionPatchingResult(Result):
 
     def _note(self) -> Note:
         steps = [f"EAP-IG averages {self.steps} gradients."] if "eap-ig" in self.methods else []
-        return choices_note(self.pairs, self.measure, self.answers, self.wrongs, steps)
+        return self.pairs.choices(self.measure, self.answers, self.wrongs, steps)
 
     def findings(self) -> list[Finding]:
         if not self.gap:

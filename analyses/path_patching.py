@@ -30,17 +30,7 @@ from analyses._capabilities import checked, require
 from analyses._components import Component, choose, component_panels
 from analyses._inputs import TextOrTokens
 from analyses._metrics import TokenChoice
-from analyses._pairs import (
-    Direction,
-    Measure,
-    Pairs,
-    PatchingMetric,
-    choices_note,
-    measure,
-    notable,
-    resolve_pairs,
-    said_pairs,
-)
+from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
 from analyses._panels import Finding, Graph, Note, Panel, Result, Table, Tokens
 from analyses._paths import Paths, Receiver, inputs_of, parse_receivers
 from analyses._prompts import TextsOrPrompts
@@ -146,7 +136,7 @@ class PathPatchingResult(Result):
 
     def _caption(self) -> str:
         runs = "corrupted into the clean" if self.direction == "noise" else "clean into the corrupted"
-        texts = said_pairs(self.pairs)
+        texts = self.pairs.said()
         return (
             f"Change of the {self.measure.title} when only this path is patched from the {runs} run; patching "
             f"everything would change it by {self.gap:+.3g}. {texts}"
@@ -199,7 +189,7 @@ class PathPatchingResult(Result):
         )  # fmt: skip
 
     def _note(self) -> Note:
-        return choices_note(self.pairs, self.measure, self.answers, self.wrongs, self.notes)
+        return self.pairs.choices(self.measure, self.answers, self.wrongs, self.notes)
 
     def findings(self) -> list[Finding]:
         frame = self.summary()

@@ -7,16 +7,18 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from interp.errors import InputError, check_seed
-from reports import cli_extract, cli_models, cli_probe, cli_rerun, cli_study, commands, completion, output
-from reports.commands import (
+from reports import cli_extract, cli_models, cli_probe, cli_rerun, cli_study, completion, output, running
+from reports.commands import Command, Group
+from reports.discovery import discover, find
+from reports.errors import ReportIncomplete
+from reports.options import (
+    DEFAULT_MODEL,
     ByLine,
-    Command,
     Debug,
     Device,
     DtypeOption,
     File,
     Force,
-    Group,
     Ids,
     Model,
     Open,
@@ -24,8 +26,6 @@ from reports.commands import (
     Quiet,
     Texts,
 )
-from reports.discovery import discover, find
-from reports.errors import ReportIncomplete
 from reports.output import hint
 
 app = typer.Typer(
@@ -78,7 +78,7 @@ def report(
             autocompletion=completion.analyses,
         ),
     ] = None,
-    model: Model = commands.DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: DtypeOption = "float32",
     seed: Annotated[int, typer.Option(help="For everything that draws random numbers.")] = 0,
@@ -93,7 +93,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Run all analyses and write one HTML page that opens offline."""
-    given, rows = commands.read_given(texts, file, lines, tokens)
+    given, rows = running.read_given(texts, file, lines, tokens)
     chosen = None if analyses is None else _chosen(analyses)
     check_seed(seed)
     target = out or Path(_default_name(model, given[0] if texts or file else ""))
@@ -107,7 +107,7 @@ def report(
             chosen = [analysis.name for analysis in discover().values() if analysis.in_report]
         for path in run.data_files(chosen, data) if data is not None else ():
             output.check_target(path, force, option="--data")
-        loaded = commands.load_any_model(model, device, dtype)
+        loaded = running.load_any_model(model, device, dtype)
         total, done = len(chosen) + 1, 0
         broken: list[str] = []
 
@@ -124,10 +124,10 @@ def report(
 
         made = run.report(
             loaded,
-            commands.as_tokens(rows, loaded) if rows is not None else given if len(given) > 1 else given[0],
+            running.as_tokens(rows, loaded) if rows is not None else given if len(given) > 1 else given[0],
             analyses=chosen,
             seed=seed,
-            command=commands.command_line(),
+            command=running.command_line(),
             before=lambda analysis: step(analysis.title.lower(), done, total),
             after=after,
         )
@@ -175,7 +175,7 @@ app.command(cls=Command, epilog=cli_models.EXAMPLE)(cli_models.models)
 def generate(
     text: Annotated[Optional[str], typer.Argument(metavar="TEXT", help="What to go on from.")] = None,  # noqa: UP045
     ids: Ids = None,
-    model: Model = commands.DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: DtypeOption = "float32",
     max_new_tokens: Annotated[
@@ -196,12 +196,12 @@ def generate(
     check_seed(seed)
     if text is None and ids is None:
         raise InputError("nothing to go on from", "expected TEXT, or --tokens")
-    given, rows = commands.read_given(None if text is None else [text], None, False, ids)
+    given, rows = running.read_given(None if text is None else [text], None, False, ids)
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     with output.progress(quiet) as step:
-        loaded = commands.load_model(model, device, dtype)
+        loaded = running.load_model(model, device, dtype)
         step("generating", 0, 1)
-        prompt = given[0] if rows is None else commands.as_tokens(rows[:1], loaded)
+        prompt = given[0] if rows is None else running.as_tokens(rows[:1], loaded)
         if max_new_tokens is None:
             options["max_new_tokens"] = max(min(50, loaded.config.n_ctx - loaded.as_batch(prompt).tokens.shape[1]), 0)
         tokens = loaded.generate(prompt, seed=seed, **options)[0].tolist()
@@ -280,7 +280,7 @@ def train(
 
         texts = None if is_dump(corpus) else documents(corpus)
         if recipe is not None:
-            settings = _settings(commands.read_json(recipe) | {"corpus": [*map(str, corpus)]}, recipe)
+            settings = _settings(running.read_json(recipe) | {"corpus": [*map(str, corpus)]}, recipe)
         else:
             sizes = {"layers": layers, "heads": heads, "width": width, "context": context, "vocabulary": vocabulary}
             sizes |= {"steps": steps, "batch": batch, "repeats": repeats, "dtype": precision}
@@ -336,7 +336,7 @@ def _train_pairs(recipe: Path | None, out: Path, resume: bool, device: str, quie
         step("learning the tokens", 0, 1)
         from interp import pair_training
 
-        data = {} if recipe is None else commands.read_json(recipe)
+        data = {} if recipe is None else running.read_json(recipe)
         try:
             settings = pair_training.PairSettings(**{**data, "betas": tuple(data.get("betas", (0.9, 0.98)))})
         except TypeError as error:
@@ -379,7 +379,7 @@ def train_lens(
         typer.Argument(metavar="TEXT", help="A text file, the longer the better.", show_default=False),
     ] = None,
     tokens: Ids = None,
-    model: Model = commands.DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     steps: Annotated[int, typer.Option(help="Updates of the translators.")] = 250,
     batch: Annotated[int, typer.Option(help="Sequences in a step, each as long as the model's context.")] = 8,
@@ -394,13 +394,13 @@ def train_lens(
     check_seed(seed)
     if text is None and tokens is None:
         raise InputError("neither a text file nor --tokens", "expected one of the two")
-    texts, rows = commands.read_given(None, text, False, tokens)
+    texts, rows = running.read_given(None, text, False, tokens)
     output.check_target(out, force)
     with output.progress(quiet) as step:
         step("loading the model", 0, 1)
         from interp import translators
 
-        loaded = commands.load_model(model, device, "float32")
+        loaded = running.load_model(model, device, "float32")
 
         def tell(state: translators.TrainState) -> None:
             mean = sum(state.loss) / len(state.loss)

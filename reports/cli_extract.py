@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 import typer
 
 from interp.errors import InputError, check_seed
-from reports import commands, output
-from reports.commands import Debug, Device, Ids, Model, Quiet
+from reports import output, running
 from reports.ids import as_ids, read_ids
+from reports.options import DEFAULT_MODEL, Debug, Device, Ids, Model, Quiet
 from reports.output import hint
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def extract(
     packed: Annotated[
         bool, typer.Option("--packed", help="Join texts into rows as long as the context; faster for short ones.")
     ] = False,
-    model: Model = commands.DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: Annotated[Literal["float16", "bfloat16", "float32"], typer.Option(help="Of the files.")] = "float16",
     split: Annotated[
@@ -92,7 +92,7 @@ def extract(
 
         texts: Any = () if rows is not None else read_texts(source or SAMPLE, lines=lines)
         step("loading the model", 0, 1)
-        loaded = commands.load_model(model, device, "float32")
+        loaded = running.load_model(model, device, "float32")
         step("dividing the work", 0, 1)
         texts = as_ids(rows, loaded) if rows is not None else texts
         job = extraction.plan(

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from interp.errors import CheckFailed, InputError
-from reports import commands, output
-from reports.commands import Debug, Device, DtypeOption, Model, Quiet
+from reports import output, running
+from reports.options import DEFAULT_MODEL, Debug, Device, DtypeOption, Model, Quiet
 from reports.output import hint
 
 EXAMPLE = "Example: interp models --check ./my-llama"
@@ -27,7 +27,7 @@ def models(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Measure a model: bits per byte, induction and previous-token heads.")
     ] = False,
-    model: Model = commands.DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: DtypeOption = "float32",
     text: Annotated[
@@ -46,7 +46,7 @@ def models(
         from interp.evaluation import SAMPLE, describe, read_documents
 
         with output.progress(quiet) as step:
-            loaded = commands.load_model(model, device, dtype)
+            loaded = running.load_model(model, device, dtype)
             hint(quiet, f"measuring {loaded.source}, about a minute")
             step("measuring", 0, 1)
             found = list(describe(loaded, read_documents(text or SAMPLE)))
@@ -82,7 +82,7 @@ def _check(name: str, device: str, dtype: Any, format: Literal["table", "json", 
         step("loading the model", 0, 2)
         from interp.identities import identities
 
-        loaded = commands.load_model(name, device, dtype)
+        loaded = running.load_model(name, device, dtype)
         step("checking", 1, 2)
         found = identities(loaded, _tokens(loaded))
     rows = [

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 import typer
 
 from interp.errors import InputError, InterpError, check_seed
-from reports import commands, output
-from reports.commands import Debug, Device, Force, Format, Open, Out, Quiet
+from reports import output, running
+from reports.options import Debug, Device, Force, Format, Open, Out, Quiet
 from reports.output import hint
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def probe(
     A probe at each hook point, measured on texts that were held out, beside the majority class, the token alone, the
     embedding, a model with random weights, shuffled labels and a control task; with intervals over texts.
     """
-    form = format or commands._format_of(out, open)
+    form = format or running.format_of(out, open)
     if form == "html":
         out = out or Path(f"interp-probe-{label}.html")
     elif open:
@@ -119,7 +119,7 @@ def probe(
 
         text = csv_text(found.to_dataframe()).rstrip("\n")
     else:
-        text = "\n".join(commands._as_text(section, "table") for section in sections)
+        text = "\n".join(running.as_text(section, "table") for section in sections)
     if out is None and form == "table":
         from reports.terminal import show
 
@@ -149,7 +149,7 @@ def _model(data: "ActivationStore", given: str | None, device: str, quiet: bool,
     """The model of the activations; without it the controls that need it are left out, and that is said."""
     name = given or str(data.header["model"])
     try:
-        loaded = commands.load_model(name, device, "float32")
+        loaded = running.load_model(name, device, "float32")
     except InterpError:
         if given is not None or needed:
             raise
@@ -183,9 +183,9 @@ def _page(data: "ActivationStore", label: str, sections: "list[Section]", loaded
 
     facts: dict[str, Any]
     if loaded is not None:
-        facts = provenance(loaded, [], seed=seed, command=commands.command_line())
+        facts = provenance(loaded, [], seed=seed, command=running.command_line())
     else:
-        facts = {"command": commands.command_line(), "seed": seed, "model": data.header["model"]}
+        facts = {"command": running.command_line(), "seed": seed, "model": data.header["model"]}
     facts |= {"activations": f"{data.n_texts:,} texts, {data.n_rows:,} positions, {data.header['dtype']}"}
     return render(Report(f"{data.header['model']}: {label}", (), tuple(sections), facts))
 

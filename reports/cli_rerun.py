@@ -8,7 +8,7 @@ import typer
 
 from interp.errors import CheckFailed, InputError
 from reports import output
-from reports.commands import Debug, Force, Open, Out, Quiet
+from reports.options import Debug, Force, Open, Out, Quiet
 from reports.output import hint
 
 if TYPE_CHECKING:

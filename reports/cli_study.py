@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from reports import commands, output
-from reports.commands import Command, Debug, Device, Force, Model, Open, Out, Quiet, flag, parameter
+from reports import commands, output, running
+from reports.commands import Command, parameter
+from reports.options import DEFAULT_MODEL, Debug, Device, Force, Model, Open, Out, Quiet, flag
 from reports.output import hint
 from reports.studies import StudyFile, discover_studies, find_study
 
@@ -43,7 +44,7 @@ def root(
     out: Annotated[Path, typer.Option(metavar="<folder>", help="With --all: where the pages go.")] = Path(
         "interp-gallery"
     ),
-    model: Model = commands.DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     open: Open = False,
     force: Force = False,
@@ -67,7 +68,7 @@ def root(
 
 
 def shared_options(
-    model: Model = commands.DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     out: Out = None,
     open: Open = False,
@@ -89,7 +90,7 @@ def command_of(file: StudyFile) -> Any:
             raise TypeError(f"study {file.name}: option {name} is every command's own")
 
     def run(**values: Any) -> None:
-        given = {name: commands._value(flag(name), option, values.pop(name)) for name, option in options.items()}
+        given = {name: commands.value_of(flag(name), option, values.pop(name)) for name, option in options.items()}
         run_command(file, given, **values)
 
     own = [parameter(name, option) for name, option in options.items()]
@@ -116,12 +117,12 @@ def run_command(
     """One study, written as a page."""
     target = out or Path(f"interp-study-{file.name}.html")
     output.check_target(target, force)
-    commands._check_values(options)
+    running.check_values(options)
     with output.progress(quiet) as step:
         step("loading the model", 0, 1)
         from reports.html import render
 
-        loaded = commands.load_model(model or commands.DEFAULT_MODEL, device, "float32") if file.takes_model else None
+        loaded = running.load_model(model or DEFAULT_MODEL, device, "float32") if file.takes_model else None
         page = render(report_of(file, options, model=loaded, quiet=quiet, step=step))
     output.write_text(target, page)
     hint(quiet, f"study {file.name}: {len(page.encode()) / 1e6:.1f} MB")
@@ -145,7 +146,7 @@ def report_of(file: StudyFile, options: dict[str, Any], *, model: Any, quiet: bo
     return run_study.carry_out(
         declared,
         file=file,
-        command=commands.command_line(),
+        command=running.command_line(),
         options=options,
         before=lambda item, number: step(f"{item.address} {item.title}", number, len(declared.items)),
         after=after,

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from reports import commands, html, output, run, run_study
+from reports import html, output, run, run_study, running
 from reports.cli_study import report_of
 from reports.html import Report
+from reports.options import DEFAULT_TEXT
 from reports.studies import discover_studies
 from reports.tokens import printable
 
@@ -36,7 +37,7 @@ def write_gallery(out: Path, *, model: str, device: str, force: bool, quiet: boo
     entries = []
     with output.progress(quiet) as step:
         step("loading the model", 0, 1)
-        loaded = commands.load_model(model, device, "float32")
+        loaded = running.load_model(model, device, "float32")
         for file in studies.values():
             output.hint(quiet, f"study {file.name}")
             made = report_of(file, {}, model=loaded if file.takes_model else None, quiet=quiet, step=step)
@@ -44,7 +45,7 @@ def write_gallery(out: Path, *, model: str, device: str, force: bool, quiet: boo
             entries.append(Entry(f"{file.name}.html", made.title, file.help, verdicts(made)))
         step("the main report", 0, 1)
         output.hint(quiet, "main report")
-        made = run.report(loaded, commands.DEFAULT_TEXT, command=commands.command_line())
+        made = run.report(loaded, DEFAULT_TEXT, command=running.command_line())
         output.write_text(out / REPORT, html.render(made))
         about = "All analyses of one model on one text."
         entries.append(Entry(REPORT, made.title, about, f"{len(made.sections)} analyses"))

@@ -25,8 +25,9 @@ from interp import __version__
 from interp.identities import Identity
 from interp.model import HookedGPT
 from interp.translators import Translators
-from reports.commands import DEFAULT_TEXT, read_texts
 from reports.discovery import discover
+from reports.options import DEFAULT_TEXT
+from reports.running import read_texts
 
 ROOT = Path(__file__).parent.parent
 

@@ -76,7 +76,7 @@ def test_the_gallery_leads_to_the_pages(browser: Any, folder: Path) -> None:
     page.on("console", lambda message: heard.append(message.text))
     page.goto((folder / "index.html").as_uri())
     page.locator("main a", has_text="potions").click()
-    page.wait_for_timeout(300)
+    page.wait_for_url("**/potions.html")
     assert page.title().startswith("Labels, recipes and potions")
     page.close()
     assert heard == []
@@ -87,7 +87,7 @@ def test_axe_finds_no_serious_fault(browser: Any, folder: Path, name: str) -> No
     axe = pytest.importorskip("axe_playwright_python")
     page = browser.new_page()
     page.goto((folder / f"{name}.html").as_uri())
-    page.wait_for_timeout(300)
+    page.evaluate("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
     page.evaluate((Path(find_spec(axe.__name__).origin).parent / "axe.min.js").read_text(encoding="utf-8"))  # type: ignore[union-attr,arg-type]
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     page.close()

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -500,7 +499,7 @@ def test_a_lower_dtype_says_how_far_it_is_from_the_models_own() -> None:
 
 
 KILLED = """
-import sys, time, torch
+import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from conftest import make_gpt
@@ -513,11 +512,12 @@ sweep_results.SAVE_EVERY = 0.0
 Plan.limits = lambda self, memory: Limits(1, 100, 100)
 model = make_gpt(n_layers=2)
 variants = [ablate_head(layer, head) for layer in range(2) for head in range(4)]
-first, pause = [], float(sys.argv[2])
+first = []
 def report(done, total):
     first.append(done)
     print(done, flush=True)
-    time.sleep(pause if done >= 3 else 0)
+    if done == 3:
+        sys.stdin.read()  # until it is killed: nobody closes this
 metric = lambda logits: {{"logits": logits}}
 options = {{"checkpoint": Path(sys.argv[1]), "progress": report}}
 found = sweep(model, torch.arange(5)[None], variants, metric, **options)
@@ -529,17 +529,19 @@ def test_a_killed_sweep_is_resumed(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(KILLED.format(tests=str(Path(__file__).parent)))
     file = tmp_path / "sweep.pt"
-    process = subprocess.Popen([sys.executable, str(script), str(file), "60"], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, str(script), str(file)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    assert process.stdin is not None
     for line in process.stdout:
         if int(line) == 3:
             break
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
+    process.stdin.close()
     assert not Path(f"{file}.done").exists()
-    time.sleep(0.01)
-    subprocess.run([sys.executable, str(script), str(file), "0"], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60)
     reported, logits = torch.load(f"{file}.done", weights_only=True)
     assert reported == [4, 5, 6, 7, 8]
     model = make_gpt(n_layers=2)

@@ -21,7 +21,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,8 +131,10 @@ def visit(browser: Any, path: Path) -> Drawn | str:
         if ready is None:  # a peer's page may be too busy to answer; this gives up in time
             page.wait_for_function(f"performance.now() - Math.max(busy, {load}) > {1000 * QUIET}", polling=200)
         else:  # its policy forbids what that call does
-            while page.evaluate(f"performance.now() - Math.max(busy, {load}) < {1000 * QUIET}"):
-                time.sleep(0.2)
+            page.evaluate(
+                f"async () => {{ while (performance.now() - Math.max(busy, {load}) < {1000 * QUIET})"
+                "await new Promise(later => setTimeout(later, 200)); }"
+            )
         nodes, busy = page.evaluate("[document.querySelectorAll('*').length, busy]")
         filled = page.evaluate("document.querySelectorAll('canvas, svg, img').length > 0")
         if wrong or not filled:
