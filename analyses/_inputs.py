@@ -9,6 +9,7 @@ from torch import Tensor
 
 from analyses._panels import Tokens
 from interp.errors import InputError
+from interp.loading import non_finite
 from interp.model import Batch, HookedGPT
 from interp.model import TextOrTokens as TextOrTokens
 
@@ -48,11 +49,10 @@ def sequences(
 
 def check_finite(model: HookedGPT) -> None:
     """Raises InputError, naming it, for a weight that is NaN or infinite."""
-    for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
-            raise InputError(
-                f"the model's weights are not finite: {name}", "expected numbers", "the file or the training went wrong"
-            )
+    if bad := non_finite(model):
+        raise InputError(
+            f"the model's weights are not finite: {bad[0]}", "expected numbers", "the file or the training went wrong"
+        )
 
 
 def _rows(model: HookedGPT, tokens: TextOrTokens) -> list[Tensor]:

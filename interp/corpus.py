@@ -6,7 +6,6 @@ separated by a form feed), `tokenizer.json` (byte-level BPE, or characters), `tr
 each document behind `<|endoftext|>`), which training maps into memory, and `corpus.json` (what they were made of).
 """
 
-import codecs
 import gzip
 import hashlib
 import html
@@ -21,6 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from interp.errors import InputError, LoadError, NotFoundError
 from interp.files import atomic_write
+from interp.untrusted import as_text, plain_lines
 
 END_OF_TEXT = "<|endoftext|>"
 SEPARATOR = "\f"
@@ -104,7 +104,7 @@ def documents(sources: Sequence[Path]) -> list[str]:
         files = [source]
         if source.is_dir():
             files = sorted(path for path in source.rglob("[!.]*") if path.suffix in TEXTS and path.is_file())
-        texts = [_plain_lines(text) for file in files for text in _texts(file)]
+        texts = [plain_lines(text) for file in files for text in _texts(file)]
         parts = [part.strip("\n") for text in texts for part in text.split(SEPARATOR) if part.strip()]
         if not parts:
             what = f"files with text that end in {', '.join(TEXTS)}" if source.is_dir() else "at least a few sentences"
@@ -114,24 +114,13 @@ def documents(sources: Sequence[Path]) -> list[str]:
 
 
 def decoded(path: Path) -> str:
-    """A UTF-8 file without byte-order mark, line ends as newlines. Raises NotFoundError, or InputError with a line."""
+    """The text of a file, as `as_text` reads it. Raises NotFoundError, or InputError with a line."""
     _check_there(path)
-    advice = "save it as UTF-8 text, or leave it out"
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise NotFoundError(f"{path} cannot be read: {error.strerror}", "expected a text file") from error
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InputError(f"{path} is UTF-16 text", "expected UTF-8", "save it as UTF-8: iconv -f UTF-16 -t UTF-8")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        where = f"{path}, line {raw.count(bytes([10]), 0, error.start) + 1}: "
-        raise InputError(f"{where}not UTF-8 ({error.reason})", "expected a text file", advice) from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError(f"{path}, line {line}: a zero byte, as in binary files", "expected a text file", advice)
-    return _plain_lines(text)
+    return as_text(raw, path)
 
 
 def _texts(path: Path) -> list[str]:
@@ -150,10 +139,6 @@ def _text_of(line: str, where: str) -> str:
     except (ValueError, KeyError, AttributeError, RecursionError):
         raise InputError(f"{where}: {line[:60]}", 'expected {"text": "..."} or "..."', "mend or remove it") from None
     return str(text)
-
-
-def _plain_lines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def clean(text: str) -> str:

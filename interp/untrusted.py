@@ -1,5 +1,6 @@
 """Files that somebody else wrote: read without trusting their size, their kind, or the library that parses them."""
 
+import codecs
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from interp.errors import InterpError, LoadError
+from interp.errors import InputError, InterpError, LoadError
 from interp.files import atomic_path
 
 JSON_LIMIT = 64 << 20
@@ -52,6 +53,29 @@ def reading(path: Path | str, expected: str, hint: str = "fetch it again") -> It
         said = re.sub(r"\x1b\[\d*m", "", next(iter(str(error).splitlines()), "")) or type(error).__name__
         plain = "".join(sign if sign.isprintable() else "\ufffd" for sign in said[:120])
         raise LoadError(f"{path} cannot be read: {plain}", expected, hint) from error
+
+
+def as_text(raw: bytes, where: object) -> str:
+    """UTF-8 without byte-order mark, lines ending in newlines alone.
+
+    Raises InputError, with the line, for what is no UTF-8, and for a zero byte, which text files have none of.
+    """
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{where} is UTF-16 text", "expected UTF-8", "save it as UTF-8: iconv -f UTF-16 -t UTF-8")
+    advice = "save it as UTF-8 text, or leave it out"
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{where}, line {line}: not UTF-8 ({error.reason})", "expected a text file", advice) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(f"{where}, line {line}: a zero byte, as in binary files", "expected a text file", advice)
+    return plain_lines(text)
+
+
+def plain_lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def probe(
 
         text = csv_text(found.to_dataframe()).rstrip("\n")
     else:
-        text = "\n".join(running.as_text(section, "table") for section in sections)
+        text = "\n".join(running.written(section, "table") for section in sections)
     if out is None and form == "table":
         from reports.terminal import show
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError, NotFoundError
+from interp.untrusted import as_text
 
 if TYPE_CHECKING:
     from interp.model import HookedGPT
@@ -26,7 +27,7 @@ def read_ids(given: str) -> list[list[int | str]]:
     else:
         rows = [
             _line(path, number, line)
-            for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1)
+            for number, line in enumerate(as_text(path.read_bytes(), path).splitlines(), 1)
             if line.strip()
         ]
     if not rows or not all(rows):

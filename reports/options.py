@@ -57,41 +57,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no hints."
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-PROMPTS = inspect.Parameter(
+def _parameter(name: str, kind: type, metavar: str, help: str) -> inspect.Parameter:
+    """An option that some analyses have beside their own."""
+    told = Annotated[Optional[kind], typer.Option(metavar=metavar, help=help)]  # noqa: UP045
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=told)
+
+
+PROMPTS = _parameter(
     "prompts",
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    default=None,
-    annotation=Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            metavar="<path>",
-            help="Instead of a text: JSON lines with clean, corrupted, answer, wrong; with neither, prompts are made.",
-        ),
-    ],
+    Path,
+    "<path>",
+    "Instead of a text: JSON lines with clean, corrupted, answer, wrong; with neither, prompts are made.",
 )
-
-
-RAY = inspect.Parameter(
-    "ray",
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    default=None,
-    annotation=Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="<address>", help="Share the texts out on a Ray cluster: local, auto, or host:port."),
-    ],
-)
-
-
-RESUME = inspect.Parameter(
-    "resume",
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    default=None,
-    annotation=Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            metavar="<folder>", help="Keep what is finished here; the same command goes on with it after a stop."
-        ),
-    ],
+RAY = _parameter("ray", str, "<address>", "Share the texts out on a Ray cluster: local, auto, or host:port.")
+RESUME = _parameter(
+    "resume", Path, "<folder>", "Keep what is finished here; the same command goes on with it after a stop."
 )
 
 

@@ -3,7 +3,6 @@
 Nothing heavy is imported until it runs.
 """
 
-import codecs
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from interp.errors import CheckFailed, InputError, NotFoundError, check_seed
+from interp.untrusted import as_text
 from reports.asked import Asked, measure, page_of, shape_of
 from reports.discovery import Analysis
 from reports.options import DEFAULT_TEXT, Dtype, Format, flag
@@ -61,18 +61,12 @@ def as_tokens(rows: "list[list[int | str]]", model: Any) -> Any:
 
 
 def _read(file: Path) -> str:
-    """The text of a file, or of the standard input for "-": without a byte-order mark, lines ending in \\n alone."""
+    """The text of a file, or of the standard input for "-"."""
     try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.expanduser().read_bytes()
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        hint = "save it as UTF-8: iconv -f UTF-16 -t UTF-8" if wide else ""
-        raise InputError(
-            f"{file} is not UTF-8 text: {error.reason} at byte {error.start}", "expected UTF-8", hint
-        ) from None
+        raw = sys.stdin.buffer.read() if str(file) == "-" else file.expanduser().read_bytes()
     except OSError as error:
         raise NotFoundError(f"{file} cannot be read: {error.strerror}", "expected a text file") from None
+    return as_text(raw, file)
 
 
 def load_any_model(name: str, device: str, dtype: Dtype) -> Any:
@@ -163,7 +157,7 @@ def run_command(
     given, rows = read_given(texts, file, lines, tokens)
     if prompts is not None and (texts or file or tokens):
         raise InputError(f"both a text and --prompts {prompts}", "expected one of the two")
-    written = None if prompts is None else _read(prompts)
+    prompt_lines = None if prompts is None else _read(prompts)
     with _resumable(resume), progress(quiet) as step:
         step("loading the model", 0, 1)
         shape = shape_of(model) if analysis.takes_config else None
@@ -181,7 +175,7 @@ def run_command(
         elif not (texts or file) and (not needed or analysis.takes_prompts):
             text = None
         step(analysis.title.lower(), 0, 1)
-        asked = Asked(model, text, options, written, str(prompts), lower)
+        asked = Asked(model, text, options, prompt_lines, str(prompts), lower)
         with _cluster(ray), _lowered(lower) as rounding:
             section = measure(analysis, loaded or shape, asked)
         if form == "html":
@@ -193,9 +187,9 @@ def run_command(
 
         show(section.result)
     elif out is None:
-        print(shown(as_text(section, form)))
+        print(shown(written(section, form)))
     else:
-        write_text(out, page if form == "html" else as_text(section, form) + "\n")
+        write_text(out, page if form == "html" else written(section, form) + "\n")
         print(shown(str(out)))
     if lower and rounding is not None and rounding.checked:
         apart = ", ".join(f"{name} {value:.2g}" for name, value in rounding.difference.items())
@@ -251,7 +245,7 @@ def format_of(out: Path | None, open: bool) -> Format:
     return endings.get(out.suffix.lower(), "table") if out is not None else "html" if open else "table"
 
 
-def as_text(section: "Section", form: Format) -> str:
+def written(section: "Section", form: Format) -> str:
     """The table of a result as JSON or CSV, or its panels as plain text."""
     if form == "table":
         import io
