@@ -94,6 +94,7 @@ class EncoderConfig(BlockShape):
                 )
             object.__setattr__(self, "n_ctx", rows * columns + 1)
         self.complete(("n_layers", "n_heads", "d_model", "n_ctx", *([] if self.over_patches else ["d_vocab"])))
+        check_counts(self, ("d_mlp",))
         if self.head == "classifier" and self.n_classes < 1:
             raise InputError(f"config: n_classes = {self.n_classes}", "expected a whole number of at least 1")
         if self.head is not None and (self.head == "classifier") != self.over_patches:
@@ -251,7 +252,7 @@ def encoder_decoder_from_hf(data: Mapping[str, Any], generation: Mapping[str, An
             raise LoadError(f"{where}: early_stopping = {told['early_stopping']!r}", "expected False")
         found |= {ours: told[theirs] for ours, theirs in GENERATION.items() if told.get(theirs) is not None}
         return EncoderDecoderConfig(**found, forbidden_tokens=tuple(word[0] for word in bad))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise incomplete(error, where, MARIAN.title) from None
 
 
@@ -275,7 +276,7 @@ def encoder_from_hf(data: Mapping[str, Any], where: str, *, head: Head | None, n
             sizes = {name: _pair(found[name]) for name in ("image_size", "patch_size")}
             found |= sizes | {"post_norm": False, "n_types": 0}
         return EncoderConfig(**found, head=head, n_classes=n_classes)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise incomplete(error, where, kind.title) from None
 
 

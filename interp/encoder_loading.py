@@ -4,12 +4,15 @@ Called by `interp.loading.load`, which finds the directory and reads what kind i
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from interp.encoder import HookedEncoder
 from interp.encoder_config import (
+    EncoderConfig,
     EncoderDecoderConfig,
     encoder_decoder_from_hf,
     encoder_decoder_to_hf,
@@ -51,23 +54,26 @@ def load_encoder_decoder(
 def load_encoder(directory: Path, files: list[Path], device: torch.device, dtype: torch.dtype | None) -> HookedEncoder:
     """A BERT or ViT; the weights say whether there is a masked-language head or a classifier. Raises as above."""
     path = directory / "config.json"
-    data, where = read_json(path), str(path)
-    named = data.get("architectures") or [""]
-    readers = read_tensors(files, _plain_key)
+    data, readers = read_json(path), read_tensors(files, _plain_key)
     check_layers(data, readers, path)
-    if data["model_type"] == "bert":
-        has_head = "cls.predictions.transform.dense.weight" in readers or named[0] == "BertForMaskedLM"
-        config = encoder_from_hf(data, where, head="masked-language" if has_head else None)
-    else:
-        classes = readers["classifier.weight"][0][0] if "classifier.weight" in readers else 0
-        if named[0] == "ViTForImageClassification" and not classes:
-            classes = len(data.get("id2label", [0, 0]))
-        config = encoder_from_hf(data, where, head="classifier" if classes else None, n_classes=classes)
+    with reading(path, "expected the config.json of a BERT or ViT", ""):
+        config = _config(data, readers, str(path))
     with torch.device("meta"):
         tokenizer = None if config.over_patches else WordPiece.from_directory(directory)
         model = HookedEncoder(config, tokenizer=tokenizer)
     fill(model, _layout(model), readers, directory, leftover=_encoder_leftover, device=device, dtype=dtype)
     return model
+
+
+def _config(data: Mapping[str, Any], readers: Readers, where: str) -> EncoderConfig:
+    named = data.get("architectures") or [""]
+    if data["model_type"] == "bert":
+        has_head = "cls.predictions.transform.dense.weight" in readers or named[0] == "BertForMaskedLM"
+        return encoder_from_hf(data, where, head="masked-language" if has_head else None)
+    classes = readers["classifier.weight"][0][0] if "classifier.weight" in readers else 0
+    if named[0] == "ViTForImageClassification" and not classes:
+        classes = len(data.get("id2label", [0, 0]))
+    return encoder_from_hf(data, where, head="classifier" if classes else None, n_classes=classes)
 
 
 def _plain_key(key: str) -> str:

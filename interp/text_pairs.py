@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.errors import InputError, LoadError
 from interp.files import atomic_path, atomic_write
 from interp.tokenizer import SPACE, Tokenizer
-from interp.untrusted import read_json, write_json
+from interp.untrusted import VOCABULARY_LIMIT, read_json, regular, write_json
 
 
 class SentencePiecePair:
@@ -110,6 +110,6 @@ def _sentencepiece(path: Path) -> Any:
             "pip install sentencepiece",
         ) from None
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+        return sentencepiece.SentencePieceProcessor(model_file=str(regular(path, VOCABULARY_LIMIT)))
     except (OSError, RuntimeError) as error:
         raise LoadError(f"{path} cannot be read: {str(error)[:100]}", "expected a sentencepiece model") from error

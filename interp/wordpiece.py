@@ -11,7 +11,8 @@ from torch import Tensor
 
 from interp.files import atomic_write
 from interp.hooked import padded
-from interp.tokenizer import Tokenizer, add_tokens, as_ids
+from interp.tokenizer import Tokenizer, as_ids
+from interp.tokenizer_files import add_tokens
 from interp.untrusted import VOCABULARY_LIMIT, read_json, reading, regular, silenced
 
 

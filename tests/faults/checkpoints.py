@@ -10,6 +10,7 @@ What loads is compared with transformers on the same folder: logits, and the ids
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -129,6 +130,12 @@ def _bert(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
 
 
+def _vit(folder: Path) -> None:
+    shape = {"n_layers": 2, "n_heads": 4, "d_model": 32, "image_size": (8, 8), "patch_size": (4, 4), "n_types": 0}
+    more = {"head": "classifier", "n_classes": 3, "post_norm": False, "init_std": 0.2}
+    HookedEncoder(EncoderConfig(**shape, **more)).save_pretrained(folder)  # type: ignore[arg-type]
+
+
 def _marian(folder: Path) -> None:
     shape = {"n_encoder_layers": 2, "n_decoder_layers": 2, "n_heads": 4, "d_model": 32, "n_ctx": 16, "d_vocab": 302}
     HookedEncoderDecoder(EncoderDecoderConfig(**shape)).save_pretrained(folder)  # type: ignore[arg-type]
@@ -145,7 +152,7 @@ def _nanogpt(folder: Path) -> None:
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
-    "whole": _gpt2, "shards": _shards, "pickle": _pickle, "pairs": _pairs,
+    "whole": _gpt2, "shards": _shards, "pickle": _pickle, "pairs": _pairs, "vit": _vit,
     "llama": lambda folder: _shards(folder, _llama), "bert": _bert, "marian": _marian, "nanogpt": _nanogpt,
 }  # fmt: skip
 """Folders that are changed."""
@@ -282,15 +289,28 @@ def silence(path: Path) -> Iterator[None]:
             os.close(kept)
 
 
+def _sees(model: Any) -> bool:
+    return isinstance(model, HookedEncoder) and model.config.over_patches
+
+
+def _input(model: Any) -> torch.Tensor:
+    """Token ids, or an image."""
+    if not _sees(model):
+        return IDS
+    size = (1, model.config.n_channels, *model.config.image_size)
+    return torch.linspace(-1, 1, math.prod(size)).reshape(size)
+
+
 def theirs(model: Any, folder: Path) -> torch.Tensor | None:
     """The logits as transformers gives them; None where it refuses the folder, or finds no value for a parameter."""
     kinds = {HookedEncoder: "AutoModelForMaskedLM", HookedEncoderDecoder: "AutoModelForSeq2SeqLM"}
-    kind = getattr(transformers, kinds.get(type(model), "AutoModelForCausalLM"))
+    name = kinds.get(type(model), "AutoModelForCausalLM")
+    kind = getattr(transformers, "AutoModelForImageClassification" if _sees(model) else name)
     options = {"local_files_only": True, "output_loading_info": True, "dtype": torch.float32}
     try:
         twin, told = kind.from_pretrained(folder, **options)
         more = {"decoder_input_ids": IDS} if "Seq2Seq" in kind.__name__ else {}
-        found: torch.Tensor = twin.eval()(IDS, **more).logits
+        found: torch.Tensor = twin.eval()(_input(model), **more).logits
     except Exception:
         return None
     return None if told["missing_keys"] else found
@@ -300,7 +320,7 @@ def compare(model: Any, folder: Path) -> str:
     """What differs from what transformers finds in the folder; "" for nothing, "alone" where it refuses."""
     expected = theirs(model, folder)
     if expected is not None:
-        found = model(IDS, IDS) if isinstance(model, HookedEncoderDecoder) else model(IDS)
+        found = model(IDS, IDS) if isinstance(model, HookedEncoderDecoder) else model(_input(model))
         if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-4, rtol=1e-4, equal_nan=True):
             return f"logits {list(found.shape)} differ from {list(expected.shape)}"
     difference = compare_text(model.tokenizer, folder) if isinstance(model.tokenizer, Tokenizer) else ""
