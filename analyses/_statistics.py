@@ -54,7 +54,7 @@ def bootstrap(
     weights: Real[np.ndarray, " text"] | None = None,
     share: bool = False,
     chosen_of: int = 1,
-    least: float = -np.inf,
+    least: float | np.ndarray = -np.inf,
     level: float = 0.95,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -77,7 +77,8 @@ def bootstrap(
         chosen_of: how many entries the one that will be told was chosen from, such as the largest effect of a grid.
             The ends, Student's, are then at the level 1 - (1 - level) / chosen_of (Bonferroni), so that the interval of
             whichever is chosen covers its truth in `level` of cases.
-        least: what the mean cannot be below, such as 0 for a divergence; no end is told below it.
+        least: what the mean cannot be below, such as 0 for a divergence, for all entries or each; no end is told below
+            it.
     """
     values = np.asarray(values, dtype=float)
     flat = values.reshape(len(values), -1)
@@ -98,7 +99,7 @@ def bootstrap(
         many = _effective(weight) >= FEW
         if chosen_of <= 1 and many.any():
             low[many], high[many] = _percentiles(total[:, many], weight[:, many], tail, seed, resamples)
-    low = np.maximum(low, least)
+    low = np.maximum(low, np.broadcast_to(least, shape).reshape(-1))
     return Interval(value=mean.reshape(shape), low=low.reshape(shape), high=high.reshape(shape), n=len(values))
 
 

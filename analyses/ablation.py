@@ -123,6 +123,10 @@ class AblationResult(Result):
             columns["neuron"] = pd.array([c.index if c.kind == "neuron" else None for c in chosen], dtype="Int64")
         return columns
 
+    def _least(self) -> np.ndarray:
+        """[metric] what no effect is below: a divergence is never negative."""
+        return np.where([metric == "kl" for metric in self.metrics], 0.0, -np.inf)
+
     def summary(self) -> pd.DataFrame:
         """One row per component, kind and metric: means over texts; with several texts also interval, p and q.
 
@@ -130,7 +134,7 @@ class AblationResult(Result):
         (not for `kl`, which cannot be negative), q by Benjamini and Hochberg over all rows.
         """
         effects = self.effects
-        spread = bootstrap(effects, clusters=self.clusters, seed=self.seed)
+        spread = bootstrap(effects, clusters=self.clusters, least=self._least(), seed=self.seed)
         part, kind, metric = (axis.ravel() for axis in np.indices(effects.shape[1:]))
         frame = pd.DataFrame({**self._labels(part), "kind": np.array(self.kinds)[kind]})
         frame["metric"] = np.array(self.metrics)[metric]
@@ -148,7 +152,8 @@ class AblationResult(Result):
         for m, metric in enumerate(self.metrics):
             for k, kind in enumerate(self.kinds):
                 title = f"Effect on {TITLES[metric]}, {{}} {KINDS[kind]}"
-                spread = bootstrap(self.effects[:, :, k, m], clusters=self.clusters, seed=self.seed)
+                least = self._least()[m]
+                spread = bootstrap(self.effects[:, :, k, m], clusters=self.clusters, least=least, seed=self.seed)
                 caption, unit = self._caption(metric), UNITS[metric]
                 pictures += component_panels(
                     f"{metric}-{kind}", title, self.components, spread, caption=caption, unit=unit
@@ -242,7 +247,8 @@ class AblationResult(Result):
         number = next(i for i, c in enumerate(self.components) if c.label == top["component"])
         part, place = self.components[number], (self.kinds.index(kind), self.metrics.index(metric))
         chosen = self.effects[:, number, place[0], place[1]]
-        low, high = bootstrap(chosen, clusters=self.clusters, chosen_of=len(rows)).ends()
+        least = self._least()[place[1]]
+        low, high = bootstrap(chosen, clusters=self.clusters, chosen_of=len(rows), least=least).ends()
         tested = several and metric != "kl"
         known = "; " + said_clear(rows["q"], *independent(len(self.texts), self.clusters)) if tested else ""
         typical = float(rows["effect"].abs().median())

@@ -118,7 +118,9 @@ def _ranked(report: Report) -> list[tuple[Finding, Section]]:
 def _finding(finding: Finding, section: Section) -> _Summary:
     interval = ""
     if finding.low is not None and finding.high is not None:
-        interval = f"[{brief(finding.low)}, {brief(finding.high)}]"
+        scale = max(abs(finding.low), abs(finding.high), abs(finding.value))
+        low, high = (0.0 if abs(end) < 1e-4 * scale else end for end in (finding.low, finding.high))
+        interval = f"[{brief(low)}, {brief(high)}]"
     return _Summary(
         text=printable(finding.text),
         link=f"{section.name}-{finding.key}",

@@ -385,3 +385,11 @@ def test_the_model_is_left_as_it_was():
     ablation(MODEL, TOKENS, kinds=("zero", "mean", "resample"))
     assert all(torch.equal(value, before[name]) for name, value in MODEL.state_dict().items())
     assert not any(point.active for point in MODEL.hook_points.values())
+
+
+def test_no_interval_of_a_divergence_goes_below_zero(toy_gpt) -> None:
+    """Two texts give wide intervals; those of the logit reach both sides (control)."""
+    found = ablation(toy_gpt, ["The cat sat on the mat.", "The dog sat"], metrics=("kl", "logit")).summary()
+    low = found.groupby("metric")["low"].min()
+    assert low["kl"] >= 0
+    assert low["logit"] < 0
