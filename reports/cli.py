@@ -277,6 +277,7 @@ def train(
         from interp import training
         from interp.corpus import documents, is_dump
         from interp.evaluation import held_out
+        from interp.training_settings import settings_for
 
         texts = None if is_dump(corpus) else documents(corpus)
         if recipe is not None:
@@ -284,7 +285,7 @@ def train(
         else:
             sizes = {"layers": layers, "heads": heads, "width": width, "context": context, "vocabulary": vocabulary}
             sizes |= {"steps": steps, "batch": batch, "repeats": repeats, "dtype": precision}
-            settings = training.settings_for(
+            settings = settings_for(
                 texts,
                 tokenizer=tokenizer,
                 **{name: value for name, value in sizes.items() if value is not None},
@@ -419,7 +420,7 @@ def train_lens(
 
 def _settings(data: dict[str, Any], recipe: Path | None) -> Any:
     from interp.config import GPTConfig
-    from interp.training import Stage, TrainSettings
+    from interp.training_settings import Stage, TrainSettings
 
     try:
         parts: dict[str, Any] = {

@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from interp import corpus, training
+from interp import corpus, optimisers, training
 from interp.config import GPTConfig
 from interp.errors import InputError, LoadError
 from interp.evaluation import held_out
 from interp.model import HookedGPT
-from interp.training import Stage, TextAndCopies, TrainSettings
+from interp.training import TextAndCopies
+from interp.training_settings import Stage, TrainSettings, settings_for
 
 TINY = GPTConfig(n_layers=2, n_heads=2, d_model=16, n_ctx=16, d_vocab=32)
 SETTINGS = TrainSettings(
@@ -158,7 +159,7 @@ def test_the_loss_is_the_models_own() -> None:
 def test_orthogonalise_keeps_the_directions(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, _, vh = torch.linalg.svd(x, full_matrices=False)
-    found = training.orthogonalise(x)
+    found = optimisers.orthogonalise(x)
     inner = u.mT @ found @ vh.mT
     diagonal = inner.diagonal(dim1=-2, dim2=-1)
     assert ((diagonal > 0.3) & (diagonal < 1.3)).all(), "singular values near one, the small ones a little less"
@@ -171,9 +172,9 @@ def test_muon_steps_along_the_orthogonal_factor() -> None:
     gradient = torch.randn(6, 18, generator=torch.Generator().manual_seed(1))
     weight = torch.zeros(6, 18, requires_grad=True)
     weight.grad = gradient
-    training.Muon([weight], lr=0.1, momentum=0.9, weight_decay=0.0).step()
+    optimisers.Muon([weight], lr=0.1, momentum=0.9, weight_decay=0.0).step()
     ahead = gradient.lerp(torch.zeros_like(gradient).lerp(gradient, 1 - 0.9), 0.9)
-    expected = -0.1 * training.orthogonalise(ahead) * 3**0.5
+    expected = -0.1 * optimisers.orthogonalise(ahead) * 3**0.5
     torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=0.1 * 2**-8)
     assert not torch.allclose(weight, -0.1 * ahead, atol=0.02), "control: the gradient itself"
 
@@ -246,7 +247,7 @@ def test_a_refused_corpus_leaves_no_folder(tmp_path: Path) -> None:
 
 def text_settings(path: Path, **given: object) -> TrainSettings:
     small = {"layers": 1, "width": 32, "context": 32, "batch": 8, "steps": 40, "corpus": [str(path)]} | given
-    return training.settings_for(corpus.documents([path]), **small)  # type: ignore[arg-type]
+    return settings_for(corpus.documents([path]), **small)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "characters"])
@@ -356,16 +357,16 @@ def test_a_killed_run_on_text_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
 
 def test_defaults_suit_the_size_of_the_text() -> None:
     words = " ".join(f"word{i * i % 5003}" for i in range(30_000))
-    tokens = [training.settings_for([words[:size]]).config.d_vocab for size in (9_000, 30_000, 200_000)]
+    tokens = [settings_for([words[:size]]).config.d_vocab for size in (9_000, 30_000, 200_000)]
     assert tokens == [257, 512, 1024]
-    dump = training.settings_for(None)
+    dump = settings_for(None)
     assert (dump.config.n_layers, dump.config.d_vocab, dump.steps, dump.stages[0].repeats) == (4, 4096, 6000, 0.1)
-    repeated = training.settings_for(["again and again " * 5000])
+    repeated = settings_for(["again and again " * 5000])
     assert repeated.config.d_vocab < 512, "no token without a text"
-    chosen = training.settings_for([words], layers=3, width=96, context=64, steps=7, batch=5, heads=2, repeats=0.2)
+    chosen = settings_for([words], layers=3, width=96, context=64, steps=7, batch=5, heads=2, repeats=0.2)
     assert (chosen.config.n_layers, chosen.config.d_head, chosen.config.n_ctx, chosen.steps) == (3, 48, 64, 7)
     with pytest.raises(InputError, match="bytes"):
-        training.settings_for([words], tokenizer="bytes", vocabulary=400)
+        settings_for([words], tokenizer="bytes", vocabulary=400)
 
 
 def test_a_text_too_short_for_a_sequence_leaves_no_folder(tmp_path: Path) -> None:

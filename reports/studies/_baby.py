@@ -27,7 +27,8 @@ from interp.config import GPTConfig
 from interp.errors import InputError, check_seed
 from interp.model import HookedGPT
 from interp.tokenizer import Tokenizer
-from interp.training import Stage, TrainSettings, build, next_token_loss, train
+from interp.training import build, next_token_loss, train
+from interp.training_settings import Stage, TrainSettings
 
 PICTURES, POINTS = 5, 50
 """Pictures of the chain after the first one, and points of each curve, evenly spaced in the training."""

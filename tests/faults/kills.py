@@ -31,7 +31,7 @@ from analyses.probes import probe_layers  # noqa: E402
 from interp import ActivationStore, extract_activations, sweep_results, training  # noqa: E402
 from interp.config import GPTConfig  # noqa: E402
 from interp.files import atomic_write  # noqa: E402
-from interp.training import Stage, TrainSettings  # noqa: E402
+from interp.training_settings import Stage, TrainSettings  # noqa: E402
 
 Moment = tuple[str, int]
 """"before" or "after" and the number of a rename; "call" and the number of a call."""
