@@ -15,10 +15,11 @@ import pytest
 import torch
 from faults import kills, pages
 
-from interp import sweep_results, training
+from interp import training
 from interp.errors import InterpError
 from interp.files import atomic_path, atomic_write
 from interp.stopping import Stopped, held_back, signals_raise
+from interp.sweep import results
 from reports.errors import explain
 
 ROOT = Path(__file__).parent.parent
@@ -128,9 +129,9 @@ def test_training_and_sweeps_say_that_the_disk_is_full_and_keep_what_there_was(
     with pytest.raises(InterpError, match=r"checkpoint.pt cannot be written: File too large"):
         kills.train(tmp_path)
     assert not list(tmp_path.rglob(".*.tmp"))
-    results = sweep_results.Results({"x": torch.zeros(10_000)}, 3, tmp_path / "s", lambda: "id")
+    half = results.Results({"x": torch.zeros(10_000)}, 3, tmp_path / "s", lambda: "id")
     with pytest.raises(InterpError, match="s cannot be written: File too large"):
-        results.save()
+        half.save()
     assert not (tmp_path / "s").exists()
 
 
@@ -203,7 +204,7 @@ def test_a_sweep_that_was_stopped_says_by_what() -> None:
         try:
             raise Stopped(signal.SIGTERM)
         except KeyboardInterrupt:
-            raise sweep_results.SweepInterrupted({}, torch.zeros(2, dtype=torch.bool)) from None
+            raise results.SweepInterrupted({}, torch.zeros(2, dtype=torch.bool)) from None
     except KeyboardInterrupt as error:
         code, lines = explain(error, ["ablation", "--resume", "x"])
     assert (code, lines[0]) == (143, "stopped by SIGTERM")

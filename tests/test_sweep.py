@@ -32,8 +32,8 @@ from interp.interventions import (
 )
 from interp.model import HookedGPT
 from interp.sweep import CHECKED, SweepInterrupted, lowered, resumable, slow_sweep, sweep
-from interp.sweep_engine import Chunk
-from interp.sweep_plan import Limits, Plan
+from interp.sweep.engine import Chunk
+from interp.sweep.plan import Limits, Plan
 
 VOCAB = 23
 MODELS: dict[tuple, HookedGPT] = {
@@ -283,7 +283,7 @@ def test_weights_laid_out_for_many_blocks_change_nothing(monkeypatch) -> None:
     variants = [ablate_head(layer, head, pos=pos) for layer in (0, 1) for head in range(4) for pos in range(6)]
     monkeypatch.setattr(Plan, "limits", lambda self, memory: Limits(len(variants), 24, 1000))
     assert_same(model, tokens, variants)
-    monkeypatch.setattr("interp.sweep_layout.pack", lambda weight: weight.flip(0).T)
+    monkeypatch.setattr("interp.sweep.layout.pack", lambda weight: weight.flip(0).T)
     with pytest.raises(AssertionError):
         assert_same(model, tokens, variants)
 

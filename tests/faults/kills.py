@@ -28,9 +28,10 @@ from conftest import TEXT, make_gpt  # noqa: E402
 
 from analyses.ablation import ablation  # noqa: E402
 from analyses.probes import probe_layers  # noqa: E402
-from interp import ActivationStore, extract_activations, sweep_results, training  # noqa: E402
+from interp import ActivationStore, extract_activations, training  # noqa: E402
 from interp.config import GPTConfig  # noqa: E402
 from interp.files import atomic_write  # noqa: E402
+from interp.sweep import results  # noqa: E402
 from interp.training_settings import Stage, TrainSettings  # noqa: E402
 
 Moment = tuple[str, int]
@@ -60,8 +61,8 @@ def train(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Every head of a model ablated, with a checkpoint after each chunk."""
-    sweep_results.SAVE_EVERY = 0.0
-    with sweep_results.resumable(folder / "kept"):
+    results.SAVE_EVERY = 0.0
+    with results.resumable(folder / "kept"):
         tokens = torch.tensor([[3, 9, 4, 9, 5, 9, 3, 9, 4]])
         found = ablation(make_gpt(n_layers=3), tokens, components="heads,mlps", memory=300_000)
     atomic_write(folder / "found.csv", found.to_dataframe().to_csv())

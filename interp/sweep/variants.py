@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from interp.parts import Attention, NoNorm, Norm, Visit
-from interp.sweep_clean import QKV, ROTATED, CleanRun, Edits, Rows
-from interp.sweep_edits import Edit, Positions, common, places, put, take, union
-from interp.sweep_layout import Layout
+from interp.sweep.clean import QKV, ROTATED, CleanRun, Edits, Rows
+from interp.sweep.edits import Edit, Positions, common, places, put, take, union
+from interp.sweep.layout import Layout
 
 PATTERNS = ("attn.hook_attn_scores", "attn.hook_pattern")
 MIXED = ("attn.hook_z", "attn.hook_result")

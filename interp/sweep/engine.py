@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from interp.parts import Attention, ParallelBlock, Visit
-from interp.sweep_clean import BETWEEN, EMBEDDING, QKV, ROTATED, Rows, ready
-from interp.sweep_edits import Positions, common, places, put, take, union
-from interp.sweep_layout import Ask, Layout, Matrices
-from interp.sweep_variants import HIDDEN, MIXED, PATTERNS, POST, Variants, norm_sites
+from interp.sweep.clean import BETWEEN, EMBEDDING, QKV, ROTATED, Rows, ready
+from interp.sweep.edits import Positions, common, places, put, take, union
+from interp.sweep.layout import Ask, Layout, Matrices
+from interp.sweep.variants import HIDDEN, MIXED, PATTERNS, POST, Variants, norm_sites
 
 NORM_FINAL = ("ln_final.hook_scale", "ln_final.hook_normalized")
 

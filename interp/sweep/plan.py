@@ -13,9 +13,9 @@ from interp.hooks import APART, NameSpec
 from interp.interventions import PATTERN, Intervention, axes
 from interp.linear import wide
 from interp.model import HookedGPT
-from interp.sweep_clean import CleanRun, Edits, clean_names
-from interp.sweep_edits import Edit, Positions, places, resolve, take
-from interp.sweep_engine import Chunk
+from interp.sweep.clean import CleanRun, Edits, clean_names
+from interp.sweep.edits import Edit, Positions, places, resolve, take
+from interp.sweep.engine import Chunk
 
 Metric: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
 """Logits [batch read d_vocab] of one variant -> name -> [batch ...]."""

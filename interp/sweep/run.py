@@ -22,10 +22,8 @@ from interp.interventions import Intervention
 from interp.linear import wide
 from interp.model import HookedGPT
 from interp.progress import track
-from interp.sweep_plan import Metric, Plan
-from interp.sweep_results import Results, identity
-from interp.sweep_results import SweepInterrupted as SweepInterrupted
-from interp.sweep_results import resumable as resumable
+from interp.sweep.plan import Metric, Plan
+from interp.sweep.results import Results, SweepInterrupted, identity
 
 Variant: TypeAlias = Intervention | Sequence[Intervention]
 Progress: TypeAlias = Callable[[int, int], None]

@@ -10,7 +10,7 @@ from interp.hooks import HookPoint
 from interp.interventions import axes
 from interp.model import HookedGPT
 from interp.parts import Attention, ParallelBlock
-from interp.sweep_edits import Edit, Positions, common, places, put, take
+from interp.sweep.edits import Edit, Positions, common, places, put, take
 
 Edits: TypeAlias = Mapping[str, Sequence[Edit]]
 """The edits of one variant, by full hook name."""

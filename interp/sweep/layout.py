@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from interp.linear import pack
-from interp.sweep_edits import Positions, common
+from interp.sweep.edits import Positions, common
 
 
 class Layout(NamedTuple):
