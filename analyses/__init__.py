@@ -1,4 +1,5 @@
-"""Analyses: one question a file, `name(model, tokens, *, ...) -> Result`. Files that start with `_` are shared."""
+"""Analyses: one question a file, `name(model, tokens, *, ...) -> Result`. The names are listed in `__init__.pyi`."""
 
-PYTHON_ONLY = "python only"
-"""Marks an option that the command line leaves out: `Annotated[type, "help", PYTHON_ONLY]`."""
+from interp.face import face
+
+__all__ = face(__name__)

@@ -35,20 +35,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import checked, lacking
-from analyses._components import Component, choose, component_panels
-from analyses._metrics import TITLES, UNITS, MetricName, Readout, TokenChoice, check_metrics
-from analyses._pair_effects import translation_ablation
-from analyses._pairs import Texts, notable, own_answers, resolve_texts, said_answers
-from analyses._panels import Finding, Note, Panel, Result, Table, Tokens
-from analyses._prompts import TextsOrPrompts
-from analyses._replacements import KINDS, KindName, Replacements, Values, check_kinds
-from analyses._statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.capabilities import checked, lacking
+from analyses.shared.clean_corrupted import Texts, notable, own_answers, resolve_texts, said_answers
+from analyses.shared.components import Component, choose, component_panels
+from analyses.shared.metrics import TITLES, UNITS, MetricName, Readout, TokenChoice, check_metrics
+from analyses.shared.pair_effects import translation_ablation
+from analyses.shared.panels import Finding, Note, Panel, Result, Table, Tokens
+from analyses.shared.prompts import TextsOrPrompts
+from analyses.shared.replacements import KINDS, KindName, Replacements, Values, check_kinds
+from analyses.shared.statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
 from interp import scale
-from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import NotApplicable
-from interp.linear import wide
-from interp.model import HookedGPT
+from interp.models.encoder_decoder import HookedEncoderDecoder
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import wide
 from interp.progress import tell
 from interp.residual import attn_share, logit_direction
 from interp.sweep import Variant, sweep

@@ -24,13 +24,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses import PYTHON_ONLY
-from analyses._capabilities import checked, require
-from analyses._components import layer_numbers
-from analyses._inputs import TextOrTokens
-from analyses._metrics import CustomReadout, Readout, TokenChoice
-from analyses._pair_effects import translation_patching
-from analyses._pairs import (
+from analyses.shared.capabilities import PYTHON_ONLY, checked, require
+from analyses.shared.clean_corrupted import (
     Measure,
     Pairs,
     PatchingMetric,
@@ -40,14 +35,18 @@ from analyses._pairs import (
     position_labels,
     resolve_pairs,
 )
-from analyses._panels import Finding, Matrix, Note, Panel, Result, Table, Tokens
-from analyses._prompts import TextsOrPrompts
-from analyses._statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.components import layer_numbers
+from analyses.shared.inputs import TextOrTokens
+from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
+from analyses.shared.pair_effects import translation_patching
+from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.prompts import TextsOrPrompts
+from analyses.shared.statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
 from interp import scale
-from interp.encoder_decoder import HookedEncoderDecoder
 from interp.errors import InputError, nearest
 from interp.interventions import Replace
-from interp.model import HookedGPT
+from interp.models.encoder_decoder import HookedEncoderDecoder
+from interp.models.gpt import HookedGPT
 from interp.progress import tell
 from interp.sweep import Variant, sweep
 

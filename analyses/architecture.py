@@ -10,8 +10,8 @@ or more with windows, is masked. Memory is shape times bytes per number, keys an
 included, windows or not. The longest path is found in the graph of operations; a core layer is an
 operation with a weight matrix.
 
-A config will do in place of a model (`model: HookedGPT | GPTConfig`), so that the presets of `interp.config.PRESETS`,
-such as gpt2-xl and gpt3, need neither weights nor network.
+A config will do in place of a model (`model: HookedGPT | GPTConfig`), so that the presets of
+`interp.models.config.PRESETS`, such as gpt2-xl and gpt3, need neither weights nor network.
 
 What the numbers do not show: time. How fast a machine does these operations depends on the machine.
 """
@@ -25,15 +25,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import checked
-from analyses._inputs import sequences
-from analyses._operations import ACTIVATIONS, NORMS, Operation, longest_path, operations_of
-from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table
-from interp.config import PRESETS, GPTConfig
+from analyses.shared.capabilities import checked
+from analyses.shared.inputs import sequences
+from analyses.shared.operations import ACTIVATIONS, NORMS, Operation, longest_path, operations_of
+from analyses.shared.panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table
 from interp.errors import InputError
-from interp.model import HookedGPT
-from interp.parts import Norm
-from interp.positions import check_tokens
+from interp.models.config import PRESETS, GPTConfig
+from interp.models.gpt import HookedGPT
+from interp.models.parts import Norm
+from interp.models.positions import check_tokens
 
 PLACE = 90
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -254,7 +254,7 @@ def architecture(
     """Shapes, parameters, FLOPs, memory and the longest path of a model, or of a config without any weights.
 
     Args:
-        model: a model, or a config such as `interp.config.PRESETS["gpt3"]`.
+        model: a model, or a config such as `interp.models.config.PRESETS["gpt3"]`.
         tokens: only its length and number of texts are used; with a config ids [batch pos].
 
     Raises InputError for a length or batch below 1, a length beyond the context, or a text with a config.

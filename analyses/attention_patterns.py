@@ -40,16 +40,16 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from analyses._capabilities import checked, require
-from analyses._inputs import TextOrTokens, run_blocks, sequences, token_labels
-from analyses._pair_patterns import encoder_patterns, translation_patterns
-from analyses._panels import AttentionGrid, Finding, Matrix, Note, Panel, Result, Table, Tokens
-from analyses._statistics import Interval, bootstrap, methods
-from interp.encoder import HookedEncoder
-from interp.encoder_decoder import HookedEncoderDecoder
+from analyses.shared.capabilities import checked, require
+from analyses.shared.inputs import TextOrTokens, run_blocks, sequences, token_labels
+from analyses.shared.pair_patterns import encoder_patterns, translation_patterns
+from analyses.shared.panels import AttentionGrid, Finding, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.statistics import Interval, bootstrap, methods
 from interp.errors import InputError
 from interp.hooks import HookPoint
-from interp.model import HookedGPT
+from interp.models.encoder import HookedEncoder
+from interp.models.encoder_decoder import HookedEncoderDecoder
+from interp.models.gpt import HookedGPT
 
 PLACE = 20
 NEEDS = ("causal",)

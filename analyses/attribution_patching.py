@@ -26,20 +26,19 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analyses import PYTHON_ONLY
-from analyses._capabilities import checked, require
-from analyses._components import Component, choose, component_panels
-from analyses._gradients import scores
-from analyses._inputs import TextOrTokens
-from analyses._metrics import CustomReadout, Readout, TokenChoice
-from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
-from analyses._panels import Finding, Graph, Note, Panel, Result, Table, Tokens
-from analyses._paths import Paths, Receiver, all_receivers
-from analyses._prompts import TextsOrPrompts
-from analyses._statistics import bootstrap, independent, q_values, sign_flip_p_value
-from analyses._statistics import methods as methods_note
+from analyses.shared.capabilities import PYTHON_ONLY, checked, require
+from analyses.shared.clean_corrupted import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
+from analyses.shared.components import Component, choose, component_panels
+from analyses.shared.gradients import scores
+from analyses.shared.inputs import TextOrTokens
+from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
+from analyses.shared.panels import Finding, Graph, Note, Panel, Result, Table, Tokens
+from analyses.shared.paths import Paths, Receiver, all_receivers
+from analyses.shared.prompts import TextsOrPrompts
+from analyses.shared.statistics import bootstrap, independent, q_values, sign_flip_p_value
+from analyses.shared.statistics import methods as methods_note
 from interp.errors import InputError, nearest
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 from interp.progress import tell
 from interp.sweep import Variant, sweep
 

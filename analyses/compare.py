@@ -23,15 +23,15 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analyses._capabilities import checked, require
-from analyses._inputs import sequences, token_labels
-from analyses._metrics import token_loss
-from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
-from analyses._statistics import bootstrap, methods, paired_effect, q_values
 from analyses.head_roles import Measurement, head_roles
+from analyses.shared.capabilities import checked, require
+from analyses.shared.inputs import sequences, token_labels
+from analyses.shared.metrics import token_loss
+from analyses.shared.panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
+from analyses.shared.statistics import bootstrap, methods, paired_effect, q_values
 from interp.errors import InputError
-from interp.model import HookedGPT
-from interp.translators import divergence, read, streams
+from interp.lens_maps import divergence, read, streams
+from interp.models.gpt import HookedGPT
 
 NEEDS = ("next token",)
 PIECE = 1 << 22

@@ -29,14 +29,14 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from analyses._capabilities import checked
-from analyses._circuits import Circuits, circuits
-from analyses._distributions import one_thread
-from analyses._inputs import TextOrTokens
-from analyses._panels import Finding, Graph, Matrix, Note, Panel, Result, Table
-from analyses._statistics import methods_note
+from analyses.shared.capabilities import checked
+from analyses.shared.distributions import one_thread
+from analyses.shared.inputs import TextOrTokens
+from analyses.shared.panels import Finding, Graph, Matrix, Note, Panel, Result, Table
+from analyses.shared.statistics import methods_note
+from analyses.shared.weight_circuits import Circuits, circuits
 from interp.errors import InputError
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 PLACE = 64
 KINDS = ("Q", "K", "V")

@@ -24,17 +24,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import checked, require
-from analyses._inputs import TextOrTokens, sequences, text_names, token_labels
-from analyses._metrics import TokenChoice, token_ids
-from analyses._pair_attribution import translation_attribution
-from analyses._panels import Bars, Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
-from analyses._prompts import PromptSet
-from analyses._statistics import Interval, bootstrap, methods
-from interp.encoder_decoder import HookedEncoderDecoder
+from analyses.shared.capabilities import checked, require
+from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels
+from analyses.shared.metrics import TokenChoice, token_ids
+from analyses.shared.pair_attribution import translation_attribution
+from analyses.shared.panels import Bars, Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
+from analyses.shared.prompts import PromptSet
+from analyses.shared.statistics import Interval, bootstrap, methods
 from interp.errors import InputError
-from interp.model import HookedGPT
-from interp.parts import NoNorm, Norm
+from interp.models.encoder_decoder import HookedEncoderDecoder
+from interp.models.gpt import HookedGPT
+from interp.models.parts import NoNorm, Norm
 from interp.residual import decompose, decompose_names
 
 PLACE = 40

@@ -25,12 +25,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import checked
-from analyses._inputs import sequences, token_labels
-from analyses._panels import Finding, Lines, Matrix, Panel, Result, Table, Tokens, TokenStrip
-from analyses._statistics import null_p_value
+from analyses.shared.capabilities import checked
+from analyses.shared.inputs import sequences, token_labels
+from analyses.shared.panels import Finding, Lines, Matrix, Panel, Result, Table, Tokens, TokenStrip
+from analyses.shared.statistics import null_p_value
 from interp.errors import InputError
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 PLACE = 74
 SHOWN_POSITIONS = 128

@@ -27,13 +27,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses._capabilities import checked
-from analyses._circuits import Circuits, added, circuits, factor_svd
-from analyses._inputs import TextOrTokens, token_labels, token_list
-from analyses._panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.capabilities import checked
+from analyses.shared.inputs import TextOrTokens, token_labels, token_list
+from analyses.shared.panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.weight_circuits import Circuits, added, circuits, factor_svd
 from interp.errors import InputError
-from interp.linear import wide
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import wide
 
 PLACE = 62
 CAUTION = (

@@ -31,16 +31,16 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analyses._capabilities import checked, require
-from analyses._circuits import added, reading
-from analyses._inputs import TextOrTokens, sequences
-from analyses._metrics import TokenChoice, token_ids
-from analyses._panels import Finding, Matrix, Note, Panel, Result, Table
-from analyses._statistics import Interval, bootstrap, methods, paired_effect, q_values
+from analyses.shared.capabilities import checked, require
+from analyses.shared.inputs import TextOrTokens, sequences
+from analyses.shared.metrics import TokenChoice, token_ids
+from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table
+from analyses.shared.statistics import Interval, bootstrap, methods, paired_effect, q_values
+from analyses.shared.weight_circuits import added, reading
 from interp.errors import InputError
 from interp.hooks import HookPoint
-from interp.linear import wide
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import wide
 
 PLACE = 60
 NEEDS = ("next token",)

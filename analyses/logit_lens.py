@@ -30,18 +30,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses._capabilities import checked, require
-from analyses._inputs import TextOrTokens, run_blocks, sequences, token_labels
-from analyses._metrics import token_ids
-from analyses._panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens, TokenStrip
-from analyses._statistics import Interval, bootstrap, methods
-from analyses._translations import pair_labels, translations
-from interp.encoder_decoder import HookedEncoderDecoder
+from analyses.shared.capabilities import checked, require
+from analyses.shared.inputs import TextOrTokens, run_blocks, sequences, token_labels
+from analyses.shared.metrics import token_ids
+from analyses.shared.panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens, TokenStrip
+from analyses.shared.statistics import Interval, bootstrap, methods
+from analyses.shared.translations import pair_labels, translations
 from interp.errors import InputError
 from interp.hooks import HookPoint
-from interp.linear import wide
-from interp.model import HookedGPT
-from interp.pair_residual import streams
+from interp.models.encoder_decoder import HookedEncoderDecoder
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import wide
+from interp.translation_residual import streams
 
 PLACE = 30
 NEEDS = ("next token",)

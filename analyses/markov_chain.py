@@ -28,8 +28,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import checked, require
-from analyses._chains import (
+from analyses.shared.capabilities import checked, require
+from analyses.shared.chains import (
     closed_classes,
     distances,
     entropy_bits,
@@ -38,10 +38,10 @@ from analyses._chains import (
     second_eigenvalue,
     stationary,
 )
-from analyses._inputs import TextOrTokens, sequences, token_labels, token_list
-from analyses._panels import Bars, Finding, Graph, Lines, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.inputs import TextOrTokens, sequences, token_labels, token_list
+from analyses.shared.panels import Bars, Finding, Graph, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from interp.errors import InputError
-from interp.model import Batch, HookedGPT
+from interp.models.gpt import Batch, HookedGPT
 
 PLACE = 76
 NEEDS = ("next token",)

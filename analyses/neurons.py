@@ -29,17 +29,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import checked, require
-from analyses._circuits import added, reading
-from analyses._inputs import TextOrTokens, sequences, text_names, token_labels, token_list
-from analyses._metrics import Readout
-from analyses._panels import Bars, Finding, Matrix, Panel, Result, Table, Tokens
-from analyses._statistics import Interval, bootstrap, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.capabilities import checked, require
+from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels, token_list
+from analyses.shared.metrics import Readout
+from analyses.shared.panels import Bars, Finding, Matrix, Panel, Result, Table, Tokens
+from analyses.shared.statistics import Interval, bootstrap, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.weight_circuits import added, reading
 from interp.cache import ActivationCache
 from interp.errors import InputError
 from interp.interventions import ablate_neurons
-from interp.linear import wide
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import wide
 from interp.sweep import sweep
 
 PLACE = 70

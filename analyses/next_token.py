@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses._capabilities import checked, require
-from analyses._inputs import sequences, text_names, token_labels
-from analyses._panels import Bars, Finding, Lines, Note, Panel, Result, Table, TokenGrid, Tokens, TokenStrip
-from analyses._statistics import bootstrap
+from analyses.shared.capabilities import checked, require
+from analyses.shared.inputs import sequences, text_names, token_labels
+from analyses.shared.panels import Bars, Finding, Lines, Note, Panel, Result, Table, TokenGrid, Tokens, TokenStrip
+from analyses.shared.statistics import bootstrap
 from interp.errors import InputError
 from interp.generation import sampling_distribution
 from interp.generation import steps as generation_steps
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 PLACE = 10
 NEEDS = ("next token",)

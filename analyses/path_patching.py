@@ -25,18 +25,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses import PYTHON_ONLY
-from analyses._capabilities import checked, require
-from analyses._components import Component, choose, component_panels
-from analyses._inputs import TextOrTokens
-from analyses._metrics import TokenChoice
-from analyses._pairs import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
-from analyses._panels import Finding, Graph, Note, Panel, Result, Table, Tokens
-from analyses._paths import Paths, Receiver, inputs_of, parse_receivers
-from analyses._prompts import TextsOrPrompts
-from analyses._statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.capabilities import PYTHON_ONLY, checked, require
+from analyses.shared.clean_corrupted import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
+from analyses.shared.components import Component, choose, component_panels
+from analyses.shared.inputs import TextOrTokens
+from analyses.shared.metrics import TokenChoice
+from analyses.shared.panels import Finding, Graph, Note, Panel, Result, Table, Tokens
+from analyses.shared.paths import Paths, Receiver, inputs_of, parse_receivers
+from analyses.shared.prompts import TextsOrPrompts
+from analyses.shared.statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
 from interp.errors import InputError
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 from interp.progress import tell
 from interp.sweep import Variant, sweep
 

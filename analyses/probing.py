@@ -22,16 +22,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import checked
-from analyses._inputs import sequences, token_labels
-from analyses._panels import Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
-from analyses._token_features import TASKS
 from analyses.probes.data import Held, run_model, split_texts, words_of
 from analyses.probes.layers import ProbeLayersResult
-from analyses.probes.sweep import probe_layers, random_twin
-from interp.documents import Documents
+from analyses.probes.probe_layers import probe_layers, random_twin
+from analyses.shared.capabilities import checked
+from analyses.shared.inputs import sequences, token_labels
+from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
+from analyses.shared.token_features import TASKS
 from interp.errors import InputError, check_seed
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
+from interp.text.documents import Documents
 
 MOST_TOKENS = 12_000
 """Positions that are used; more would make the intervals narrower and the wait longer."""

@@ -23,11 +23,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import checked
-from analyses._inputs import TextOrTokens, sequences, text_names, token_labels
-from analyses._panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
-from analyses._statistics import Interval, bootstrap, methods
-from interp.model import HookedGPT
+from analyses.shared.capabilities import checked
+from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels
+from analyses.shared.panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.statistics import Interval, bootstrap, methods
+from interp.models.gpt import HookedGPT
 
 PLACE = 72
 MEASURES = ("norm", "first_norm", "turn", "similarity", "rank")

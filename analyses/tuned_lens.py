@@ -5,7 +5,7 @@ end is allowed for?
 
 Method: Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the Tuned Lens". One translator per
 layer, h -> h + h A + b, leads to the model's own final norm and unembedding. Translators given are used as they are
-(`interp.translators.train` makes them from a long text). Otherwise they are fitted here, on the first part of the given
+(`interp.lens_maps.train` makes them from a long text). Otherwise they are fitted here, on the first part of the given
 tokens, by ridge regression on the final residual stream (the paper descends the divergence itself, which needs more
 text and time); all figures are from the rest, which the fit does not see. With several texts whole texts are held out.
 
@@ -25,13 +25,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import checked, require
-from analyses._inputs import sequences, token_labels
-from analyses._panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens
-from analyses._statistics import Interval, bootstrap, methods
+from analyses.shared.capabilities import checked, require
+from analyses.shared.inputs import sequences, token_labels
+from analyses.shared.panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens
+from analyses.shared.statistics import Interval, bootstrap, methods
 from interp.errors import InputError
-from interp.model import HookedGPT
-from interp.translators import Translators, divergence, fingerprint, fit, read, streams
+from interp.lens_maps import Translators, divergence, fingerprint, fit, read, streams
+from interp.models.gpt import HookedGPT
 
 PLACE = 31
 NEEDS = ("next token",)

@@ -13,7 +13,7 @@ and value biases; patching puts an activation of the run on these prompts into t
 
 With a zoo (`--zoo DIR`) the models in that directory are measured instead: ten figures of a classifier of palindromes
 with heads ablated, a story model's greedy text, two models of modular addition. Each must agree to the last digit
-printed. `analyses/_zoo.py` has the definitions.
+printed. `analyses/shared/zoo.py` has the definitions.
 
 What agreement does not show: that the published interpretation is right; only that the numbers are those of the model.
 A model that is not GPT-2 small cannot be verified this way, and the result then says that nothing was run.
@@ -31,14 +31,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._capabilities import checked
-from analyses._metrics import logit_difference
-from analyses._panels import Finding, Matrix, Note, Panel, Result, Table
-from analyses._zoo import Zoo, measure
-from interp.config import PRESETS
+from analyses.shared.capabilities import checked
+from analyses.shared.metrics import logit_difference
+from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table
+from analyses.shared.zoo import Zoo, measure
 from interp.errors import InputError
 from interp.interventions import Replace, patch
-from interp.model import HookedGPT
+from interp.models.config import PRESETS
+from interp.models.gpt import HookedGPT
 from interp.processing import process_weights
 from interp.residual import decompose, decompose_names
 from interp.sweep import sweep

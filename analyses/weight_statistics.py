@@ -37,8 +37,8 @@ import pandas as pd
 from scipy import stats
 from torch import Tensor
 
-from analyses._capabilities import checked
-from analyses._distributions import (
+from analyses.shared.capabilities import checked
+from analyses.shared.distributions import (
     HISTOGRAM_EDGES,
     Entries,
     describe,
@@ -52,8 +52,8 @@ from analyses._distributions import (
     window_side,
     window_test,
 )
-from analyses._inputs import TextOrTokens
-from analyses._matrices import (
+from analyses.shared.inputs import TextOrTokens
+from analyses.shared.matrices import (
     FIRST_POSITION,
     KINDS,
     Model,
@@ -63,11 +63,11 @@ from analyses._matrices import (
     numpy_of,
     whole_matrices,
 )
-from analyses._panels import Finding, Histogram, Lines, Matrix, Note, Panel, Result, Table
-from analyses._statistics import methods_note, q_values
-from interp.encoder_decoder import HookedEncoderDecoder
+from analyses.shared.panels import Finding, Histogram, Lines, Matrix, Note, Panel, Result, Table
+from analyses.shared.statistics import methods_note, q_values
 from interp.errors import InputError, nearest
-from interp.model import HookedGPT
+from interp.models.encoder_decoder import HookedEncoderDecoder
+from interp.models.gpt import HookedGPT
 
 PLACE = 80
 TRENDS = ("std", "kurtosis", "effective_share", "edge_ratio")

@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError, check_seed
-from interp.linear import wide
 from interp.migration import refuse_keywords
-from interp.model import HookedGPT, TextOrTokens
-from interp.positions import KVCache, check_tokens
+from interp.models.gpt import HookedGPT, TextOrTokens
+from interp.models.kernels import wide
+from interp.models.positions import KVCache, check_tokens
 
 
 def sampling_distribution(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.hooks import HookPair, HookPoint
-from interp.linear import wide_dtype
+from interp.models.kernels import wide_dtype
 
 Index: TypeAlias = int | Sequence[int] | None
 """One place on an axis, several, or (None) all of them; negative counts from the end."""

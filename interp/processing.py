@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from interp.model import HookedGPT
-from interp.parts import NoNorm, Norm
+from interp.models.gpt import HookedGPT
+from interp.models.parts import NoNorm, Norm
 
 READERS = {
     "ln1": (("attn.W_Q_flat", "attn.b_Q_flat"), ("attn.W_K_flat", "attn.b_K_flat"), ("attn.W_V_flat", "attn.b_V_flat")),

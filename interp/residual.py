@@ -7,7 +7,7 @@ from torch import Tensor
 from interp.cache import ActivationCache
 from interp.errors import InputError
 from interp.hooks import select_positions
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 
 def decompose_names(model: HookedGPT) -> list[str]:

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.encoder_decoder import HookedEncoderDecoder, PairCache
 from interp.errors import InputError
-from interp.linear import wide
+from interp.models.encoder_decoder import HookedEncoderDecoder, PairCache
+from interp.models.kernels import wide
 
 NEVER = -1.0e9
 """A score below every real one, and still finite: what cannot be chosen keeps an order."""

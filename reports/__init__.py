@@ -1,37 +1,14 @@
-"""Results as pages, figures, terminal output and commands. Names are imported when first used: importing is cheap.
+"""Results as pages, figures, terminal output and commands. The names are listed in `__init__.pyi`; importing is cheap.
 
 Within IPython, importing this makes results show themselves (`reports.notebook`).
 """
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from reports.figures import figure as figure
-    from reports.html import Report as Report
-    from reports.html import Section as Section
-    from reports.html import render as render
-    from reports.notebook import show as show
-    from reports.run import report as report
-    from reports.run_study import study as study
+from interp.face import face
 
-_HOME = {
-    "Report": "html",
-    "Section": "html",
-    "figure": "figures",
-    "render": "html",
-    "report": "run",
-    "show": "notebook",
-    "study": "run_study",
-}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'reports' has no attribute {name!r}")
-    return getattr(import_module(f"reports.{_HOME[name]}"), name)
+__all__ = face(__name__)
 
 
 def _in_ipython() -> None:
@@ -48,7 +25,11 @@ def _in_ipython() -> None:
         return import_module("reports.notebook").figure_png(figure)
 
     formatters = shell.display_formatter
-    for module, name in (("analyses._panels", "Result"), ("analyses._panels", "Panel"), ("reports.html", "Report")):
+    for module, name in (
+        ("analyses.shared.panels", "Result"),
+        ("analyses.shared.panels", "Panel"),
+        ("reports.page.html", "Report"),
+    ):
         formatters.mimebundle_formatter.for_type_by_name(module, name, bundle)
     formatters.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", png)
 

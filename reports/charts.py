@@ -13,7 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from analyses._panels import Tokens
+from analyses.shared.panels import Tokens
 from reports.tokens import label, printable
 
 UNKNOWN = "–"  # noqa: RUF001 - the sign that figures and pages use too

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from interp.errors import InputError, check_seed
-from reports import cli_extract, cli_models, cli_probe, cli_rerun, cli_study, completion, output, running
-from reports.commands import Command, Group
-from reports.discovery import discover, find
-from reports.errors import ReportIncomplete
-from reports.options import (
+from reports.commands import completion, extract, models, output, probe, rerun, study, work
+from reports.commands.analysis import Command, Group
+from reports.commands.errors import ReportIncomplete
+from reports.commands.options import (
     DEFAULT_MODEL,
     ByLine,
     Debug,
@@ -26,12 +25,13 @@ from reports.options import (
     Quiet,
     Texts,
 )
-from reports.output import hint
+from reports.commands.output import hint
+from reports.running.discovery import discover, find
 
 app = typer.Typer(
     cls=Group, rich_markup_mode=None, invoke_without_command=True, context_settings={"max_content_width": 110}
 )
-app.add_typer(cli_study.app, name="study")
+app.add_typer(study.app, name="study")
 _ONE_THREAD = 128 * 2048
 """Width times tokens of a step, up to which a second thread mostly waits (and, on a busy machine, stalls the first)."""
 _SUITED = "Without one, this and the next six suit the size of the corpus."
@@ -93,21 +93,21 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Run all analyses and write one HTML page that opens offline."""
-    given, rows = running.read_given(texts, file, lines, tokens)
+    given, rows = work.read_given(texts, file, lines, tokens)
     chosen = None if analyses is None else _chosen(analyses)
     check_seed(seed)
     target = out or Path(_default_name(model, given[0] if texts or file else ""))
     output.check_target(target, force)
     with output.progress(quiet) as step:
         step("loading the model", 0, 1)
-        from reports import run
-        from reports.html import render
+        from reports.page.html import render
+        from reports.running import report
 
         if chosen is None:
             chosen = [analysis.name for analysis in discover().values() if analysis.in_report]
-        for path in run.data_files(chosen, data) if data is not None else ():
+        for path in report.data_files(chosen, data) if data is not None else ():
             output.check_target(path, force, option="--data")
-        loaded = running.load_any_model(model, device, dtype)
+        loaded = work.load_any_model(model, device, dtype)
         total, done = len(chosen) + 1, 0
         broken: list[str] = []
 
@@ -115,19 +115,19 @@ def report(
             nonlocal done
             done += 1
             failed = ""
-            if isinstance(section.result, run.Failed):
+            if isinstance(section.result, report.Failed):
                 failed = "  (failed: see the page)" if section.result.traceback else "  (not run: see the page)"
                 broken.extend([section.name.replace("_", "-")] if section.result.traceback else [])
                 if debug and section.result.traceback:
                     output.say(section.result.traceback)
             hint(quiet, f"{section.name.replace('_', '-'):<24}{section.seconds:6.1f} s{failed}")
 
-        made = run.report(
+        made = report.report(
             loaded,
-            running.as_tokens(rows, loaded) if rows is not None else given if len(given) > 1 else given[0],
+            work.as_tokens(rows, loaded) if rows is not None else given if len(given) > 1 else given[0],
             analyses=chosen,
             seed=seed,
-            command=running.command_line(),
+            command=work.command_line(),
             before=lambda analysis: step(analysis.title.lower(), done, total),
             after=after,
         )
@@ -135,8 +135,8 @@ def report(
         page = render(made)
     output.write_text(target, page)
     if data is not None:
-        run.write_data(made, data)
-    left = [section.result.reasons for section in made.sections if isinstance(section.result, run.LeftOut)]
+        report.write_data(made, data)
+    left = [section.result.reasons for section in made.sections if isinstance(section.result, report.LeftOut)]
     more = f", {len(left[0])} left out (the page says why)" if left else ""
     hint(quiet, f"{len(made.sections) - len(left)} analyses{more}, {len(page.encode()) / 1e6:.1f} MB")
     print(output.shown(str(target)))
@@ -165,10 +165,10 @@ def _default_name(model: str, text: str) -> str:
     return "-".join(["interp", name.strip(".-") or "model", *(words or ["report"])])[:80] + ".html"
 
 
-app.command(cls=Command, epilog=cli_rerun.EXAMPLE)(cli_rerun.rerun)
-app.command(cls=Command, epilog=cli_extract.EXAMPLE)(cli_extract.extract)
-app.command(cls=Command, epilog=cli_probe.EXAMPLE)(cli_probe.probe)
-app.command(cls=Command, epilog=cli_models.EXAMPLE)(cli_models.models)
+app.command(cls=Command, epilog=rerun.EXAMPLE)(rerun.rerun)
+app.command(cls=Command, epilog=extract.EXAMPLE)(extract.extract)
+app.command(cls=Command, epilog=probe.EXAMPLE)(probe.probe)
+app.command(cls=Command, epilog=models.EXAMPLE)(models.models)
 
 
 @app.command(cls=Command, epilog='Example: interp generate "The river" --max-new-tokens 40 --temperature 0.7 --seed 3')
@@ -196,12 +196,12 @@ def generate(
     check_seed(seed)
     if text is None and ids is None:
         raise InputError("nothing to go on from", "expected TEXT, or --tokens")
-    given, rows = running.read_given(None if text is None else [text], None, False, ids)
+    given, rows = work.read_given(None if text is None else [text], None, False, ids)
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     with output.progress(quiet) as step:
-        loaded = running.load_model(model, device, dtype)
+        loaded = work.load_model(model, device, dtype)
         step("generating", 0, 1)
-        prompt = given[0] if rows is None else running.as_tokens(rows[:1], loaded)
+        prompt = given[0] if rows is None else work.as_tokens(rows[:1], loaded)
         if max_new_tokens is None:
             options["max_new_tokens"] = max(min(50, loaded.config.n_ctx - loaded.as_batch(prompt).tokens.shape[1]), 0)
         tokens = loaded.generate(prompt, seed=seed, **options)[0].tolist()
@@ -274,14 +274,14 @@ def train(
         step("preparing the corpus", 0, 1)
         import torch
 
-        from interp import training
-        from interp.corpus import documents, is_dump
-        from interp.evaluation import held_out
-        from interp.training_settings import settings_for
+        from interp.training import gpt
+        from interp.training.corpus import documents, is_dump
+        from interp.training.evaluation import held_out
+        from interp.training.settings import settings_for
 
         texts = None if is_dump(corpus) else documents(corpus)
         if recipe is not None:
-            settings = _settings(running.read_json(recipe) | {"corpus": [*map(str, corpus)]}, recipe)
+            settings = _settings(work.read_json(recipe) | {"corpus": [*map(str, corpus)]}, recipe)
         else:
             sizes = {"layers": layers, "heads": heads, "width": width, "context": context, "vocabulary": vocabulary}
             sizes |= {"steps": steps, "batch": batch, "repeats": repeats, "dtype": precision}
@@ -301,7 +301,7 @@ def train(
         if settings.config.d_model * max(s.batch * s.length for s in settings.stages) <= _ONE_THREAD:
             torch.set_num_threads(1)
         last: dict[str, float] = {}
-        training.train(
+        gpt.train(
             settings,
             out=out,
             progress=_told(step, quiet, last),
@@ -319,7 +319,7 @@ def train(
 
 def _outline(texts: list[str], settings: Any) -> list[str]:
     """What is about to be trained: the defaults may have chosen it."""
-    from interp.corpus import BYTES
+    from interp.training.corpus import BYTES
 
     config, size = settings.config, sum(len(text.encode()) for text in texts)
     kind = "characters" if settings.characters else "bytes" if config.d_vocab == BYTES else "bpe"
@@ -335,19 +335,19 @@ def _train_pairs(recipe: Path | None, out: Path, resume: bool, device: str, quie
     output.check_folder(out)
     with output.progress(quiet) as step:
         step("learning the tokens", 0, 1)
-        from interp import pair_training
+        from interp.training import translation
 
-        data = {} if recipe is None else running.read_json(recipe)
+        data = {} if recipe is None else work.read_json(recipe)
         try:
-            settings = pair_training.PairSettings(**{**data, "betas": tuple(data.get("betas", (0.9, 0.98)))})
+            settings = translation.PairSettings(**{**data, "betas": tuple(data.get("betas", (0.9, 0.98)))})
         except TypeError as error:
             raise InputError(f"{recipe} is no recipe: {error}", "expected the settings.json of such a run") from error
         check_seed(settings.seed)
-        pair_training.train_pairs(
+        translation.train_pairs(
             settings,
             out=out,
             progress=_told(step, quiet),
-            evaluate=pair_training.held_out_measures,
+            evaluate=translation.held_out_measures,
             resume=resume,
             device=device,
         )
@@ -395,32 +395,30 @@ def train_lens(
     check_seed(seed)
     if text is None and tokens is None:
         raise InputError("neither a text file nor --tokens", "expected one of the two")
-    texts, rows = running.read_given(None, text, False, tokens)
+    texts, rows = work.read_given(None, text, False, tokens)
     output.check_target(out, force)
     with output.progress(quiet) as step:
         step("loading the model", 0, 1)
-        from interp import translators
+        from interp import lens_maps
 
-        loaded = running.load_model(model, device, "float32")
+        loaded = work.load_model(model, device, "float32")
 
-        def tell(state: translators.TrainState) -> None:
+        def tell(state: lens_maps.TrainState) -> None:
             mean = sum(state.loss) / len(state.loss)
             step(f"divergence {mean:.3f}", state.step, state.steps)
             if state.step % 50 == 0:
                 hint(quiet, f"step {state.step:>6} of {state.steps}  mean divergence {mean:.4f} nats")
 
-        from reports.ids import one_row
+        from reports.commands.ids import one_row
 
         ids = loaded.to_tokens(texts[0])[0].cpu() if rows is None else one_row(rows, loaded)
-        translators.train(
-            loaded, ids, steps=steps, batch=batch, lr=lr, seed=seed, out=out, resume=resume, progress=tell
-        )
+        lens_maps.train(loaded, ids, steps=steps, batch=batch, lr=lr, seed=seed, out=out, resume=resume, progress=tell)
     print(output.shown(str(out)))
 
 
 def _settings(data: dict[str, Any], recipe: Path | None) -> Any:
-    from interp.config import GPTConfig
-    from interp.training_settings import Stage, TrainSettings
+    from interp.models.config import GPTConfig
+    from interp.training.settings import Stage, TrainSettings
 
     try:
         parts: dict[str, Any] = {
@@ -434,7 +432,7 @@ def _settings(data: dict[str, Any], recipe: Path | None) -> Any:
 
 
 def _copying(model: Any) -> dict[str, float]:
-    from interp.evaluation import head_scores
+    from interp.training.evaluation import head_scores
 
     scores = head_scores(model, half=min(50, (model.config.n_ctx - 1) // 2), sequences=8)
     return {"induction": float(scores.induction.max()), "previous_token": float(scores.previous_token.max())}

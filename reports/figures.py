@@ -23,7 +23,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from analyses._panels import (
+from analyses.shared.panels import (
     AttentionGrid,
     Bars,
     Graph,
@@ -39,7 +39,7 @@ from analyses._panels import (
     TokenStrip,
 )
 from reports import graphs
-from reports.packing import thumbnails
+from reports.page.packing import thumbnails
 from reports.tokens import MINUS, label, printable
 
 INK, SOFT, FAINT = "#222222", "#6b6b6b", "#d9d9d9"

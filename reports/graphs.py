@@ -10,7 +10,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Circle, FancyArrowPatch
 from matplotlib.path import Path
 
-from analyses._panels import Graph
+from analyses.shared.panels import Graph
 from reports.tokens import printable
 
 INK, SOFT, ARROW = "#222222", "#6b6b6b", "#2166ac"

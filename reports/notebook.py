@@ -15,9 +15,9 @@ from typing import IO, Any
 import pandas as pd
 from markupsafe import Markup
 
-from analyses._panels import Finding, Note, Panel, Result, Table
+from analyses.shared.panels import Finding, Note, Panel, Result, Table
 from reports import figures, terminal
-from reports.html import Report, Section, render
+from reports.page.html import Report, Section, render
 from reports.tokens import printable
 
 LIMIT = 1_000_000

@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from analyses._panels import (
+from analyses.shared.panels import (
     AttentionGrid,
     Bars,
     Finding,

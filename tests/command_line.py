@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 
 import analyses
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 from reports.cli import app
 
 TEXT = "Mary met John, and John thanked Mary"
@@ -47,7 +47,7 @@ from typing import Annotated, Literal
 import pandas as pd
 import torch
 
-from analyses._panels import Note, Panel, Result, Table
+from analyses.shared.panels import Note, Panel, Result, Table
 from interp.errors import InputError
 
 

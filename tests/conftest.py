@@ -5,9 +5,10 @@ import os
 import pytest
 import torch
 
-from interp.config import GPTConfig
-from interp.model import HookedGPT
-from interp.tokenizer import END_OF_TEXT, Tokenizer
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
+from interp.text.tokenizer import Tokenizer
+from interp.text.vocabularies import END_OF_TEXT
 
 torch.set_num_threads(1)  # the models are tiny: two threads would mostly wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # and so would those of what a test starts

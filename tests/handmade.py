@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp.config import GPTConfig
-from interp.model import HookedGPT
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
 
 NAMES = (0, 1, 2, 3)
 """Tokens that the name mover and the copy-suppression head look for."""

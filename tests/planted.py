@@ -8,8 +8,8 @@ import torch
 from handmade import induction_model
 
 from analyses.probes.data import Held, split_texts
-from interp.config import GPTConfig
-from interp.model import HookedGPT
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
 
 CLASS = range(20)
 """Tokens that make the concept true of whatever follows them."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analyses._panels import (
+from analyses.shared.panels import (
     AttentionGrid,
     Bars,
     Finding,
@@ -21,7 +21,7 @@ from analyses._panels import (
     Tokens,
     TokenStrip,
 )
-from reports.html import Report, Section
+from reports.page.html import Report, Section
 
 WORDS = Tokens(("The", " cat", " sat", ".", "\n", " Then", " the", " cat", " slept", "."))
 HOSTILE = Tokens((

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from conftest import make_gpt
 
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 LLAMA: dict[str, Any] = {
     "n_kv_heads": 2, "d_head": 6, "norm": "rms", "gated": True, "act_fn": "silu", "bias": False, "positions": "rotary",

@@ -8,11 +8,10 @@ from handmade import induction_model, repeated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyses import _replacements
-from analyses._components import choose
-from analyses._prompts import Prompt, PromptSet
-from analyses._replacements import Replacements
 from analyses.ablation import ablation
+from analyses.shared.components import choose
+from analyses.shared.prompts import Prompt, PromptSet
+from analyses.shared.replacements import Replacements
 from interp.errors import InputError, NotApplicable
 
 MODEL = make_gpt(dtype=torch.float64, n_layers=2, n_heads=3, d_model=24)

@@ -8,8 +8,8 @@ from conftest import make_gpt
 from handmade import induction_model, repeated
 from shapes import toy
 
-from analyses._prompts import Prompt, PromptSet
 from analyses.activation_patching import HEADS, SITES, activation_patching
+from analyses.shared.prompts import Prompt, PromptSet
 from interp.errors import InputError, NotApplicable
 
 MODEL = make_gpt(dtype=torch.float64, n_layers=2, n_heads=3, d_model=24)

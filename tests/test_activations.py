@@ -190,7 +190,7 @@ def test_what_is_missing_is_told_by_its_name(copy, tmp_path):
 
 
 def test_a_header_of_another_time_is_refused(copy):
-    from interp.extraction import sealed
+    from interp.store.writing import sealed
 
     header = json.loads((copy / "header.json").read_text())
     header.pop("header_sha256")

@@ -12,11 +12,11 @@ from shapes import SHAPES, toy
 from torch.utils.flop_counter import FlopCounterMode
 
 from analyses.architecture import architecture, describe, longest_path, operations_of
-from interp.config import PRESETS, GPTConfig
 from interp.errors import InputError
-from interp.model import HookedGPT
-from interp.parts import Norm
-from interp.positions import KVCache
+from interp.models.config import PRESETS, GPTConfig
+from interp.models.gpt import HookedGPT
+from interp.models.parts import Norm
+from interp.models.positions import KVCache
 
 TRUE_COUNTS = {
     "gpt2": 124_439_808,

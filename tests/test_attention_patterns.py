@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from shapes import toy
 
-from analyses._panels import AttentionGrid, Note
 from analyses.attention_patterns import attention_patterns, cluster_heads, key_masks, mass, overlap, rollout
+from analyses.shared.panels import AttentionGrid, Note
 from interp.errors import InputError
 
 MEASURES = ("entropy", "surprise", "first", "previous", "own", "same", "after_same")

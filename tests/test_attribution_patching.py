@@ -7,12 +7,12 @@ from conftest import make_gpt
 from handmade import induction_model, repeated
 from shapes import SHAPES, toy
 
-from analyses._components import Component, choose
-from analyses._gradients import Gradients
-from analyses._paths import START, Paths, all_receivers, parse_receivers
 from analyses.activation_patching import activation_patching
 from analyses.attribution_patching import attribution_patching
 from analyses.path_patching import path_patching
+from analyses.shared.components import Component, choose
+from analyses.shared.gradients import Gradients
+from analyses.shared.paths import START, Paths, all_receivers, parse_receivers
 from interp.errors import InputError
 
 SHAPE = {"dtype": torch.float64, "n_layers": 2, "n_heads": 2, "d_model": 16}

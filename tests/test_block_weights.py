@@ -7,7 +7,7 @@ from conftest import make_gpt
 from scipy import stats
 from shapes import toy
 
-from analyses.block_weights import block_weights, smoothness
+from analyses.lessons.block_weights import block_weights, smoothness
 from interp.errors import InputError, NotApplicable
 
 

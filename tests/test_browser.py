@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels, report
 
-from analyses._panels import AttentionGrid, Finding, Tokens
+from analyses.shared.panels import AttentionGrid, Finding, Tokens
 from reports.cli import app
-from reports.html import Report, Section, render
+from reports.page.html import Report, Section, render
 from reports.tokens import label
 
 sync_api = pytest.importorskip("playwright.sync_api")

@@ -9,11 +9,12 @@ from transformers import GPT2LMHeadModel
 
 from analyses.head_roles import head_roles
 from analyses.tuned_lens import tuned_lens
-from interp.evaluation import SAMPLE, bits_per_byte, head_scores, read_documents
 from interp.interventions import ablate_head
-from interp.loading import BUNDLED
-from interp.model import HookedGPT
-from interp.translators import train as train_translators
+from interp.lens_maps import train as train_translators
+from interp.loading.sources import BUNDLED
+from interp.models.gpt import HookedGPT
+from interp.text.documents import read_documents
+from interp.training.evaluation import SAMPLE, bits_per_byte, head_scores
 
 
 @pytest.fixture(scope="module")

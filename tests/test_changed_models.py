@@ -13,12 +13,12 @@ from analyses.direct_logit_attribution import direct_logit_attribution
 from analyses.head_roles import head_roles
 from analyses.logit_lens import logit_lens
 from interp.errors import InputError
-from interp.extraction import plan
 from interp.interventions import ablate_head, steer
-from interp.loading import parameters_sha256
-from interp.model import HookedGPT
+from interp.loading.digests import parameters_sha256
+from interp.models.gpt import HookedGPT
+from interp.store.writing import plan
 from interp.sweep import slow_sweep, sweep
-from reports.run import report
+from reports.running.report import report
 
 VARIANTS = [ablate_head(0, 1), ablate_head(1, 2)]
 

@@ -19,8 +19,9 @@ from conftest import make_gpt
 from faults import checkpoints
 from safetensors.torch import load_file, save_file
 
-from interp import HookedGPT, loading
+from interp import HookedGPT
 from interp.errors import LoadError, NotFoundError
+from interp.loading.digests import non_finite
 
 ROOT = Path(__file__).parent.parent
 
@@ -255,8 +256,8 @@ def test_a_pickled_checkpoint_with_two_answers_or_of_another_kind_is_told_so(tmp
 
 @pytest.mark.parametrize("kind", ["/dev/zero", "fifo"])
 def test_special_files_in_place_of_a_vocabulary_are_refused(tmp_path, kind) -> None:
-    from interp import llama2c
-    from interp.wordpiece import WordPiece
+    from interp.loading import llama2c
+    from interp.text.wordpiece import WordPiece
 
     def put(name: str) -> None:
         (tmp_path / name).unlink(missing_ok=True)
@@ -287,10 +288,8 @@ def test_weights_that_are_no_numbers_are_said_on_stderr_and_on_the_page(tmp_path
     with torch.no_grad():
         model.blocks[0].mlp.b_out[3] = 1e6
     model.save_pretrained(tmp_path / "large")
-    assert loading.non_finite(HookedGPT.from_pretrained(tmp_path / "large")) == []
-    assert loading.non_finite(HookedGPT.from_pretrained(tmp_path / "large", dtype=torch.float16)) == [
-        "blocks.0.mlp.b_out"
-    ]
+    assert non_finite(HookedGPT.from_pretrained(tmp_path / "large")) == []
+    assert non_finite(HookedGPT.from_pretrained(tmp_path / "large", dtype=torch.float16)) == ["blocks.0.mlp.b_out"]
 
 
 def test_loading_imports_no_compiler() -> None:
@@ -303,7 +302,7 @@ def test_loading_imports_no_compiler() -> None:
 def test_a_hub_that_is_silent_is_not_waited_for(tmp_path, silent) -> None:
     """It accepts the connection and says nothing, or no more than that it has the model: three lines."""
     code = (
-        "from interp import loading; loading.PATIENCE = 0.2; loading.STALLED = 0.2\n"
+        "from interp.loading import sources; sources.PATIENCE = 0.2; sources.STALLED = 0.2\n"
         "from reports.cli import app; app(['next-token', 'hello', '--model', 'acme/model'])"
     )
     body = b'{"id": "acme/model", "sha": "0123456789abcdef0123456789abcdef01234567", "siblings": []}'

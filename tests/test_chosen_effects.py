@@ -8,9 +8,6 @@ import pytest
 import torch
 from conftest import make_gpt
 
-from analyses._panels import Note, Result
-from analyses._prompts import Prompt, PromptSet
-from analyses._statistics import q_values, sign_flip_p_value
 from analyses.ablation import ablation
 from analyses.activation_patching import activation_patching
 from analyses.attribution_patching import attribution_patching
@@ -18,6 +15,9 @@ from analyses.compare import compare
 from analyses.head_roles import head_roles
 from analyses.neurons import neurons
 from analyses.path_patching import path_patching
+from analyses.shared.panels import Note, Result
+from analyses.shared.prompts import Prompt, PromptSet
+from analyses.shared.statistics import q_values, sign_flip_p_value
 
 MODEL = make_gpt(d_vocab=60)
 GENERATOR = torch.Generator().manual_seed(1)

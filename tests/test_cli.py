@@ -22,12 +22,12 @@ from shapes import toy as toy_of
 import reports
 from analyses.logit_lens import logit_lens
 from interp import __version__
-from interp.identities import Identity
-from interp.model import HookedGPT
-from interp.translators import Translators
-from reports.discovery import discover
-from reports.options import DEFAULT_TEXT
-from reports.running import read_texts
+from interp.lens_maps import Translators
+from interp.models.gpt import HookedGPT
+from interp.models.identities import Identity
+from reports.commands.options import DEFAULT_TEXT
+from reports.commands.work import read_texts
+from reports.running.discovery import discover
 
 ROOT = Path(__file__).parent.parent
 
@@ -144,7 +144,7 @@ def test_a_carriage_return_survives_csv_and_a_terminal_sees_codes(
     assert rows == [{"word": odd, "number": "1.5"}]
     for form in ("csv", "json"):
         with monkeypatch.context() as terminal:
-            terminal.setattr("reports.output.sys.stdout.isatty", lambda: True)
+            terminal.setattr("reports.commands.output.sys.stdout.isatty", lambda: True)
             out = interp(capsys, *args, form).out
         assert not set(out) & set("\r\x1b\x9b\x7f"), form
     assert json.loads(out)[0]["word"] == odd
@@ -441,7 +441,7 @@ def test_a_model_is_checked(
     rows = json.loads(interp(capsys, "models", "--check", folder, "--format", "json", "--quiet").out)
     assert all(row["largest error"] < row["limit"] for row in rows)
     wrong = [Identity("one", 0.0, 1e-5), Identity("parts sum", 0.3, 1e-5)]
-    monkeypatch.setattr("interp.identities.identities", lambda model, tokens: wrong)
+    monkeypatch.setattr("interp.models.identities.identities", lambda model, tokens: wrong)
     done = interp(capsys, "models", "--check", folder, "--quiet")
     assert done.code == 5
     assert "FAILS" in done.out
@@ -489,7 +489,7 @@ def test_training_leaves_a_model_and_a_recipe_that_repeats_it(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A second compilation in one process may round otherwise than the first.
-    monkeypatch.setattr("interp.training._compiler", lambda: False)
+    monkeypatch.setattr("interp.training.gpt._compiler", lambda: False)
     shape = ("--layers", 1, "--heads", 2, "--width", 16, "--context", 32)
     shape += ("--vocabulary", 300, "--batch", 4, "--steps", 20)
     first = interp(capsys, "train", corpus, "--out", "a", *shape, "--precision", "float32")

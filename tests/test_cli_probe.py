@@ -7,7 +7,8 @@ import pytest
 from command_line import interp
 
 from interp import HookedGPT, extract_activations
-from interp.evaluation import SAMPLE, read_documents
+from interp.text.documents import read_documents
+from interp.training.evaluation import SAMPLE
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from shapes import toy
 
 from analyses.compare import compare, pattern_changes, weight_changes
 from interp.errors import InputError, NotApplicable
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 IDS = torch.randint(300, (3, 24), generator=torch.Generator().manual_seed(0))
 

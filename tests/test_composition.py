@@ -9,9 +9,9 @@ from conftest import make_gpt
 from handmade import induction_model
 from shapes import toy
 
-from analyses._circuits import circuits
-from analyses._panels import Graph, Matrix, Note
 from analyses.composition import _limit, composition
+from analyses.shared.panels import Graph, Matrix, Note
+from analyses.shared.weight_circuits import circuits
 from interp.errors import InputError
 from interp.processing import process_weights
 

@@ -6,9 +6,9 @@ import torch
 from conftest import make_gpt
 from shapes import toy
 
-from analyses.continuations import continuations
+from analyses.lessons.continuations import continuations
 from interp.errors import InputError, NotApplicable
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 TEXT = "Mary and John"
 

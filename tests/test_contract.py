@@ -17,14 +17,15 @@ import torch
 from conftest import make_gpt
 from shapes import SHAPES, toy
 
-from analyses._capabilities import CAPABILITIES, lacking
-from analyses._panels import Finding, Note, Panel, Result, Tokens
+from analyses.shared.capabilities import CAPABILITIES, lacking
+from analyses.shared.panels import Finding, Note, Panel, Result, Tokens
 from interp.errors import NotApplicable
-from interp.model import HookedGPT
-from interp.tokenizer import Tokenizer
-from reports import figures, html, terminal
-from reports.discovery import Analysis, discover
-from reports.run import unfit
+from interp.models.gpt import HookedGPT
+from interp.text.tokenizer import Tokenizer
+from reports import figures, terminal
+from reports.page import html
+from reports.running.discovery import Analysis, discover
+from reports.running.report import unfit
 
 TEXT = "Mary and John sat. Mary and John ran"
 ANALYSES = [analysis for analysis in discover().values() if analysis.stands_alone]

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interp import corpus
 from interp.errors import InputError, LoadError, NotFoundError
-from interp.tokenizer import Tokenizer
+from interp.text.documents import SEPARATOR
+from interp.text.tokenizer import Tokenizer
+from interp.training import corpus
 
 PAGE = '<page><title>{title}</title><revision><text xml:space="preserve">{text}</text></revision></page>\n'
 LONG = "The quick brown fox jumps over the lazy dog, again and again and again. " * 5
@@ -84,9 +85,7 @@ def test_prepare_trains_on_nothing_held_out(tmp_path: Path) -> None:
     path = tmp_path / "dump.xml"
     path.write_text(dump(pages))
     corpus.prepare(path, tmp_path / "out", vocabulary=400)
-    train, held_out = (
-        (tmp_path / "out" / name).read_text().split(corpus.SEPARATOR) for name in ("train.txt", "held_out.txt")
-    )
+    train, held_out = ((tmp_path / "out" / name).read_text().split(SEPARATOR) for name in ("train.txt", "held_out.txt"))
     assert len(train) + len(held_out) == 40
     assert not set(train) & set(held_out)
     tokenizer = corpus.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
@@ -154,7 +153,8 @@ def test_pieces_do_not_come_in_a_fixed_order() -> None:
 
 
 def test_the_held_out_sample_is_clean_text() -> None:
-    from interp.evaluation import SAMPLE, read_documents
+    from interp.text.documents import read_documents
+    from interp.training.evaluation import SAMPLE
 
     documents = read_documents(SAMPLE)
     text = "".join(documents)

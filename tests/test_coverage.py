@@ -10,7 +10,9 @@ import pytest
 import torch
 from scipy import stats
 
-from analyses._distributions import (
+from analyses.composition import composition
+from analyses.embeddings import position_spectrum
+from analyses.shared.distributions import (
     describe,
     edge_of,
     normal_point,
@@ -19,7 +21,7 @@ from analyses._distributions import (
     two_sample_point,
     window_test,
 )
-from analyses._statistics import (
+from analyses.shared.statistics import (
     bootstrap,
     least_p_value,
     null_p_value,
@@ -27,10 +29,8 @@ from analyses._statistics import (
     q_values,
     sign_flip_p_value,
 )
-from analyses.composition import composition
-from analyses.embeddings import position_spectrum
-from interp.config import GPTConfig
-from interp.model import HookedGPT
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
 
 REPEATS = 4000
 LAWS = {

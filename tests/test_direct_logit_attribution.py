@@ -9,9 +9,9 @@ from conftest import make_gpt
 from handmade import induction_model, repeated
 from shapes import SHAPES, toy
 
-from analyses._panels import Bars, Matrix, TokenStrip
-from analyses._prompts import Prompt, PromptSet
 from analyses.direct_logit_attribution import direct_logit_attribution
+from analyses.shared.panels import Bars, Matrix, TokenStrip
+from analyses.shared.prompts import Prompt, PromptSet
 from interp.errors import InputError
 from interp.interventions import Add, Replace, freeze
 from interp.processing import process_weights

@@ -12,8 +12,8 @@ import pytest
 from command_line import TEXT, add_analysis, interp, save
 
 from interp.errors import InputError
-from interp.model import HookedGPT
-from reports import discovery
+from interp.models.gpt import HookedGPT
+from reports.running import discovery
 
 ROOT = Path(__file__).parent.parent
 FILES = {path.stem: path for path in (ROOT / "analyses").glob("*.py") if not path.name.startswith("_")}
@@ -49,7 +49,7 @@ def test_help_is_the_first_line_of_the_docstring(name: str) -> None:
 def test_listing_imports_nothing_heavy() -> None:
     """Names, help and options of all analyses, without importing one of them; a function itself is the control."""
     code = (
-        "import sys; from reports.discovery import discover\n"
+        "import sys; from reports.running.discovery import discover\n"
         "assert all(a.help and a.command and a.options() is not None for a in discover().values())\n"
         "slow = {'torch', 'numpy', 'pandas', 'matplotlib', 'rich'}\n"
         "heavy = [m for m in sys.modules if m.partition('.')[0] in slow]\n"
@@ -62,7 +62,7 @@ def test_listing_imports_nothing_heavy() -> None:
 
 
 def test_the_table_of_options_says_what_the_signatures_say() -> None:
-    """Else: `python -m reports.discovery` writes it anew."""
+    """Else: `python -m reports.running.discovery` writes it anew."""
     assert json.loads(discovery.TABLE.read_text()) == json.loads(json.dumps(discovery.table()))
     for analysis in discovery.discover().values():
         assert analysis._written is not None

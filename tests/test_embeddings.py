@@ -10,8 +10,8 @@ from shapes import SHAPES, toy
 
 from analyses.embeddings import cosines, embeddings, position_spectrum, power_spectrum, principal_variance
 from interp.errors import InputError
-from interp.model import HookedGPT
-from interp.tokenizer import Tokenizer
+from interp.models.gpt import HookedGPT
+from interp.text.tokenizer import Tokenizer
 
 IDS = torch.tensor([[5, 9, 5, 200, 17, 17, 3, 42]])
 

@@ -9,9 +9,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from interp import HookedEncoder
-from interp.encoder_config import EncoderConfig
 from interp.errors import InputError, LoadError
-from interp.wordpiece import WordPiece
+from interp.models.encoder_config import EncoderConfig
+from interp.text.wordpiece import WordPiece
 
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-10}
 EXACT = {"atol": 1e-12, "rtol": 0}

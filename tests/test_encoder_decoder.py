@@ -8,9 +8,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from interp import HookedEncoderDecoder
-from interp.encoder_config import EncoderDecoderConfig
-from interp.encoder_decoder import PairCache, sinusoids
 from interp.errors import HookNameError, InputError, LoadError
+from interp.models.encoder_config import EncoderDecoderConfig
+from interp.models.encoder_decoder import PairCache, sinusoids
 
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-10}
 EXACT = {"atol": 1e-12, "rtol": 0}

@@ -14,10 +14,10 @@ import typer
 from command_line import TEXT, Done, add_analysis, interp, save
 from safetensors.torch import load_file, save_file
 
-from analyses._panels import Note
+from analyses.shared.panels import Note
 from interp.errors import CheckFailed, InputError, InterpError, LoadError, MemoryLimitError, NotFoundError
-from interp.model import HookedGPT
-from reports import errors
+from interp.models.gpt import HookedGPT
+from reports.commands import errors
 from reports.terminal import show
 
 ROOT = Path(__file__).parent.parent
@@ -267,7 +267,7 @@ def test_a_closed_pipe_reaches_its_caller() -> None:
 def test_a_closed_pipe_is_no_error() -> None:
     """`interp ... | head -1`: the first line, and not a word on stderr."""
     code = (
-        "import sys\nfrom reports.errors import guarded\n"
+        "import sys\nfrom reports.commands.errors import guarded\n"
         "def run():\n    for _ in range(100000): print('x' * 100)\n"
         "sys.exit(guarded(run, []))"
     )

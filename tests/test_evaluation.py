@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from interp import corpus
-from interp.config import GPTConfig
 from interp.errors import InputError, NotFoundError
-from interp.evaluation import bits_per_byte, evaluate, head_scores, read_documents, windows
-from interp.model import HookedGPT
-from interp.tokenizer import Tokenizer
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
+from interp.text.documents import read_documents
+from interp.text.tokenizer import Tokenizer
+from interp.training import corpus
+from interp.training.evaluation import bits_per_byte, evaluate, head_scores, windows
 
 TEXT = "A naïve café served twelve cups of tea, and then twelve more. " * 3
 

@@ -14,11 +14,12 @@ from conftest import make_gpt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from interp import ActivationStore, HookedGPT, extract_activations, extraction
+from interp import ActivationStore, HookedGPT, extract_activations
 from interp.errors import HookNameError, InputError, InterpError, LoadError, NotFoundError
-from interp.extraction_plan import measure
-from interp.sequences import batches
-from interp.texts import SPLITS, Text, read_texts
+from interp.store import writing
+from interp.store.cost import measure
+from interp.store.sequences import batches
+from interp.store.texts import SPLITS, Text, read_texts
 
 MODEL = make_gpt(n_ctx=12)
 ROWS = [[5, 6, 7], list(range(40, 60)), [9], [1, 2, 3, 4, 5, 6, 7], list(range(100, 131)), [8, 8]]
@@ -223,7 +224,7 @@ def run_again(out: Path, **options: object) -> ActivationStore:
 
 def test_a_run_that_ended_at_any_write_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     run_again(tmp_path / "whole")
-    whole, write = contents(tmp_path / "whole"), extraction._write
+    whole, write = contents(tmp_path / "whole"), writing._write
     for fatal in (*range(5), 11, 17, 23):
 
         def dying(*args: object, left: list[int] = [fatal]) -> str:  # noqa: B006 - counts the calls
@@ -393,7 +394,7 @@ def test_hooks_that_are_placed_would_be_stored_unseen(tmp_path):
 
 
 def test_the_plan_says_the_bytes_and_leaves_nothing(tmp_path):
-    job = extraction.plan(MODEL, ROWS, ["resid_post", "z"], tmp_path / "s", shard_tokens=9)
+    job = writing.plan(MODEL, ROWS, ["resid_post", "z"], tmp_path / "s", shard_tokens=9)
     found = measure(job, least=0.01)
     assert list(tmp_path.iterdir()) == []
     store = extract_activations(MODEL, ROWS, ["resid_post", "z"], tmp_path / "s", shard_tokens=9)

@@ -29,10 +29,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interp.errors import LoadError
-from interp.families import FAMILIES
 from interp.interventions import ablate_head
-from interp.model import HookedGPT
-from interp.positions import KVCache
+from interp.loading.families import FAMILIES
+from interp.models.gpt import HookedGPT
+from interp.models.positions import KVCache
 from interp.residual import decompose
 
 EXACT, SINGLE = 1e-10, 5e-5

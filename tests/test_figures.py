@@ -7,7 +7,7 @@ import pytest
 from matplotlib import pyplot
 from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels
 
-from analyses._panels import Bars, Lines, Matrix, Panel
+from analyses.shared.panels import Bars, Lines, Matrix, Panel
 from reports import figures
 
 EVERY = (*panels(), attention_grid(2, 3, 10))

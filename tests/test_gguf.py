@@ -134,7 +134,7 @@ def test_blocks_of_256_are_read_too(tmp_path, quantised) -> None:
     writer.add_tensor("token_embd.weight", blocks, raw_dtype=quantised)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
-    from interp.gguf_files import dequantised
+    from interp.loading.gguf_files import dequantised
 
     (tensor,) = gguf.GGUFReader(str(tmp_path / "x.gguf")).tensors
     found = dequantised(tensor, tmp_path / "x.gguf")
@@ -145,8 +145,8 @@ def test_blocks_of_256_are_read_too(tmp_path, quantised) -> None:
 
 @torch.no_grad()
 def test_llama_3s_scaling_is_recognised_by_its_factors(tmp_path) -> None:
-    from interp.config import RotaryScaling
-    from interp.positions import Rotary
+    from interp.models.config import RotaryScaling
+    from interp.models.positions import Rotary
 
     plain = Rotary(base=5000.0, dim=D_HEAD, interleaved=True, scaling=None)
     scaled = Rotary(base=5000.0, dim=D_HEAD, interleaved=True, scaling=RotaryScaling(kind="llama3", factor=8.0))

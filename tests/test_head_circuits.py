@@ -7,9 +7,9 @@ from conftest import make_gpt
 from handmade import induction_model
 from shapes import SHAPES, tokens_for, toy
 
-from analyses._circuits import circuits
-from analyses._panels import Note
 from analyses.head_circuits import effective_rank, head_circuits
+from analyses.shared.panels import Note
+from analyses.shared.weight_circuits import circuits
 from interp.errors import InputError
 from interp.processing import process_weights
 from interp.residual import head_results

@@ -7,8 +7,8 @@ from conftest import make_gpt
 from handmade import NAMES, induction_model, repeated
 from shapes import toy
 
-from analyses._panels import Matrix, Note, Table
 from analyses.head_roles import MARGIN, head_roles, random_repeated
+from analyses.shared.panels import Matrix, Note, Table
 from interp.errors import InputError, NotApplicable
 
 PLANTED = ("previous_token", "duplicate_token", "induction", "first_token", "copying")

@@ -6,7 +6,7 @@ import torch
 from conftest import make_gpt
 from shapes import SHAPES, toy
 
-from analyses.head_sum import head_sum
+from analyses.lessons.head_sum import head_sum
 from interp.errors import InputError
 
 IDS = torch.tensor([[5, 9, 2, 7, 11]])

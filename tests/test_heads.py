@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import attention_grid
 
-from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Table, Tokens
-from reports import heads
+from analyses.shared.panels import Bars, Finding, Lines, Matrix, Note, Panel, Table, Tokens
 from reports.numbers import number
+from reports.page import heads
 
 LAYERS, HEADS = 3, 4
 NAMES = tuple(f"L{layer}H{head}" for layer, head in product(range(LAYERS), range(HEADS)))

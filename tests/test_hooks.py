@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from interp.cache import ActivationCache
 from interp.errors import HookNameError, InputError
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 MODEL = make_gpt(dtype=torch.float64)
 TOKENS = torch.randint(0, 300, (2, 9), generator=torch.Generator().manual_seed(1))

@@ -23,13 +23,14 @@ import pytest
 from command_line import Done, interp, save
 from conftest import TEXT, make_gpt
 
-from analyses._panels import Finding, Panel, Result
+from analyses.shared.panels import Finding, Panel, Result
 from interp.errors import InterpError
-from interp.model import HookedGPT
-from interp.tokenizer import END_OF_TEXT, Tokenizer
-from reports import run as running
-from reports.discovery import Analysis, discover
-from reports.html import Report, Section, render
+from interp.models.gpt import HookedGPT
+from interp.text.tokenizer import Tokenizer
+from interp.text.vocabularies import END_OF_TEXT
+from reports.page.html import Report, Section, render
+from reports.running import report as running
+from reports.running.discovery import Analysis, discover
 from reports.tokens import printable
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -235,7 +236,7 @@ def test_an_analysis_in_all_four_forms(
         section = once[analysis.name]
         return replace(section, result=Poisoned(section.result)) if odd else section
 
-    monkeypatch.setattr("reports.run.run", cached)
+    monkeypatch.setattr("reports.running.report.run", cached)
     args = (analysis.command, WORDS, "--model", folder, *extra(analysis, folder), "--quiet")
     table = interp(capsys, *args)
     if table.code in (2, 3):  # this input is refused: in three lines that cannot steer the terminal either
@@ -275,7 +276,7 @@ def whole(hostile_gpt: HookedGPT, once: dict[str, Section]) -> str:
             continue
         odd = replace(section, name=f"odd_{name}", result=Poisoned(section.result))
         sections += [section, odd]
-    from analyses._inputs import sequences, token_labels
+    from analyses.shared.inputs import sequences, token_labels
 
     labels = tuple(token_labels(hostile_gpt, row) for row in sequences(hostile_gpt, WORDS))
     facts = running.provenance(hostile_gpt, [len(one) for one in labels], seed=0, command=f"interp report {WORDS!r}")
@@ -338,7 +339,7 @@ def test_generate_writes_codes_on_a_terminal_and_the_text_to_a_file(
     args = ("generate", WORDS, "--model", folder, "--max-new-tokens", 3, "--quiet")
     assert interp(capsys, *args, "--out", "g.txt").code == 0
     assert Path("g.txt").read_bytes().decode().startswith(f"cat {''.join(HOSTILE)}")
-    monkeypatch.setattr("reports.output.sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("reports.commands.output.sys.stdout.isatty", lambda: True)
     out = interp(capsys, *args).out
     assert not {char for char in out if unicodedata.category(char) in SILENT} - {"\n"}
     assert "\\x1b[31mred" in out
@@ -358,7 +359,7 @@ BAD = "\x1b[31m\u202e<b>\r\x07"
 def test_what_was_typed_is_repeated_as_codes(
     args: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reports.output.sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("reports.commands.output.sys.stdout.isatty", lambda: True)
     done: Done = interp(capsys, *args)
     check_terminal(done.out + done.err, 500)
     if done.code:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from shapes import SHAPES, tokens_for, toy
 
-from interp import parts
-from interp.identities import apart, identities
-from interp.model import HookedGPT
+from interp.models import parts
+from interp.models.gpt import HookedGPT
+from interp.models.identities import apart, identities
 
 THEIRS = "logits = transformers, eager"
 

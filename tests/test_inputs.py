@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_gpt
 
-from analyses._inputs import sequences, text_names, token_labels
+from analyses.shared.inputs import sequences, text_names, token_labels
 from interp.errors import InputError
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.linear import _ONEDNN, ACTIVATIONS, SMALL, affine, linear, pack
+from interp.models.kernels import _ONEDNN, ACTIVATIONS, SMALL, affine, linear, pack
 
 LARGE = (300, 70, 60)  # rows, in, out: enough multiplications for the other kernel
 assert LARGE[0] * LARGE[1] * LARGE[2] > SMALL
@@ -95,7 +95,7 @@ def test_models_can_be_pickled() -> None:
 
 
 def test_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interp.linear._ONEDNN", None)
+    monkeypatch.setattr("interp.models.kernels._ONEDNN", None)
     x, weight = torch.randn(LARGE[0], LARGE[1]), torch.randn(LARGE[1], LARGE[2])
     with torch.no_grad():
         assert not pack(weight).is_mkldnn

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from shapes import SHAPES, tokens_for, toy
 
 from interp.errors import InputError, LoadError, NotFoundError
-from interp.families import family_of
-from interp.layouts import to_tensors
-from interp.loading import weights_sha256
-from interp.model import HookedGPT
+from interp.loading.digests import weights_sha256
+from interp.loading.families import family_of
+from interp.loading.layouts import to_tensors
+from interp.models.gpt import HookedGPT
 from interp.processing import process_weights
 
 TOKENS = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analyses._panels import Lines, TokenGrid
 from analyses.logit_lens import logit_lens, read_lens, residuals
+from analyses.shared.panels import Lines, TokenGrid
 from interp.errors import InputError
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 IDS = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_contract import check_finding, check_panel
 
-from analyses._chains import (
+from analyses.markov_chain import LIMIT, count_transitions, markov_chain, places, transition_matrix
+from analyses.shared.chains import (
     closed_classes,
     distance,
     distances,
@@ -22,13 +23,12 @@ from analyses._chains import (
     state_bits,
     stationary,
 )
-from analyses._panels import Graph, Matrix
-from analyses.markov_chain import LIMIT, count_transitions, markov_chain, places, transition_matrix
+from analyses.shared.panels import Graph, Matrix
 from interp.errors import InputError, NotApplicable
-from interp.model import HookedGPT
-from interp.tokenizer import Tokenizer
+from interp.models.gpt import HookedGPT
+from interp.text.tokenizer import Tokenizer
 from reports import figures
-from reports.views import view
+from reports.page.views import view
 
 
 def random_chain(n: int, seed: int, zeros: float = 0.0) -> np.ndarray:

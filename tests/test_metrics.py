@@ -9,7 +9,7 @@ from conftest import make_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyses._metrics import (
+from analyses.shared.metrics import (
     METRICS,
     TITLES,
     UNITS,

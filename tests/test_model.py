@@ -6,9 +6,9 @@ import transformers
 from conftest import make_gpt
 from shapes import SHAPES, tokens_for, toy
 
-from interp.config import PRESETS, GPTConfig
 from interp.interventions import ablate_head
-from interp.model import HookedGPT
+from interp.models.config import PRESETS, GPTConfig
+from interp.models.gpt import HookedGPT
 from interp.sweep import sweep
 
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-10}

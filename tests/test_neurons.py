@@ -7,8 +7,8 @@ from conftest import make_gpt
 from handmade import Space, empty
 from shapes import SHAPES, toy
 
-from analyses._panels import Bars, Matrix, Note, Table
 from analyses.neurons import neurons, output_shares
+from analyses.shared.panels import Bars, Matrix, Note, Table
 from interp.errors import InputError, NotApplicable
 from interp.processing import process_weights
 

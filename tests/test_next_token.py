@@ -10,7 +10,7 @@ from scipy.stats import entropy as scipy_entropy
 
 from analyses.next_token import entropy, next_token
 from interp.errors import InputError
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 IDS = torch.tensor([[5, 9, 5, 200, 17, 17, 3, 42]])
 

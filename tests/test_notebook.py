@@ -13,14 +13,14 @@ import pytest
 from command_line import save
 from report_samples import HOSTILE, Sample, attention_grid, panels, report
 
-from analyses._panels import Finding, Note
-from interp.model import HookedGPT
+from analyses.shared.panels import Finding, Note
+from interp.models.gpt import HookedGPT
 from reports import notebook
-from reports.html import Report, Section
+from reports.page.html import Report, Section
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CELLS = (
-    "from interp.model import HookedGPT\nfrom analyses.attention_patterns import attention_patterns\nimport reports\n"
+    "from interp import HookedGPT\nfrom analyses.attention_patterns import attention_patterns\nimport reports\n"
     "model = HookedGPT.from_pretrained({model!r}, device='cpu')\nmodel",
     "result = attention_patterns(model, 'The cat sat on the mat. The cat sat')\nresult",
     "reports.figure(result.panels()[0])",

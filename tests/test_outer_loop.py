@@ -8,7 +8,7 @@ import torch
 from conftest import make_gpt
 from shapes import SHAPES, toy
 
-from analyses.outer_loop import influences, outer_loop
+from analyses.lessons.outer_loop import influences, outer_loop
 from interp.errors import InputError, NotApplicable
 
 IDS = torch.tensor([[5, 9, 2, 7, 11]])

@@ -15,8 +15,8 @@ from conftest import make_gpt
 from analyses.logit_lens import logit_lens
 from interp import GPTConfig, HookedGPT
 from interp.errors import InputError
-from interp.model import Batch
-from interp.tokenizer import Tokenizer
+from interp.models.gpt import Batch
+from interp.text.tokenizer import Tokenizer
 
 IDS = "3 1 4 1 5 9 2 6"
 OWN = {

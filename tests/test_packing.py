@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from report_samples import attention
 
-from reports import packing
+from reports.page import packing
 
 
 @settings(deadline=None)  # a busy machine is no failure

@@ -3,7 +3,7 @@
 import torch
 from test_encoder_decoder import EXACT, batch, make_pair
 
-from interp.pair_residual import decompose_decoder, needed, streams
+from interp.translation_residual import decompose_decoder, needed, streams
 
 
 def test_the_sum_of_the_decoder_s_parts_is_its_logits() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from interp.errors import InputError
-from interp.pair_training import PairSettings, build, train_pairs, translation_loss
-from interp.phrases import sentences
+from interp.training.phrases import sentences
+from interp.training.translation import PairSettings, build, train_pairs, translation_loss
 
 SMALL = {"layers": 1, "n_heads": 2, "d_model": 16, "d_mlp": 32, "d_vocab": 320, "batch": 4, "warm_up": 2}
 

@@ -7,10 +7,10 @@ from conftest import make_gpt
 from handmade import induction_model, repeated
 from shapes import toy
 
-from analyses._components import choose
-from analyses._paths import Paths, parse_receivers
 from analyses.activation_patching import activation_patching
 from analyses.path_patching import path_patching
+from analyses.shared.components import choose
+from analyses.shared.paths import Paths, parse_receivers
 from interp.errors import InputError
 
 MODEL = make_gpt(dtype=torch.float64, n_layers=3, n_heads=2, d_model=24)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.phrase_words import pluralised
-from interp.phrases import HELD_OUT, Sentence, is_held_out, reference, sentences
+from interp.training.phrase_words import pluralised
+from interp.training.phrases import HELD_OUT, Sentence, is_held_out, reference, sentences
 
 MANY = 6000
 

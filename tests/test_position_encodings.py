@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import toy
 
-from analyses.position_encodings import cosines, position_encodings, shift_error, sinusoids
+from analyses.lessons.position_encodings import cosines, position_encodings, shift_error, sinusoids
 from interp.errors import InputError, NotApplicable
 
 

@@ -8,10 +8,10 @@ import torch
 from conftest import make_gpt
 from shapes import SHAPES, toy
 
-from analyses.position_mixing import EMBEDDING, MEETING, UNEMBEDDING, compare, operations, position_mixing
+from analyses.lessons.position_mixing import EMBEDDING, MEETING, UNEMBEDDING, compare, operations, position_mixing
 from interp.errors import InputError
 from interp.hooks import APART
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 IDS = torch.tensor([[5, 9, 2, 7, 7, 1, 30]])
 

@@ -9,10 +9,10 @@ import pytest
 from planted import manifest, planted, previous_token_model
 from scipy import stats
 
-from analyses._statistics import FEW, bootstrap
 from analyses.probes import LogisticProbe, RidgeProbe, controls, probe_layers
 from analyses.probes.data import Held, labels_of, run_like, run_model, split_texts
 from analyses.probes.layers import short
+from analyses.shared.statistics import FEW, bootstrap
 from interp import extract_activations
 from interp.errors import InputError
 

@@ -7,10 +7,10 @@ from shapes import toy
 
 from analyses.probes.data import run_model
 from analyses.probing import MOST_TOKENS, probing
-from interp.documents import Documents
 from interp.errors import InputError, NotFoundError
-from interp.evaluation import SAMPLE
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
+from interp.text.documents import Documents
+from interp.training.evaluation import SAMPLE
 
 TEXT = "Sir Harold Whitcombe was born in Leeds. In 1874 Harold Whitcombe moved to London."
 
@@ -92,7 +92,7 @@ def test_too_little_text_is_said_not_raised(toy_gpt: HookedGPT) -> None:
 
 
 def test_random_numbers_of_others_do_not_change(toy_gpt: HookedGPT) -> None:
-    from analyses.probes.sweep import random_twin
+    from analyses.probes.probe_layers import random_twin
 
     state = torch.random.get_rng_state()
     one, two = random_twin(toy_gpt, 3), random_twin(toy_gpt, 3)

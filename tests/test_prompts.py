@@ -6,9 +6,9 @@ from conftest import make_gpt
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from analyses import _pairs
-from analyses._pairs import corrupt, position_labels, remembering, resolve_pairs, resolve_texts
-from analyses._prompts import (
+from analyses.shared import clean_corrupted
+from analyses.shared.clean_corrupted import corrupt, position_labels, remembering, resolve_pairs, resolve_texts
+from analyses.shared.prompts import (
     NAMES,
     TEMPLATES,
     Prompt,
@@ -18,7 +18,8 @@ from analyses._prompts import (
     single_tokens,
 )
 from interp.errors import InputError
-from interp.tokenizer import END_OF_TEXT, Tokenizer
+from interp.text.tokenizer import Tokenizer
+from interp.text.vocabularies import END_OF_TEXT
 
 
 def word_tokenizer(words):
@@ -173,7 +174,7 @@ def test_a_corrupted_text_is_the_change_that_hurts_most(toy_gpt):
 def test_what_is_remembered_is_what_would_be_found(toy_gpt, monkeypatch):
     """Inside the block once for each model, text and seed; the same as outside; nothing is kept after it."""
     searches = []
-    search = _pairs._corrupt
+    search = clean_corrupted._corrupt
     monkeypatch.setattr(_pairs, "_corrupt", lambda *given: searches.append(given) or search(*given))
     first, second = (resolve_texts(toy_gpt, text) for text in ("The cat sat on the mat.", "A dog ran to the park."))
     expected = [corrupt(toy_gpt, first, seed=0), corrupt(toy_gpt, first, seed=1), corrupt(toy_gpt, second, seed=0)]

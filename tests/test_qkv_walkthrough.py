@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import SHAPES, tokens_for, toy
 
-from analyses.qkv_walkthrough import qkv_walkthrough, softmax
+from analyses.lessons.qkv_walkthrough import qkv_walkthrough, softmax
 from interp.errors import InputError
 
 TEXT = "Mary and John sat. Mary ran"

@@ -22,7 +22,7 @@ def test_the_python_examples_run(tmp_path, monkeypatch) -> None:
 
 
 def test_every_analysis_is_in_the_table_and_every_name_in_it_exists() -> None:
-    from reports.discovery import discover
+    from reports.running.discovery import discover
 
     table = README.split("## What it can do")[1].split("\n\n")[1]
     named = set(re.findall(r"`([a-z-]+)`", table))

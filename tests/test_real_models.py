@@ -18,9 +18,9 @@ import torch
 import transformers
 from tokenizers import pre_tokenizers
 
-from interp.identities import identities
 from interp.interventions import ablate_head
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
+from interp.models.identities import identities
 from interp.sweep import slow_sweep, sweep
 
 MODELS = Path(os.environ.get("INTERP_MODELS", "/nowhere"))

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels, report
 
 import reports
-from analyses._panels import Finding, Note, Table, Tokens
+from analyses.shared.panels import Finding, Note, Table, Tokens
 from reports import tokens
-from reports.html import Report, Section, render
 from reports.numbers import Scale, decimal, decimals, number
-from reports.views import json_block, view
+from reports.page.html import Report, Section, render
+from reports.page.views import json_block, view
 
 
 class Page(HTMLParser):

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reports
-from interp.config import PRESETS
 from interp.errors import InputError
-from interp.model import HookedGPT
-from reports import record, rerun
+from interp.models.config import PRESETS
+from interp.models.gpt import HookedGPT
 from reports.cli import app
+from reports.running import record, rerun
 
 BLOCK = re.compile(r'(id="provenance-data">)(.*?)(</script>)', re.DOTALL)
 SOME = "attention-patterns,ablation,logit-lens,head-roles"
@@ -238,7 +238,7 @@ def test_a_hub_name_of_the_page_is_not_fetched(
     page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("interp.loading._from_hub", lambda name: asked.append(name) or Path("nowhere"))
+    monkeypatch.setattr("interp.loading.sources._from_hub", lambda name: asked.append(name) or Path("nowhere"))
     hostile = forged(page, lambda data: data.update(model="somebody/tracker"))
     assert interp(capsys, "rerun", written(hostile)).code == 3
     assert asked == []
@@ -250,7 +250,7 @@ def test_a_model_that_an_option_of_the_page_names_is_not_fetched(
     toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("interp.loading._from_hub", lambda name: asked.append(name) or Path("nowhere"))
+    monkeypatch.setattr("interp.loading.sources._from_hub", lambda name: asked.append(name) or Path("nowhere"))
     args = ("compare", TEXT, "--model", toy, "--other", toy, "--out", "c.html", "--quiet")
     assert interp(capsys, *args).code == 0
     page = Path("c.html").read_bytes().decode()
@@ -278,7 +278,7 @@ def test_weights_of_a_known_name_are_not_fetched_on_a_pages_word(
     page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("interp.loading._from_hub", lambda name: asked.append(name) or Path("nowhere"))
+    monkeypatch.setattr("interp.loading.sources._from_hub", lambda name: asked.append(name) or Path("nowhere"))
     known = written(forged(page, lambda data: data["request"].update(model="gpt2") or data.update(model="gpt2")))
     assert interp(capsys, "rerun", known, "--check").code == 3
     assert asked == []
@@ -357,7 +357,7 @@ def test_what_would_be_loaded_is_said(
     add_analysis(monkeypatch, tmp_path / "more", "loads", body, signature)
     path = tmp_path / "more" / "loads.py"
     path.write_text(
-        path.read_text().replace("import torch\n", "import torch\nfrom interp.translators import Translators\n")
+        path.read_text().replace("import torch\n", "import torch\nfrom interp.lens_maps import Translators\n")
     )
     assert interp(capsys, "loads", TEXT, "--model", toy, "--out", "l.html", "--quiet").code == 0
     page = Path("l.html").read_bytes().decode()

@@ -6,8 +6,8 @@ import torch
 from conftest import make_gpt
 from handmade import Space, empty
 
-from analyses._panels import Note
 from analyses.residual_stream import residual_stream
+from analyses.shared.panels import Note
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ from test_extraction import contents
 
 from analyses.ablation import ablation
 from analyses.activation_patching import activation_patching
-from interp import extraction, scale
+from interp import scale
 from interp.errors import InputError, InterpError, NotFoundError
 from interp.progress import listening
+from interp.store import writing
 
 
 def test_without_a_cluster_it_is_a_loop_that_takes_items_one_by_one():
@@ -211,20 +212,20 @@ def test_errors_of_workers_arrive_as_they_were_raised(cluster):
 def test_an_extraction_on_two_workers_of_which_one_dies_has_the_bytes_of_one_process(cluster, tmp_path):
     rows = torch.randint(0, 300, (40, 50), generator=torch.Generator().manual_seed(0))
     options = {"shard_tokens": 200}
-    plain = extraction.plan(make_gpt(), rows, ["embed", "resid_post"], tmp_path / "plain", **options)
+    plain = writing.plan(make_gpt(), rows, ["embed", "resid_post"], tmp_path / "plain", **options)
     token = scale._cluster.set(None)
     try:
-        extraction.run(plain)
+        writing.run(plain)
     finally:
         scale._cluster.reset(token)
-    job = extraction.plan(make_gpt(), rows, ["embed", "resid_post"], tmp_path / "ray", **options)
+    job = writing.plan(make_gpt(), rows, ["embed", "resid_post"], tmp_path / "ray", **options)
     (tmp_path / "marks").mkdir()
-    extraction.begin(job, resume=False, shared=False)
+    writing.begin(job, resume=False, shared=False)
     dying = partial(workers.extract_or_die, job, tmp_path / "marks", 4)
     assert list(scale.map_items(dying, range(10))) == list(range(10))
     assert (tmp_path / "marks" / "4.0").exists()
     assert contents(tmp_path / "ray") == contents(tmp_path / "plain")  # no half of a shard is left either
-    extraction.extract_activations(make_gpt(), rows, ["embed", "resid_post"], tmp_path / "whole", **options)
+    writing.extract_activations(make_gpt(), rows, ["embed", "resid_post"], tmp_path / "whole", **options)
     assert contents(tmp_path / "whole") == contents(tmp_path / "plain")
 
 

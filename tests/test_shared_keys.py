@@ -18,7 +18,7 @@ from analyses.attribution_patching import attribution_patching
 from analyses.direct_logit_attribution import direct_logit_attribution
 from analyses.logit_lens import logit_lens
 from analyses.path_patching import path_patching
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 SHARED = [shape for shape, config in SHAPES.items() if "n_kv_heads" in config]
 CLEAN = torch.randint(0, 300, (2, 6), generator=torch.Generator().manual_seed(3))

@@ -13,10 +13,10 @@ from shapes import SHAPES, tokens_for, toy
 from torch import nn
 
 from interp import HookedGPT
-from interp.config import GPTConfig
 from interp.errors import InputError, LoadError
-from interp.layouts import to_tensors
-from interp.state_dicts import LAYOUTS
+from interp.loading.layouts import to_tensors
+from interp.loading.state_dicts import LAYOUTS
+from interp.models.config import GPTConfig
 
 TIGHT = {"atol": 1e-5, "rtol": 1e-5}
 

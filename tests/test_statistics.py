@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analyses._statistics import (
+from analyses.shared.statistics import (
     FEW,
     attainable,
     bootstrap,

@@ -16,8 +16,9 @@ import torch
 from command_line import interp
 from conftest import make_gpt
 
-from interp import ActivationStore, extract_activations, extraction, files
+from interp import ActivationStore, extract_activations, files
 from interp.errors import InputError, InterpError, LoadError, NotFoundError
+from interp.store import writing
 
 MODEL = make_gpt(n_ctx=12)
 ROWS = [[5, 6, 7], list(range(40, 60)), [9], [1, 2, 3, 4, 5, 6, 7], list(range(100, 131)), [8, 8]]
@@ -187,7 +188,7 @@ ODD: dict[str, dict[str, Any]] = {
 def test_a_header_of_odd_kinds_is_told_in_three_lines(copy: Path, what: str) -> None:
     header = json.loads((copy / "header.json").read_text())
     header.pop("header_sha256")
-    (copy / "header.json").write_text(extraction.sealed(header | ODD[what]))
+    (copy / "header.json").write_text(writing.sealed(header | ODD[what]))
     with pytest.raises(LoadError) as caught:
         ActivationStore(copy)
     assert len(str(caught.value).splitlines()) == 3
@@ -269,15 +270,15 @@ def test_sigterm_goes_to_where_ctrl_c_goes(tmp_path: Path) -> None:
     """In this process, so that the moment is exact: inside the third batch."""
     from interp.stopping import Stopped, signal_of, signals_raise
 
-    compute = extraction.Extraction.compute
+    compute = writing.Extraction.compute
 
-    def stopping(self: extraction.Extraction, shard: int, *more: int) -> Any:
+    def stopping(self: writing.Extraction, shard: int, *more: int) -> Any:
         if shard == 3:
             signal.raise_signal(signal.SIGTERM)
         return compute(self, shard, *more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction.Extraction, "compute", stopping)
+        patch.setattr(writing.Extraction, "compute", stopping)
         with signals_raise(), pytest.raises(Stopped) as caught:
             made(tmp_path / "s")
     assert signal_of(caught.value) == signal.SIGTERM

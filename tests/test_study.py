@@ -16,12 +16,13 @@ from conftest import make_gpt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyses._panels import Note
+from analyses.shared.panels import Note
 from interp.errors import InputError
-from interp.model import HookedGPT
-from reports import render, rerun, study
+from interp.models.gpt import HookedGPT
+from reports import render, study
 from reports.cli import app
-from reports.run_study import ItemResult, carry_out, run_item
+from reports.running import rerun
+from reports.running.study import ItemResult, carry_out, run_item
 from reports.studies import discover_studies, find_study
 from reports.studies._choices import busiest_head, find_position
 from reports.studies._parts import Claim, Item, Range, Study, at_least, at_most, exactly
@@ -466,7 +467,7 @@ def test_nearest_pair() -> None:
 
 @pytest.mark.slow
 def test_an_untrained_translator_changes_the_verdicts(tiny: HookedGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    from interp.encoder_decoder import HookedEncoderDecoder
+    from interp.models.encoder_decoder import HookedEncoderDecoder
     from reports.studies import _translation
 
     trained = _translation.translator("fr-en")

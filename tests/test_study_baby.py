@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 import reports
 from analyses.markov_chain import markov_chain
-from interp.config import GPTConfig
 from interp.errors import InputError
-from interp.initial import nanogpt_weights
-from interp.model import HookedGPT
-from interp.tokenizer import Tokenizer
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
+from interp.text.tokenizer import Tokenizer
+from interp.training.nanogpt_draws import nanogpt_weights
 from reports import figures
-from reports.run_study import Runs, carry_out
+from reports.running.study import Runs, carry_out
 from reports.studies import find_study
 from reports.studies._baby import BabyTraining, baby_settings, examples_of, train_baby
 from reports.studies._parts import Study
@@ -371,7 +371,7 @@ def test_short_runs_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiler() -> bool:
         raise AssertionError("asked for a compiler")
 
-    monkeypatch.setattr("interp.training._compiler", compiler)
+    monkeypatch.setattr("interp.training.gpt._compiler", compiler)
     assert train_baby("0101", "01", 1, 2, 0).losses
 
 

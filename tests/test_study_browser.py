@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reports import render, study
-from reports.gallery import Entry, index
+from reports.commands.gallery import Entry, index
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

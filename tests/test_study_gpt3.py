@@ -19,12 +19,12 @@ from torch import Tensor
 
 import reports
 from analyses.architecture import architecture
-from interp.config import PRESETS, GPTConfig
 from interp.errors import InputError, NotFoundError
-from interp.linear import ACTIVATIONS
-from interp.model import HookedGPT
-from interp.tokenizer import Tokenizer
-from reports.run_study import Runs, carry_out
+from interp.models.config import PRESETS, GPTConfig
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import ACTIVATIONS
+from interp.text.tokenizer import Tokenizer
+from reports.running.study import Runs, carry_out
 from reports.studies._gpt3 import (
     CAPES,
     CAPES_IDS,
@@ -252,7 +252,7 @@ def test_a_look_up_is_a_one_hot_product_and_a_shifted_one_is_not() -> None:
 
 
 def test_an_mlp_that_mixes_positions_is_caught() -> None:
-    from analyses.position_mixing import position_mixing
+    from analyses.lessons.position_mixing import position_mixing
 
     model = make_gpt()
 

@@ -30,7 +30,7 @@ from interp.interventions import (
     project_out,
     steer,
 )
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 from interp.sweep import CHECKED, SweepInterrupted, lowered, resumable, slow_sweep, sweep
 from interp.sweep.engine import Chunk
 from interp.sweep.plan import Limits, Plan
@@ -277,7 +277,7 @@ def test_the_clean_run_is_a_variant_without_edits() -> None:
 
 def test_weights_laid_out_for_many_blocks_change_nothing(monkeypatch) -> None:
     """Products of every size by the kernel for large ones; a control: other weights are noticed."""
-    monkeypatch.setattr("interp.linear.SMALL", 0)
+    monkeypatch.setattr("interp.models.kernels.SMALL", 0)
     model = MODELS[2, 4, torch.float32]
     tokens = torch.randint(0, VOCAB, (2, 6), generator=torch.Generator().manual_seed(0))
     variants = [ablate_head(layer, head, pos=pos) for layer in (0, 1) for head in range(4) for pos in range(6)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from report_samples import HOSTILE, Sample, attention_grid, panels
 from rich.cells import cell_len
 
-from analyses._panels import Bars, Finding, Lines, Matrix, Note, Panel, Table, TokenGrid, Tokens, TokenStrip
+from analyses.shared.panels import Bars, Finding, Lines, Matrix, Note, Panel, Table, TokenGrid, Tokens, TokenStrip
 from reports import charts, terminal
 
 ALL = (*panels(), attention_grid(2, 3, 10, 7))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.hooks import HookPoint
 from interp.interventions import ablate_head, steer
-from interp.positions import KVCache
+from interp.models.positions import KVCache
 from interp.sweep import sweep
 
 MODEL = make_gpt(n_layers=3, n_heads=4, d_model=32, d_vocab=50, n_ctx=32)

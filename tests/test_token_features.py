@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analyses._token_features import TASKS, Window, find_task, is_punctuation, label_rows
+from analyses.shared.token_features import TASKS, Window, find_task, is_punctuation, label_rows
 from interp.errors import InputError
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import make_gpt
 from shapes import SHAPES, toy
 
-from analyses.token_order import ALONE, AS_IS, WITHOUT, token_order
+from analyses.lessons.token_order import ALONE, AS_IS, WITHOUT, token_order
 from interp.errors import InputError
 
 IDS = torch.tensor([[5, 9, 2, 7, 11, 1, 30]])

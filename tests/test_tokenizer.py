@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InputError
-from interp.tokenizer import END_OF_TEXT
+from interp.text.vocabularies import END_OF_TEXT
 
 
 @settings(max_examples=200, deadline=None)
@@ -75,7 +75,7 @@ def test_no_tokenizer_is_said(toy_gpt) -> None:
 def test_truncation_and_padding_saved_with_a_tokenizer_are_not_applied(toy_tokenizer, tmp_path) -> None:
     from tokenizers import Tokenizer as Backend
 
-    from interp.tokenizer import Tokenizer
+    from interp.text.tokenizer import Tokenizer
 
     backend = Backend.from_str(toy_tokenizer.backend.to_str())
     backend.enable_truncation(4)

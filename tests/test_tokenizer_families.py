@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from interp.errors import InputError, LoadError
-from interp.tokenizer import Tokenizer
+from interp.text.tokenizer import Tokenizer
 
 CORPUS = [
     "When Mary and John went to the store, John gave a drink to Mary.",

@@ -10,8 +10,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from interp.errors import InputError, LoadError
-from interp.tokenizer import END_OF_TEXT, Tokenizer
-from interp.wordpiece import WordPiece
+from interp.text.tokenizer import Tokenizer
+from interp.text.vocabularies import END_OF_TEXT
+from interp.text.wordpiece import WordPiece
 
 LEARNED = ["Harold Whitcombe was born in Leeds; l'été à Paris, café ÿ: the cat sat on the mat, 123 45."] * 20
 TEXTS = [

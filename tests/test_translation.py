@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from test_encoder_decoder import as_transformers, make_pair
 
 from interp import HookedEncoderDecoder
-from interp.encoder_config import EncoderDecoderConfig
 from interp.errors import InputError
 from interp.interventions import Replace
-from interp.text_pairs import SentencePiecePair, SharedTokenizer
+from interp.models.encoder_config import EncoderDecoderConfig
+from interp.text.source_target import SentencePiecePair, SharedTokenizer
 from interp.translation import translate_tokens
 
 SPECIAL = {"d_vocab": 30, "n_ctx": 16, "pad_token": 29, "start_token": 29, "end_token": 0, "forbidden_tokens": (29,)}

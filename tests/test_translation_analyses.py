@@ -9,24 +9,25 @@ from test_encoder import BERT, VIT, WORDS, make
 from test_encoder_decoder import make_pair
 from typer.testing import CliRunner
 
-from analyses._translations import pair_labels, translations, written_loss
 from analyses.ablation import ablation
 from analyses.activation_patching import activation_patching
 from analyses.attention_patterns import attention_patterns
 from analyses.direct_logit_attribution import direct_logit_attribution
 from analyses.logit_lens import logit_lens
+from analyses.shared.translations import pair_labels, translations, written_loss
 from analyses.weight_statistics import weight_statistics
 from interp import HookedEncoderDecoder
 from interp.errors import InputError
 from interp.interventions import Replace
-from interp.pair_residual import decompose_decoder, needed
-from interp.text_pairs import SharedTokenizer
-from interp.wordpiece import WordPiece
-from reports import packing, terminal
+from interp.text.source_target import SharedTokenizer
+from interp.text.wordpiece import WordPiece
+from interp.translation_residual import decompose_decoder, needed
+from reports import terminal
 from reports.cli import app
-from reports.discovery import discover, find
-from reports.html import render
-from reports.run import report, run
+from reports.page import packing
+from reports.page.html import render
+from reports.running.discovery import discover, find
+from reports.running.report import report, run
 
 SOURCE = "The cat sat on the mat."
 PAIR = f"{SOURCE} ||| The dog sat."

@@ -7,9 +7,9 @@ import torch
 from transformers import MarianMTModel
 
 from interp import HookedEncoderDecoder
-from interp.loading import BUNDLED
-from interp.pair_training import exact_share
-from interp.phrases import sentences
+from interp.loading.sources import BUNDLED
+from interp.training.phrases import sentences
+from interp.training.translation import exact_share
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from conftest import TEXT, make_gpt
 
 from analyses.logit_lens import logit_lens
 from analyses.tuned_lens import split, tuned_lens
-from interp import translators as module
+from interp import lens_maps as module
 from interp.errors import InputError, LoadError, NotFoundError
-from interp.model import HookedGPT
-from interp.translators import TrainState, Translators, divergence, fit, read, streams, train
+from interp.lens_maps import TrainState, Translators, divergence, fit, read, streams, train
+from interp.models.gpt import HookedGPT
 
 
 def random_tokens(n: int, length: int = 64, seed: int = 0, d_vocab: int = 300) -> torch.Tensor:

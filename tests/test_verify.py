@@ -11,9 +11,10 @@ from shapes import SHAPES, toy
 
 from analyses import verify as module
 from analyses.verify import PAIR, PROMPTS, Figures, identify, prompts, published, verify
-from interp.config import PRESETS
-from interp.model import HookedGPT
-from interp.tokenizer import END_OF_TEXT, Tokenizer
+from interp.models.config import PRESETS
+from interp.models.gpt import HookedGPT
+from interp.text.tokenizer import Tokenizer
+from interp.text.vocabularies import END_OF_TEXT
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from shapes import SHAPES, toy
 
-from analyses import _distributions as distributions
-from analyses._distributions import describe, singular_values, spectrum_numbers, window_test
-from analyses._panels import Histogram, Lines, Matrix, Table
+from analyses.shared import distributions
+from analyses.shared.distributions import describe, singular_values, spectrum_numbers, window_test
+from analyses.shared.panels import Histogram, Lines, Matrix, Table
 from analyses.weight_statistics import weight_statistics
 from interp.errors import InputError
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 RNG = np.random.default_rng(0)
 LAWS = {

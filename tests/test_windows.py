@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from interp.config import GPTConfig
 from interp.errors import InputError
 from interp.hooks import HookPoint
-from interp.model import HookedGPT
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
 
 EXACT = {"atol": 1e-12, "rtol": 0}
 
@@ -73,7 +73,7 @@ def test_keys_outside_the_window_change_nothing_and_those_inside_do() -> None:
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_the_key_value_cache_gives_the_same_logits_with_padding_on_the_left(step) -> None:
-    from interp.model import KVCache
+    from interp.models.gpt import KVCache
 
     model = make_gpt(dtype=torch.float64, n_layers=3, windows=(4, None, 2))
     tokens = torch.randint(0, 300, (2, 12))

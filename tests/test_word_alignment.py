@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from analyses._word_alignment import (
+from analyses.shared.word_alignment import (
     PLACES,
     _after_because,
     _words_of,
@@ -20,7 +20,7 @@ from analyses._word_alignment import (
 )
 from interp import HookedEncoderDecoder
 from interp.errors import InputError
-from interp.phrases import Sentence, pronoun_pairs, reference, sentences
+from interp.training.phrases import Sentence, pronoun_pairs, reference, sentences
 from reports.studies import _translation
 
 

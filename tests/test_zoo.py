@@ -19,14 +19,24 @@ import torch
 from command_line import interp
 from conftest import make_gpt
 
-from analyses import _zoo
-from analyses._zoo import FIGURES, MEASURES, READERS, Figure, Zoo, ZooResult, before_last_update, measure, modular_pairs
+from analyses.shared import zoo as published
+from analyses.shared.zoo import (
+    FIGURES,
+    MEASURES,
+    READERS,
+    Figure,
+    Zoo,
+    ZooResult,
+    before_last_update,
+    measure,
+    modular_pairs,
+)
 from analyses.verify import verify
-from interp.config import GPTConfig
 from interp.errors import InputError, LoadError, NotFoundError
-from interp.model import HookedGPT
-from reports.commands import command_of
-from reports.discovery import discover
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
+from reports.commands.analysis import command_of
+from reports.running.discovery import discover
 
 ZOO = Path(__file__).parent.parent.parent / "shared" / "zoo"
 needs_zoo = pytest.mark.skipif(not ZOO.is_dir(), reason="../shared/zoo is not there")
@@ -97,7 +107,7 @@ def test_palindromes_by_plain_hooks_and_the_controls(zoo: Zoo) -> None:
     tokens, label = (torch.from_numpy(data[name]).long() for name in ("tokens", "label"))
     inside = tokens[:, 1:-1]
     assert torch.equal((inside == inside.flip(1)).all(1).long(), label)
-    model = _zoo.process_weights(HookedGPT.from_state_dict(state, PALINDROME_SHAPE))
+    model = published.process_weights(HookedGPT.from_state_dict(state, PALINDROME_SHAPE))
     for layer, head, kind in product(range(2), range(2), ("mean", "zero")):
 
         def edit(x: torch.Tensor, hook: object, head: int = head, kind: str = kind) -> torch.Tensor:
@@ -123,7 +133,7 @@ def test_palindromes_by_plain_hooks_and_the_controls(zoo: Zoo) -> None:
 @needs_zoo
 def test_other_kinds_of_mean_are_not_the_published_ones(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave-one-out is near but differs in the third decimal; so do weights that were not folded."""
-    ablation = _zoo.ablation
+    ablation = published.ablation
     monkeypatch.setattr(
         _zoo, "ablation", lambda *args, **more: ablation(*args, **{**more, "kinds": ("mean_by_position", "zero")})
     )
@@ -152,7 +162,7 @@ def test_the_story_is_told_to_its_end_and_by_no_other_weights(zoo: Zoo) -> None:
 def test_distance_irrelevance_is_that_of_the_definition(zoo: Zoo) -> None:
     result = measure(only(zoo, "clock"))
     assert result.passed
-    model = _zoo._adder(zoo.files[CLOCK], 59, equals=False)
+    model = published._adder(zoo.files[CLOCK], 59, equals=False)
     with torch.no_grad():
         logits = model(modular_pairs(59))[:, -1].double().numpy().reshape(59, 59, 59)
     correct = [[logits[a, (a + d) % 59, (a + a + d) % 59] for a in range(59)] for d in range(59)]
@@ -184,7 +194,7 @@ def test_the_losses_of_the_file_and_the_controls(zoo: Zoo) -> None:
     random.shuffle(pairs)
     train = torch.tensor(pairs[: int(0.3 * len(pairs))])
     with torch.no_grad():
-        logits = _zoo._adder(before_last_update(file["model"], file["optimizer"]), 113, equals=True)(train)[:, -1]
+        logits = published._adder(before_last_update(file["model"], file["optimizer"]), 113, equals=True)(train)[:, -1]
     loss = torch.nn.functional.cross_entropy(logits.double(), train[:, :2].sum(1) % 113)
     assert float(loss) == pytest.approx(file["train_loss"].item(), rel=1e-6)
 

@@ -5,8 +5,8 @@ import signal
 from pathlib import Path
 
 from interp.errors import InputError
-from interp.extraction import Extraction
 from interp.files import atomic_path
+from interp.store.writing import Extraction
 
 
 def square(x: int) -> int:

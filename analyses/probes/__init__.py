@@ -5,7 +5,7 @@ from analyses.probes.causal import causal_check
 from analyses.probes.linear import LDAProbe, MassMeanProbe, NearestCentroidProbe, RidgeProbe
 from analyses.probes.logistic import LogisticProbe
 from analyses.probes.mlp import MLPProbe
-from analyses.probes.sweep import probe_layers
+from analyses.probes.probe_layers import probe_layers
 
 __all__ = [
     "LDAProbe",

@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from analyses._capabilities import require
-from analyses._token_features import is_punctuation
 from analyses.probes.causal_result import CausalResult
 from analyses.probes.controls import majority
 from analyses.probes.data import Activations, labels_of, run_like, windows_of, words_of
@@ -31,10 +29,12 @@ from analyses.probes.erasure import Erased, Eraser, leace, random_eraser
 from analyses.probes.fitting import Kind, choose, find_kind, gather
 from analyses.probes.moments import Array, Statistics
 from analyses.probes.passes import Passes, Scores
-from analyses.probes.sweep import Setup, set_up
+from analyses.probes.probe_layers import Setup, set_up
+from analyses.shared.capabilities import require
+from analyses.shared.token_features import is_punctuation
 from interp.errors import InputError
 from interp.interventions import Add, Intervention
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 from interp.progress import track
 from interp.sweep import sweep
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses._panels import Bars, Finding, Lines, Panel, Result, Table
-from analyses._statistics import Interval, bootstrap, methods
 from analyses.probes.layers import short
 from analyses.probes.moments import Array
+from analyses.shared.panels import Bars, Finding, Lines, Panel, Result, Table
+from analyses.shared.statistics import Interval, bootstrap, methods
 
 CONTROLS = ("random erased", "random with as much variance erased")
 

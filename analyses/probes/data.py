@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from analyses._token_features import TASKS, find_task, label_rows
 from analyses.probes.moments import Array
+from analyses.shared.token_features import TASKS, find_task, label_rows
 from interp.errors import InputError, nearest
 from interp.interventions import Intervention
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 SPLITS = ("train", "validation", "test")
 BATCH = 8192

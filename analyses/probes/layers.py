@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses._panels import Finding, Lines, Note, Panel, Result, Table
-from analyses._statistics import Interval, bootstrap, methods
 from analyses.probes.base import Probe
 from analyses.probes.moments import Array
 from analyses.probes.passes import BINS
+from analyses.shared.panels import Finding, Lines, Note, Panel, Result, Table
+from analyses.shared.statistics import Interval, bootstrap, methods
 
 NAMES = {
     "probe": "probe",

@@ -16,7 +16,7 @@ from analyses.probes.data import Activations
 from analyses.probes.logistic import value_and_gradient
 from analyses.probes.moments import Array, ClassMeans, Moments
 from interp import scale
-from interp.activations import ActivationStore
+from interp.store.reading import ActivationStore
 
 FLOOR = 1e-6
 """Probabilities count as at least this in losses, since a class that was never seen has none."""

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from interp.hooks import HookPoint
 from interp.interventions import axes
-from interp.model import HookedGPT
-from interp.parts import Attention, ParallelBlock
+from interp.models.gpt import HookedGPT
+from interp.models.parts import Attention, ParallelBlock
 from interp.sweep.edits import Edit, Positions, common, places, put, take
 
 Edits: TypeAlias = Mapping[str, Sequence[Edit]]

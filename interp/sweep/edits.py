@@ -15,7 +15,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.hooks import unknown_name
 from interp.interventions import Index, Intervention, axes
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 Positions: TypeAlias = tuple[int, ...]
 Where: TypeAlias = slice | Tensor

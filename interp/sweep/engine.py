@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from interp.parts import Attention, ParallelBlock, Visit
+from interp.models.parts import Attention, ParallelBlock, Visit
 from interp.sweep.clean import BETWEEN, EMBEDDING, QKV, ROTATED, Rows, ready
 from interp.sweep.edits import Positions, common, places, put, take, union
 from interp.sweep.layout import Ask, Layout, Matrices

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from interp.linear import pack
+from interp.models.kernels import pack
 from interp.sweep.edits import Positions, common
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from interp.errors import InputError, MemoryLimitError
 from interp.hooks import APART, NameSpec
 from interp.interventions import PATTERN, Intervention, axes
-from interp.linear import wide
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import wide
 from interp.sweep.clean import CleanRun, Edits, clean_names
 from interp.sweep.edits import Edit, Positions, places, resolve, take
 from interp.sweep.engine import Chunk

@@ -15,7 +15,7 @@ from torch import Tensor
 from interp.errors import InputError, InterpError
 from interp.files import atomic_path
 from interp.interventions import Intervention
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 SAVE_EVERY = 2.0
 """Seconds between checkpoints; a kill loses no more than this and the chunk under way."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.hooks import NameSpec, select_positions
 from interp.interventions import Intervention
-from interp.linear import wide
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import wide
 from interp.progress import track
 from interp.sweep.plan import Metric, Plan
 from interp.sweep.results import Results, SweepInterrupted, identity

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from interp.parts import Attention, NoNorm, Norm, Visit
+from interp.models.parts import Attention, NoNorm, Norm, Visit
 from interp.sweep.clean import QKV, ROTATED, CleanRun, Edits, Rows
 from interp.sweep.edits import Edit, Positions, common, places, put, take, union
 from interp.sweep.layout import Layout

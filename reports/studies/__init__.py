@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.errors import InputError, nearest
-from reports.discovery import Option, keyword_options
+from reports.running.discovery import Option, keyword_options
 
 if TYPE_CHECKING:
     from reports.studies._parts import Study

@@ -12,8 +12,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses._chains import closed_classes, entropy_bits, stationary
-from analyses._panels import Graph, Lines, Note, Panel, Result, Table
 from analyses.markov_chain import (
     DRAWN,
     LIMIT,
@@ -23,12 +21,14 @@ from analyses.markov_chain import (
     next_token_probabilities,
     transition_matrix,
 )
-from interp.config import GPTConfig
+from analyses.shared.chains import closed_classes, entropy_bits, stationary
+from analyses.shared.panels import Graph, Lines, Note, Panel, Result, Table
 from interp.errors import InputError, check_seed
-from interp.model import HookedGPT
-from interp.tokenizer import Tokenizer
-from interp.training import build, next_token_loss, train
-from interp.training_settings import Stage, TrainSettings
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
+from interp.text.tokenizer import Tokenizer
+from interp.training.gpt import build, next_token_loss, train
+from interp.training.settings import Stage, TrainSettings
 
 PICTURES, POINTS = 5, 50
 """Pictures of the chain after the first one, and points of each curve, evenly spaced in the training."""

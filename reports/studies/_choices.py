@@ -2,10 +2,10 @@
 
 import torch
 
-from analyses._inputs import TextOrTokens, sequences, token_labels
 from analyses.attention_patterns import read_patterns
+from analyses.shared.inputs import TextOrTokens, sequences, token_labels
 from interp.errors import InputError
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
 
 
 def chosen_head(model: HookedGPT, ids: torch.Tensor, at: int, layer: int | None, head: int | None) -> tuple[int, int]:

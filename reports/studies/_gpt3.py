@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from analyses._inputs import token_labels
-from analyses._panels import Lines, Matrix, Panel, Result, Table, Tokens
-from interp.config import GPTConfig
+from analyses.shared.inputs import token_labels
+from analyses.shared.panels import Lines, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError, NotFoundError
 from interp.hooks import HookPoint
-from interp.model import HookedGPT
-from interp.parts import Norm
-from interp.tokenizer import Tokenizer
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
+from interp.models.parts import Norm
+from interp.text.tokenizer import Tokenizer
 
 CAPES = "Not all heroes wear capes"
 CAPES_IDS = (3673, 477, 10281, 5806, 1451, 274)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from analyses._panels import Panel, Result, Tokens
+from analyses.shared.panels import Panel, Result, Tokens
 from reports.numbers import brief
 
 if TYPE_CHECKING:
-    from interp.model import HookedGPT
+    from interp.models.gpt import HookedGPT
 
 Verdict = Literal["holds", "holds with a correction", "does not hold", "not measured"]
 Results: TypeAlias = Mapping[str, Any]

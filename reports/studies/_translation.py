@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses._panels import Note, Panel, Result, Table
-from analyses._word_alignment import cross_ablation, pronoun_places, pronoun_reference, word_alignment
 from analyses.attention_patterns import attention_patterns
-from interp.encoder import HookedEncoder
-from interp.encoder_config import EncoderConfig
-from interp.encoder_decoder import HookedEncoderDecoder
+from analyses.shared.panels import Note, Panel, Result, Table
+from analyses.shared.word_alignment import cross_ablation, pronoun_places, pronoun_reference, word_alignment
 from interp.errors import InputError
-from interp.pair_training import exact_share
-from interp.phrases import Sentence, pronoun_pairs, reference, sentences
+from interp.models.encoder import HookedEncoder
+from interp.models.encoder_config import EncoderConfig
+from interp.models.encoder_decoder import HookedEncoderDecoder
+from interp.training.phrases import Sentence, pronoun_pairs, reference, sentences
+from interp.training.translation import exact_share
 from reports.studies._parts import Claim, Item, Range, at_least, exactly
 
 SMALL = "fr-en"

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses._chains import state_bits
-from analyses._inputs import token_labels
-from analyses._panels import Note, Panel, Table
 from analyses.architecture import architecture
 from analyses.markov_chain import MarkovChainResult, markov_chain
-from interp.config import PRESETS
+from analyses.shared.chains import state_bits
+from analyses.shared.inputs import token_labels
+from analyses.shared.panels import Note, Panel, Table
+from interp.models.config import PRESETS
 from reports.studies._baby import BabyTraining, train_baby
 from reports.studies._parts import Claim, Item, Range, Results, Study, at_least, at_most, exactly
 

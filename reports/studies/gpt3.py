@@ -11,16 +11,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses._inputs import token_labels
-from analyses._panels import Lines, Panel, Table
 from analyses.architecture import architecture
+from analyses.lessons.position_encodings import position_encodings
+from analyses.lessons.position_mixing import MEETING, position_mixing
 from analyses.next_token import next_token
-from analyses.position_encodings import position_encodings
-from analyses.position_mixing import MEETING, position_mixing
-from interp.config import PRESETS, Activation
+from analyses.shared.inputs import token_labels
+from analyses.shared.panels import Lines, Panel, Table
 from interp.errors import InputError
-from interp.linear import ACTIVATIONS
-from interp.model import HookedGPT
+from interp.models.config import PRESETS, Activation
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import ACTIVATIONS
 from reports.studies._gpt3 import (
     CAPES,
     CAPES_IDS,

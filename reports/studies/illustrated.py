@@ -8,12 +8,12 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 
-from analyses._inputs import sequences, token_labels
-from analyses._panels import Table
-from analyses.head_sum import head_sum
-from analyses.position_encodings import position_encodings
-from analyses.qkv_walkthrough import qkv_walkthrough, softmax
-from interp.model import HookedGPT
+from analyses.lessons.head_sum import head_sum
+from analyses.lessons.position_encodings import position_encodings
+from analyses.lessons.qkv_walkthrough import qkv_walkthrough, softmax
+from analyses.shared.inputs import sequences, token_labels
+from analyses.shared.panels import Table
+from interp.models.gpt import HookedGPT
 from reports.studies._choices import chosen_head, find_position
 from reports.studies._parts import Claim, Item, Range, Study, at_least, at_most, exactly
 from reports.studies._translation import check, given, others_item, runs, translation_item

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import numpy as np
 
-from analyses._inputs import sequences, token_labels
-from analyses._panels import Matrix
 from analyses.attention_patterns import attention_patterns
-from analyses.continuations import continuations
-from analyses.position_mixing import position_mixing
-from analyses.qkv_walkthrough import qkv_walkthrough
-from analyses.token_order import ALONE, WITHOUT, token_order
-from interp.model import HookedGPT
+from analyses.lessons.continuations import continuations
+from analyses.lessons.position_mixing import position_mixing
+from analyses.lessons.qkv_walkthrough import qkv_walkthrough
+from analyses.lessons.token_order import ALONE, WITHOUT, token_order
+from analyses.shared.inputs import sequences, token_labels
+from analyses.shared.panels import Matrix
+from interp.models.gpt import HookedGPT
 from reports.studies._choices import chosen_head, find_position
 from reports.studies._parts import Claim, Item, Range, Results, Study, at_least, at_most, exactly
 

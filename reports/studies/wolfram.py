@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses._inputs import token_labels
-from analyses._panels import AttentionGrid, Table
 from analyses.architecture import ArchitectureResult, architecture
 from analyses.attention_patterns import attention_patterns
-from analyses.block_weights import block_weights
 from analyses.embeddings import embeddings
+from analyses.lessons.block_weights import block_weights
+from analyses.lessons.outer_loop import outer_loop
 from analyses.next_token import next_token
-from analyses.outer_loop import outer_loop
-from interp.config import PRESETS
+from analyses.shared.inputs import token_labels
+from analyses.shared.panels import AttentionGrid, Table
 from interp.errors import InputError
-from interp.model import HookedGPT
+from interp.models.config import PRESETS
+from interp.models.gpt import HookedGPT
 from reports.studies._parts import Claim, Item, Range, Results, Study, at_least, at_most, exactly, short
 
 WORDS = ("hello", "bye")

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from timing import add_options, gpt2_small, in_turns, machine, ratio, set_clock, table
 
-from interp.activations import ActivationStore
-from interp.evaluation import SAMPLE, read_documents
-from interp.extraction import Extraction, plan, run, run_to
-from interp.model import HookedGPT
-from interp.sequences import batches
+from interp.models.gpt import HookedGPT
+from interp.store.reading import ActivationStore
+from interp.store.sequences import batches
+from interp.store.writing import Extraction, plan, run, run_to
+from interp.text.documents import read_documents
+from interp.training.evaluation import SAMPLE
 
 
 def forward(job: Extraction, whole: bool) -> None:

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from timing import add_options, gpt2_small, in_turns, machine, peer, ratio, set_clock, table
 from torch import Tensor
 
-from interp.linear import linear
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import linear
 
 
 def without_hook_points(model: HookedGPT, tokens: Tensor, linear: Callable[..., Tensor]) -> Tensor:
@@ -52,7 +52,7 @@ def verdict(measured: float, limit: float) -> str:
 
 
 LOADERS = {
-    "interp": "from interp.model import HookedGPT; import interp.loading as _; load = HookedGPT.from_pretrained",
+    "interp": "from interp.models.gpt import HookedGPT; import interp.loading as _; load = HookedGPT.from_pretrained",
     "transformers": "from transformers import GPT2LMHeadModel; load = GPT2LMHeadModel.from_pretrained",
 }
 

@@ -16,8 +16,9 @@ from timing import machine, table
 from analyses.probes import LDAProbe, RidgeProbe
 from analyses.probes.data import run_model
 from analyses.probes.moments import ClassMeans, Moments, Statistics
-from interp.evaluation import SAMPLE, read_documents
-from interp.model import HookedGPT
+from interp.models.gpt import HookedGPT
+from interp.text.documents import read_documents
+from interp.training.evaluation import SAMPLE
 
 
 def peak() -> float:

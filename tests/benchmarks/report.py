@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from report_samples import Sample
 
-from analyses._panels import AttentionGrid, Tokens
-from reports.html import Report, Section, render
+from analyses.shared.panels import AttentionGrid, Tokens
+from reports.page.html import Report, Section, render
 
 LAYERS = HEADS = 12
 QUIET = 2.0

@@ -19,9 +19,9 @@ import torch
 from timing import SHAPES, add_options, gpt2_small, in_turns, machine, matmul_rate, peer, ratio, set_clock, table
 from torch import Tensor
 
-from interp.config import GPTConfig
 from interp.interventions import Replace, ablate_head, patch
-from interp.model import HookedGPT
+from interp.models.config import GPTConfig
+from interp.models.gpt import HookedGPT
 from interp.sweep import Variant, sweep
 
 ANSWER, WRONG = 11, 12

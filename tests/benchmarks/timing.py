@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from interp.config import PRESETS, GPTConfig
-from interp.linear import linear
-from interp.loading import BUNDLED
-from interp.model import HookedGPT
-from interp.tokenizer import Tokenizer
+from interp.loading.sources import BUNDLED
+from interp.models.config import PRESETS, GPTConfig
+from interp.models.gpt import HookedGPT
+from interp.models.kernels import linear
+from interp.text.tokenizer import Tokenizer
 
 _clock = time.perf_counter
 

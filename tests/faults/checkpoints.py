@@ -37,11 +37,13 @@ from tokenizers import Tokenizer as Backend  # noqa: E402
 from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from interp import HookedEncoder, HookedEncoderDecoder, load, loading  # noqa: E402
-from interp.encoder_config import EncoderConfig, EncoderDecoderConfig  # noqa: E402
+from interp import HookedEncoder, HookedEncoderDecoder, load  # noqa: E402
 from interp.errors import InputError, LoadError, NotFoundError  # noqa: E402
-from interp.tokenizer import END_OF_TEXT, Tokenizer  # noqa: E402
-from interp.wordpiece import WordPiece  # noqa: E402
+from interp.loading.digests import non_finite  # noqa: E402
+from interp.models.encoder_config import EncoderConfig, EncoderDecoderConfig  # noqa: E402
+from interp.text.tokenizer import Tokenizer  # noqa: E402
+from interp.text.vocabularies import END_OF_TEXT  # noqa: E402
+from interp.text.wordpiece import WordPiece  # noqa: E402
 
 SECONDS = 20
 """Longer than any of these may take."""
@@ -358,7 +360,7 @@ def tried(folder: Path, errors: Path) -> tuple[str, str]:
             warnings.simplefilter("error")
             signal.alarm(SECONDS)
             model = load(folder, device="cpu")
-            loading.non_finite(model)
+            non_finite(model)
     except (LoadError, NotFoundError, InputError) as error:
         lines = str(error).splitlines()
         if len(lines) > 3 or not all(line.isprintable() for line in lines):

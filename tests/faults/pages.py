@@ -33,9 +33,9 @@ from conftest import make_gpt  # noqa: E402
 import reports  # noqa: E402
 from interp import ActivationStore, extract_activations  # noqa: E402
 from interp.errors import LoadError, NotFoundError  # noqa: E402
-from interp.model import HookedGPT  # noqa: E402
-from reports import record  # noqa: E402
+from interp.models.gpt import HookedGPT  # noqa: E402
 from reports.cli import app  # noqa: E402
+from reports.running import record  # noqa: E402
 
 BLOCK = re.compile(r'(id="provenance-data">)(.*?)(</script>)', re.DOTALL)
 ROWS = [[5, 6, 7], list(range(40, 60)), [9], [1, 2, 3, 4, 5, 6, 7], list(range(100, 131)), [8, 8]]

@@ -1,0 +1,1 @@
+"""Analyses that serve a study: commands, but no section of a report."""

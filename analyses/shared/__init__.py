@@ -1,0 +1,1 @@
+"""The kit of analyses: panels, inputs, prompts, statistics, metrics, components."""

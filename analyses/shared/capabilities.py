@@ -1,0 +1,144 @@
+"""What an analysis needs of a model: parts, by what the config says of them and never by a family's name.
+
+An analysis that needs something says so in a constant, `NEEDS = ("mlp",)`, and begins with `require(model, NEEDS)`. A
+report reads the constant, leaves the analysis out where a need is not met, and gives the reason.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, wraps
+from inspect import signature
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from interp.errors import InputError, NotApplicable
+from interp.hooks import HookedModule
+from interp.models.config import GPTConfig
+
+PYTHON_ONLY = "python only"
+"""Marks an option that the command line leaves out: `Annotated[type, "help", PYTHON_ONLY]`."""
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Capability:
+    there: Callable[[GPTConfig], bool]
+    words: str
+    """What the model lacks where it is not there."""
+
+
+CAPABILITIES = {
+    "mlp": Capability(lambda c: not c.attn_only, "MLPs"),
+    "norm": Capability(lambda c: c.norm is not None, "norms"),
+    "learned positions": Capability(lambda c: c.positions == "learned", "learned position embeddings"),
+    "causal": Capability(lambda c: c.causal, "causal attention"),
+    "next token": Capability(lambda c: c.causal and c.d_vocab_out == c.d_vocab, "logits of a next token"),
+    "stream between": Capability(
+        lambda c: not (c.parallel or c.attn_only), "a residual stream between attention and MLP (hook_resid_mid)"
+    ),
+}
+
+
+def lacking(model: object, needs: Sequence[str]) -> str:
+    """What a decoder lacks of these needs, in words; "" when nothing. Other kinds of model are told apart by type."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, GPTConfig):
+        return ""
+    return " and ".join(CAPABILITIES[need].words for need in needs if not CAPABILITIES[need].there(config))
+
+
+def require(model: object, needs: Sequence[str]) -> None:
+    """Raises NotApplicable for a model that does not have what an analysis needs."""
+    missing = lacking(model, needs)
+    if missing:
+        raise NotApplicable(
+            f"this model has no {missing}", "expected a model that does: the question makes no sense here"
+        )
+
+
+def checked(
+    *, runs: bool = False, translation: Sequence[str] | None = None, encoder: Sequence[str] | None = None
+) -> Callable[[Callable[Given, Found]], Callable[Given, Found]]:
+    """Decorates an analysis: it runs after a look at what it is given.
+
+    Args:
+        runs: whether it measures the model's own runs (or weights alone), as hooks and changed parts leave them. Others
+            take sums apart, compare with weights or sweep, and are refused then; all are at the final norm, which the
+            lens applies itself.
+        translation, encoder: options that it reads for a translation model, for an encoder; None is all of them.
+
+    The analysis raises InputError for types that cannot be meant, for an option that this kind of model does not read,
+    and for a model that is not as it was built.
+    """
+    kinds = {"HookedEncoderDecoder": ("a translation model", translation), "HookedEncoder": ("an encoder", encoder)}
+
+    def decorate(analysis: Callable[Given, Found]) -> Callable[Given, Found]:
+        name = analysis.__name__
+
+        @cache
+        def hints() -> dict[str, Any]:
+            return get_type_hints(analysis, include_extras=True)
+
+        @wraps(analysis)
+        def run(*args: Given.args, **options: Given.kwargs) -> Found:
+            model = args[0] if args else None
+            if args and not isinstance(model, (HookedModule, GPTConfig, NoneType)):
+                raise InputError(
+                    f"a model of type {type(model).__name__}", f"expected a model first: {name}(model, text)"
+                )
+            if "attention_mask" in options and "attention_mask" not in hints():
+                raise InputError(
+                    "attention_mask", "expected ids and mask together", "give what model.to_batch(texts) returns"
+                )
+            for option, value in options.items():
+                if option in hints():
+                    _check_type(option, hints()[option], value)
+            if isinstance(model, HookedModule):
+                _check_run(model, name, runs)
+                kind, read = kinds.get(type(model).__name__, ("", None))
+                if read is not None:
+                    _check_read(analysis, options, kind, read)
+            return analysis(*args, **options)
+
+        return run
+
+    return decorate
+
+
+def _check_run(model: HookedModule, name: str, runs: bool) -> None:
+    """Raises InputError for a change of the run that some of the analysis would see and the rest would not."""
+    seen = ("ln_final",) if runs else ("",)
+    found = (change for change in model.changes(edits_only=True) if change[0].startswith(seen))
+    model.refuse_changes(name, found)
+
+
+def _check_read(analysis: Callable[..., Any], options: Mapping[str, Any], kind: str, read: Sequence[str]) -> None:
+    """Raises InputError for an option that this kind of model does not read; a seed may draw nothing."""
+    defaults = signature(analysis).parameters
+    for option, value in options.items():
+        if option in (*read, "seed") or option not in defaults:
+            continue
+        default = defaults[option].default
+        if value is not default and repr(value) != repr(default):
+            raise InputError(
+                f"{option} = {value!r}"[:120] + f" for {kind}",
+                f"expected only what is read there: {', '.join(read) or 'no option'}",
+            )
+
+
+def _check_type(name: str, hint: Any, value: Any) -> None:
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if len([one for one in kinds if one is not NoneType]) != 1 or (value is None and NoneType in kinds):
+        return  # what may be of several types its reader tells apart
+    one = next(one for one in kinds if one is not NoneType)
+    if get_origin(one) is tuple and (isinstance(value, str) or not isinstance(value, Iterable)):
+        raise InputError(f"{name} = {value!r}", f"expected several, such as {name}=({value!r},)")
+    if one is int and (isinstance(value, bool) or not hasattr(value, "__index__")):
+        raise InputError(f"{name} = {value!r}", "expected a whole number")
+    if one is float and not hasattr(value, "__float__"):
+        raise InputError(f"{name} = {value!r}", "expected a number")
+    if get_origin(one) is Literal and value not in get_args(one):
+        raise InputError(f"{name} = {value!r}", f"expected one of {', '.join(map(repr, get_args(one)))}")

@@ -1,0 +1,218 @@
+"""Prompt sets: pairs of texts that differ where it matters, and what a right and a wrong continuation would be.
+
+From JSON lines, or from a generator for the indirect object task (Wang et al. 2022, "Interpretability in the Wild").
+"""
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.models.gpt import HookedGPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One text, and what belongs to it; fields that are not known are empty."""
+
+    clean: str
+    corrupted: str = ""
+    """The same text, changed so that another answer is right; as long in tokens as the clean one."""
+    answer: str = ""
+    """The right next token after the clean text."""
+    wrong: str = ""
+    """The right next token after the corrupted text."""
+    template: str = ""
+    """What it was made from; texts of one template count as one cluster in intervals."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """Prompts, in order; accepted by every analysis in place of texts."""
+
+    prompts: tuple[Prompt, ...]
+    note: str = ""
+    """How they came about, in a sentence."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    def to_jsonl(self) -> str:
+        """One JSON object a line, as `parse_prompts` reads them."""
+        return "".join(json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in self.prompts)
+
+
+TextsOrPrompts: TypeAlias = str | Sequence[str] | Tensor | PromptSet | None
+"""Texts, token ids [batch pos], a prompt set, or None for generated prompts."""
+
+
+def parse_prompts(lines: str | Iterable[str], *, where: str = "prompts") -> PromptSet:
+    """A prompt set from JSON lines: objects with clean and, where known, corrupted, answer, wrong, template.
+
+    Args:
+        lines: the text of a file, or its lines; empty lines are skipped.
+        where: the name of the file, for messages.
+
+    Raises InputError, with the number of the line, for anything else.
+    """
+    fields = list(Prompt.__dataclass_fields__)
+    prompts: list[Prompt] = []
+    for number, line in enumerate(lines.split("\n") if isinstance(lines, str) else lines, start=1):
+        if not line.strip():
+            continue
+        place, expected = (
+            f"{where}, line {number}",
+            'expected {"clean": ..., "corrupted": ..., "answer": ..., "wrong": ...}',
+        )
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{place}: no valid JSON ({error})", expected) from None
+        if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+            raise InputError(f"{place}: {line.strip()[:60]}", expected + ", all of them text")
+        unknown = [name for name in entry if name not in fields]
+        if unknown:
+            raise InputError(f"{place}: unknown entry {unknown[0]!r}", f"expected some of {', '.join(fields)}")
+        if not entry.get("clean"):
+            raise InputError(f"{place}: no clean text", expected)
+        prompts.append(Prompt(**entry))
+    if not prompts:
+        raise InputError(f"{where}: no prompts", "expected one JSON object a line")
+    return PromptSet(prompts=tuple(prompts), note=f"{len(prompts)} prompts from {where}.")
+
+
+# The indirect object task. {A} and {B} are the two names in one order or the other, {S} the one who acts.
+
+TEMPLATES: tuple[str, ...] = (
+    "When {A} and {B} came back from the {place}, {S} gave the {thing} to",
+    "After {A} and {B} had met near the {place}, {S} handed a {thing} to",
+    "While {A} and {B} were working at the {place}, {S} passed the {thing} to",
+    "In the morning {A} and {B} walked to the {place}, where {S} sold a {thing} to",
+    "Last year {A} and {B} lived near the {place}, and {S} sent a {thing} to",
+    "Once {A} and {B} were alone in the {place}, {S} showed the {thing} to",
+    "On the way to the {place} with {A} and {B}, {S} threw the {thing} to",
+    "Then {A} and {B} had a long talk at the {place}. Later {S} left the {thing} to",
+    "At the {place} the old man found {A} and {B}, just as {S} offered a {thing} to",
+    "Because {A} and {B} were friends since the days at the {place}, {S} lent the {thing} to",
+    "Two people, {A} and {B}, ran out of the {place}, and {S} brought a {thing} to",
+    "Before the war {A} and {B} had a shop by the {place}, and {S} sold the {thing} to",
+)
+PLACES = (
+    "house",
+    "school",
+    "church",
+    "station",
+    "river",
+    "city",
+    "market",
+    "garden",
+    "hospital",
+    "bank",
+    "park",
+    "library",
+)
+THINGS = ("book", "letter", "ball", "ring", "gun", "map", "card", "picture", "table", "stone", "box", "gold")
+NAMES = (
+    "John", "Mary", "James", "Robert", "David", "William", "Thomas", "Charles", "Paul", "Peter", "George", "Henry",
+    "Richard", "Michael", "Edward", "Mark", "Joseph", "Daniel", "Andrew", "Simon", "Martin", "Frank", "Adam", "Alan",
+    "Arthur", "Walter", "Louis", "Albert", "Philip", "Stephen", "Jack", "Tom", "Jim", "Bob", "Bill", "Ben", "Sam",
+    "Anna", "Anne", "Alice", "Jane", "Elizabeth", "Margaret", "Sarah", "Emma", "Laura", "Susan", "Ruth", "Rose",
+    "Helen", "Kate", "Lisa", "Linda", "Karen", "Maria", "Julia", "Amy", "Lucy", "Ellen", "Diana", "Grace", "Claire",
+    "Matthew", "Luke", "Alexander", "Benjamin", "Samuel", "Anthony", "Kevin", "Brian", "Steven", "Eric", "Ryan",
+    "Scott", "Jason", "Justin", "Patrick", "Nicholas", "Jonathan", "Jacob", "Joshua", "Ian", "Roger", "Ralph",
+    "Jennifer", "Jessica", "Nancy", "Betty", "Emily", "Rachel", "Rebecca", "Michelle", "Amanda", "Melissa", "Sophie",
+)  # fmt: skip
+
+
+def single_tokens(model: HookedGPT, words: Iterable[str]) -> dict[str, int]:
+    """Those of the words that are one token after a space, with their ids."""
+    found = {}
+    for word in words:
+        with suppress(InputError):
+            found[word] = model.to_single_token(f" {word}")
+    return found
+
+
+def _names(model: HookedGPT) -> tuple[list[str], str]:
+    """Names that are single tokens in this model; other such words, and a remark, where there are fewer than two."""
+    names = list(single_tokens(model, NAMES))
+    if len(names) >= 2:
+        return names, ""
+    tokenizer = model._tokenizer()
+    whole = (tokenizer.token_bytes(token).decode("utf-8", "replace") for token in range(model.config.d_vocab))
+    words = [word[1:] for word in whole if word.startswith(" ") and word[1:].isalpha()]
+    words = sorted(single_tokens(model, words), key=lambda word: (not word.istitle(), -len(word), word))[:20]
+    if len(words) < 2:
+        raise InputError(
+            "this model's tokenizer has fewer than two words that are single tokens",
+            "the indirect object task needs two",
+            "give prompts of your own: clean, corrupted, answer, wrong",
+        )
+    return (
+        words,
+        " This tokenizer knows fewer than two of the usual first names as single tokens: other words stand for names.",
+    )
+
+
+def indirect_object_prompts(
+    model: HookedGPT,
+    n: int = 16,
+    *,
+    templates: Sequence[str] = TEMPLATES,
+    corruption: Literal["swap", "other_names"] = "swap",
+    seed: int = 0,
+) -> PromptSet:
+    """Prompts such as "When Mary and John came back ..., John gave the book to" -> " Mary".
+
+    Names are single tokens in this model, places and things too where possible, so that the prompts of one template
+    have one length. Templates and the two orders of the names (ABBA and BABA) take turns. No text occurs twice.
+
+    Args:
+        n: how many; fewer are made when there are not that many different ones.
+        corruption: what becomes of the corrupted text. `swap`: the other person acts, so the wrong answer is right.
+            `other_names`: three other people, so that neither answer is (Wang et al.'s ABC).
+
+    Raises InputError for a tokenizer without two single-token words, or without five for `other_names`.
+    """
+    names, note = _names(model)
+    if corruption == "other_names" and len(names) < 5:
+        raise InputError(
+            f"{len(names)} names are single tokens in this model", "other_names needs five", "use corruption='swap'"
+        )
+    places, things = (list(single_tokens(model, words)) or list(words) for words in (PLACES, THINGS))
+    rng, misses = random.Random(seed), 0
+    seen: set[str] = set()
+    prompts: list[Prompt] = []
+    while len(prompts) < n and misses < 200:
+        turn = len(prompts) + misses
+        template, order = templates[turn % len(templates)], turn // len(templates) % 2
+        giver, receiver = rng.sample(names, 2)
+        words = {"place": rng.choice(places), "thing": rng.choice(things)}
+        first, second = (receiver, giver) if order == 0 else (giver, receiver)
+        clean = template.format(A=first, B=second, S=giver, **words)
+        if clean in seen:
+            misses += 1
+            continue
+        seen.add(clean)
+        if corruption == "swap":
+            corrupted = template.format(A=first, B=second, S=receiver, **words)
+        else:
+            a, b, s = rng.sample([name for name in names if name not in (giver, receiver)], 3)
+            corrupted = template.format(A=a, B=b, S=s, **words)
+        prompts.append(
+            Prompt(clean=clean, corrupted=corrupted, answer=f" {receiver}", wrong=f" {giver}", template=template)
+        )
+    if not prompts:
+        raise InputError(f"{n} prompts", "expected at least 1")
+    used = len({prompt.template for prompt in prompts})
+    kinds = f"{used} template{'s' * (used != 1)}"
+    note = f"{len(prompts)} generated prompts of the indirect object task ({kinds}, seed {seed}).{note}"
+    return PromptSet(prompts=tuple(prompts), note=note)

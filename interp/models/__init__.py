@@ -1,0 +1,1 @@
+"""The models: config, parts, and the three classes made of them."""

@@ -1,0 +1,1 @@
+"""Activations of many texts: written to disk, read back memory-mapped."""

@@ -1,0 +1,1 @@
+"""How the bundled models were made, and a model from any text."""

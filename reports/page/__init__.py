@@ -1,0 +1,1 @@
+"""One page: sections and panels as HTML, the views of panels, head pages, packed attention."""

@@ -1,0 +1,191 @@
+"""One self-contained page for one report: no network, no third-party code, nothing executed but its own script.
+
+`render` is a pure function: the same report gives the same bytes.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from analyses.shared.panels import Finding, Panel, Result, Tokens
+from reports.numbers import SHADES, brief
+from reports.page import heads
+from reports.page.views import View, prose, view
+from reports.running import record
+from reports.tokens import markup, printable
+
+HERE = Path(__file__).parent
+SCRIPTS = ("page.js", "heads.js", "table.js", "lens.js", "attention.js")
+TOP_FINDINGS = 10
+
+
+@dataclass(frozen=True)
+class Section:
+    """One analysis in a report."""
+
+    name: str  # as in its file name, "logit_lens"
+    title: str
+    intro: str  # the question and how to read the answer; blank lines separate paragraphs
+    result: Result
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a page shows."""
+
+    title: str
+    tokens: tuple[Tokens, ...]  # one per text
+    sections: tuple[Section, ...]
+    provenance: Mapping[str, Any]  # command, seed, model, weight hash, versions, device, dtype, ...
+    kind: str = "report"  # what the page calls itself beside the contents
+
+
+@dataclass(frozen=True)
+class _Summary:
+    text: str
+    link: str
+    where: str
+    number: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A paragraph, or a list."""
+
+    items: list[Markup]
+    is_list: bool = False
+
+
+@dataclass(frozen=True)
+class _Part:
+    name: str
+    title: str
+    lead: str
+    intro: list["_Block"]
+    more: list["_Block"]
+    groups: list[list[View]]  # small tables that follow each other stand side by side
+    seconds: float
+
+
+def render(report: Report) -> str:
+    """The whole page as text."""
+    shown = [(section, section.result.panels()) for section in report.sections]
+    parts = [_part(section, panels) for section, panels in shown]
+    shades = "".join(f".q{step}{{--q:{100 * step // SHADES}%}}" for step in range(1, SHADES + 1))
+    style, script = _static(("page.css",)) + shades, _static(SCRIPTS)
+    policy = (
+        "default-src 'none'; img-src data:; "
+        f"style-src '{_sha256(style)}'; script-src '{_sha256(script)}'; base-uri 'none'; form-action 'none'"
+    )
+    seconds = {section.name: round(section.seconds, 3) for section in report.sections}
+    found = _ranked(report)
+    findings = [_finding(finding, section) for finding, section in found]
+    head_pages = heads.gather(
+        [(section.name, section.title, panels) for section, panels in shown],
+        [(finding, f"{section.name}-{finding.key}") for finding, section in found],
+    )
+    page = _environment().get_template("page.html").render(
+        title=printable(report.title),
+        kind=report.kind,
+        texts=[[(markup(token, None), "\n" in token) for token in tokens] for tokens in report.tokens],
+        findings=findings[:TOP_FINDINGS],
+        more_findings=findings[TOP_FINDINGS:],
+        sections=parts,
+        heads=head_pages,
+        provenance=list(_readable({k: v for k, v in report.provenance.items() if k not in record.FOR_MACHINES})),
+        provenance_json=record.block({**report.provenance, "seconds": seconds}),
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
+    )  # fmt: skip
+    return record.sealed(page.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _ranked(report: Report) -> list[tuple[Finding, Section]]:
+    found = [(finding, section) for section in report.sections for finding in section.result.findings()]
+    return sorted(found, key=lambda pair: -pair[0].weight)  # stable: equal weights stay in reading order
+
+
+def _finding(finding: Finding, section: Section) -> _Summary:
+    interval = ""
+    if finding.low is not None and finding.high is not None:
+        scale = max(abs(finding.low), abs(finding.high), abs(finding.value))
+        low, high = (0.0 if abs(end) < 1e-4 * scale else end for end in (finding.low, finding.high))
+        interval = f"[{brief(low)}, {brief(high)}]"
+    return _Summary(
+        text=printable(finding.text),
+        link=f"{section.name}-{finding.key}",
+        where=printable(section.title),
+        number=f"{brief(finding.value)} {printable(finding.unit)}".strip(),
+        interval=interval,
+    )
+
+
+def _part(section: Section, panels: Sequence[Panel]) -> _Part:
+    first, *rest = _blocks(section.intro) or [_Block([])]
+    groups: list[list[View]] = []
+    for shown in (view(panel, section.name) for panel in panels):
+        if shown.is_small and groups and groups[-1][-1].is_small:
+            groups[-1].append(shown)
+        else:
+            groups.append([shown])
+    lead = first.items[0] if first.items else Markup()
+    return _Part(section.name, printable(section.title), lead, rest[:1], rest[1:], groups, section.seconds)
+
+
+def _blocks(text: str) -> list[_Block]:
+    """Plain text as it stands in docstrings: blank lines part paragraphs, lines that start with "- " are a list."""
+    blocks = []
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        before, *items = re.split(r"(?:^|\n)\s*- ", paragraph)
+        if before.strip():
+            blocks.append(_Block([prose(before)]))
+        if items:
+            blocks.append(_Block([prose(item) for item in items], is_list=True))
+    return blocks
+
+
+def _readable(provenance: Mapping[str, Any], prefix: str = "") -> Any:
+    for key, value in provenance.items():
+        name = f"{prefix}{printable(str(key)).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield from _readable(value, f"{name}: ")
+        elif isinstance(value, (list, tuple)):
+            yield name, printable(", ".join(map(str, value)))
+        else:
+            yield name, printable(str(value))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
+def _static(names: tuple[str, ...]) -> str:
+    """The files as one text, without the lines that only explain."""
+    lines = [line for name in names for line in (HERE / "static" / name).read_text(encoding="utf-8").splitlines()]
+    text = "\n".join(line for line in lines if line and not line.lstrip().startswith("//"))
+    if any(mark in text.lower() for mark in ("</script", "</style", "<!--")):
+        raise ValueError("a static file contains a mark that would end the element that holds it")
+    return text
+
+
+def _sha256(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

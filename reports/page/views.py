@@ -1,0 +1,459 @@
+"""Panels as what the page's templates need: cells with their text, shade and number; pictures; data for the scripts.
+
+No HTML is written here except through `tokens.markup`; no numbers are computed, only rounded for display.
+"""
+
+import base64
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from analyses.shared.panels import (
+    AttentionGrid,
+    Bars,
+    Graph,
+    Histogram,
+    Lines,
+    Matrix,
+    Note,
+    Panel,
+    Table,
+    TokenGrid,
+    Tokens,
+    TokenStrip,
+)
+from reports import figures
+from reports.numbers import Scale, brief, decimal, decimals, exact, number
+from reports.page import packing
+from reports.tokens import coded, label, markup, printable
+
+TABLE_ROWS = 300
+"""Rows of a table shown at once; the rest lie in a template that the page's script adds on request."""
+HEAD_ROWS = 32
+"""Rows of the table of heads below an attention viewer written as HTML (few nodes, so that large models stay quick)."""
+TARGETS = 100
+"""Tokens a reader of a token grid can choose to follow beside those that were followed everywhere."""
+MATRIX_CELLS, MATRIX_SIDE = 1600, 64
+"""Largest matrix written as a table of numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell: what is read, and what is sorted by and taken away."""
+
+    text: str
+    value: str = ""
+    shade: str = ""
+    low: str = ""
+    high: str = ""
+    interval: str = ""
+    title: str = ""
+    head: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table: column titles, rows of cells, and the rows left out of the HTML as JSON."""
+
+    columns: tuple[str, ...]
+    rows: list[list[Cell]]
+    numeric: tuple[bool, ...]
+    corner: str = ""  # names both axes of a matrix
+    rest: Sequence[list[Cell]] = ()  # rows that the page's script adds on request
+    compact: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One panel, ready for the template of its kind."""
+
+    kind: str
+    id: str
+    title: str
+    caption: str | Markup = ""
+    note: str = ""  # what was left out, what a colour means
+    pictures: tuple[str, ...] = ()
+    alt: str = ""
+    grid: Grid | None = None
+    strip: tuple[Cell, ...] = ()
+    data: Markup | None = None
+    legend: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there is room for another one beside it."""
+        return (
+            self.kind == "matrix"
+            and self.grid is not None
+            and len(self.grid.columns) <= (5 if self.grid.rows and self.grid.rows[0][-1].interval else 9)
+            and len(self.grid.rows) <= 24
+        )
+
+
+def json_block(data: Any) -> Markup:
+    """JSON that is safe inside `<script>`: plain ASCII, no `<`, `>`, `&`; NaN and infinities are null."""
+    text = json.dumps(_plain(data), allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _plain(data: Any) -> Any:
+    match data:
+        case None | bool() | str() | int():
+            return data
+        case Mapping():
+            return {str(key): _plain(value) for key, value in data.items()}
+        case np.ndarray():
+            return _plain(data.tolist())
+        case np.generic():
+            return _plain(data.item())
+        case float():
+            short = float(f"{data:.6g}") if math.isfinite(data) else None
+            return int(short) if short is not None and short.is_integer() else short
+        case Iterable():
+            return [_plain(item) for item in data]
+        case _:
+            return str(data)
+
+
+def prose(text: str) -> Markup:
+    """One paragraph, escaped; what stands between backquotes is code."""
+    pieces = re.split(r"`+([^`]+)`+", printable(" ".join(text.split())))
+    return Markup().join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))
+
+
+def words(name: str) -> str:
+    """The name of a column as words: "stable_rank" without its underscore, "W_Q" as it is."""
+    return printable(re.sub(r"(?<=[a-z0-9])_(?=[a-z0-9])", " ", str(name)))
+
+
+def shown(text: str, is_token: bool) -> str:
+    """Text for a cell, already escaped when it is a token."""
+    return markup(text) if is_token else printable(text if len(text) <= 200 else text[:199] + "…")
+
+
+def labels(sequence: Sequence[str]) -> list[Cell]:
+    """Row heads."""
+    is_token = isinstance(sequence, Tokens)
+    return [Cell(text=shown(text, is_token), value=printable(text), head=True) for text in sequence]
+
+
+def _interval(low: Any, high: Any, places: int | None) -> dict[str, str]:
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return {}
+    ends = f"{decimal(float(low), places)} to {decimal(float(high), places)}"
+    return {"low": exact(low), "high": exact(high), "interval": ends}
+
+
+def number_cell(value: Any, shade: str = "", low: Any = None, high: Any = None, places: int | None = None) -> Cell:
+    """A cell that holds a number, with so many decimals, or as many as suit it."""
+    return Cell(text=decimal(value, places), value=exact(value), shade=shade, **_interval(low, high, places))
+
+
+def number_grid(
+    heads: Sequence[Sequence[str]], titles: Sequence[str], columns: Sequence[np.ndarray], limit: int = TABLE_ROWS
+) -> Grid:
+    """Columns of labels, then columns of numbers, one row an entry."""
+    n_rows = len(heads[0])
+    head_cells = [labels(column) for column in heads]
+    rows = [
+        [*(column[i] for column in head_cells), *(number_cell(column[i]) for column in columns)] for i in range(n_rows)
+    ]
+    return limited(tuple(titles), rows, (False,) * len(heads) + (True,) * len(columns), limit)
+
+
+def limited(
+    columns: tuple[str, ...], rows: list[list[Cell]], numeric: tuple[bool, ...], limit: int = TABLE_ROWS
+) -> Grid:
+    """A grid whose rows beyond `limit` are kept apart, in a template element."""
+    return Grid(columns=columns, rows=rows[:limit], numeric=numeric, rest=rows[limit:])
+
+
+def view(panel: Panel, section: str) -> View:
+    """The view of a panel of the analysis named `section`."""
+    base = {"id": f"{section}-{panel.key}", "title": printable(panel.title), "caption": prose(panel.caption)}
+    return View(**{**base, **_view(panel)})
+
+
+@singledispatch
+def _view(panel: Panel) -> dict[str, Any]:
+    raise TypeError(f"no view for a panel of type {type(panel).__name__}")
+
+
+def _figure(panel: Panel, alt: str, grid: Grid | None = None, **more: Any) -> dict[str, Any]:
+    return {"kind": "figure", "pictures": (figures.svg_uri(panel),), "alt": alt, "grid": grid, **more}
+
+
+@_view.register
+def _(panel: Note) -> dict[str, Any]:
+    return {"kind": "note", "extra": {"paragraphs": [printable(p) for p in panel.text.split("\n") if p.strip()]}}
+
+
+@_view.register
+def _(panel: Matrix) -> dict[str, Any]:
+    n_rows, n_columns = panel.values.shape
+    axes = f"{panel.row_axis} (down) by {panel.column_axis} (across); {panel.unit}"
+    if panel.image or n_rows * n_columns > MATRIX_CELLS or max(n_rows, n_columns) > MATRIX_SIDE:
+        dropped = (
+            "" if panel.image else f"{n_rows:,} x {n_columns:,} numbers: drawn as a picture, not written as a table."
+        )
+        return _figure(panel, f"Heat map of {printable(axes)}", note=dropped)
+    scale = Scale.of(panel.values, panel.diverging)
+    places = None if scale.log else decimals(panel.values, panel.low, panel.high)
+    rows = []
+    for i, head in enumerate(labels(panel.rows)):
+        bounds: list[tuple[Any, Any]] = [(None, None)] * n_columns
+        if panel.low is not None and panel.high is not None:
+            bounds = list(zip(panel.low[i], panel.high[i], strict=True))
+        values = panel.values[i]
+        rows.append([head, *(number_cell(v, scale.shade(v), *b, places) for v, b in zip(values, bounds, strict=True))])
+    is_token = isinstance(panel.columns, Tokens)
+    grid = Grid(
+        columns=("", *(shown(name, is_token) for name in panel.columns)),
+        rows=rows,
+        numeric=(False,) + (True,) * n_columns,
+        corner=f"{printable(panel.row_axis)}\N{NO-BREAK SPACE}↓ {printable(panel.column_axis)}\N{NO-BREAK SPACE}→",
+        compact=n_columns > 8,
+    )
+    by_head = (panel.row_axis, panel.column_axis) == ("layer", "head")
+    return {"kind": "matrix", "grid": grid, "alt": printable(axes), "legend": legend(scale, panel.unit),
+            "extra": {"by_head": by_head}}  # fmt: skip
+
+
+def legend(scale: Scale, unit: str, name: str = "") -> dict[str, Any]:
+    """What the shades mean: ends of the scale, unit, kind."""
+    return {
+        "low": brief(scale.low),
+        "high": brief(scale.high),
+        "unit": printable(" ".join(part for part in (name, f"({unit})" if unit and name else unit) if part)),
+        "diverging": scale.diverging,
+        "log": scale.log,
+    }
+
+
+@_view.register
+def _(panel: Lines) -> dict[str, Any]:
+    x = panel.x if not isinstance(panel.x, np.ndarray) else tuple(number(v) for v in panel.x.tolist())
+    titles, columns = [panel.x_axis], []
+    for name, values in panel.series.items():
+        titles.append(name)
+        columns.append(np.asarray(values))
+        for end, bound in (("low", panel.low), ("high", panel.high)):
+            if name in bound:
+                titles.append(f"{name} {end}")
+                columns.append(np.asarray(bound[name]))
+    alt = f"Curves of {panel.y_axis} over {panel.x_axis}: {', '.join(list(panel.series)[:12])}"
+    return _figure(panel, printable(alt), number_grid([x], [printable(t) for t in titles], columns))
+
+
+@_view.register
+def _(panel: Bars) -> dict[str, Any]:
+    bounds = [c for c in (panel.low, panel.high) if c is not None]
+    titles = ["label", panel.unit, *(["low", "high"] if len(bounds) == 2 else [])]
+    grid = number_grid(
+        [panel.labels], [printable(t) for t in titles], [panel.values, *(bounds if len(bounds) == 2 else [])]
+    )
+    return _figure(panel, printable(f"Bars of {panel.unit} for {len(panel.labels)} labels"), grid)
+
+
+@_view.register
+def _(panel: Histogram) -> dict[str, Any]:
+    edges = panel.edges.tolist()
+    heads = [tuple(number(e) for e in edges[:-1]), tuple(number(e) for e in edges[1:])]
+    grid = number_grid(heads, ["from", "to", *map(printable, panel.counts)], list(panel.counts.values()))
+    return _figure(
+        panel, printable(f"Histograms of {panel.unit}, counts on a log scale: {', '.join(panel.counts)}"), grid
+    )
+
+
+@_view.register
+def _(panel: Graph) -> dict[str, Any]:
+    order = sorted(range(len(panel.edges)), key=lambda i: -abs(panel.edges[i][2]))
+    heads = [tuple(panel.nodes[panel.edges[i][end]] for i in order) for end in (0, 1)]
+    names, columns = [panel.unit], [np.array([panel.edges[i][2] for i in order])]
+    if panel.frames:
+        names, columns = list(panel.frames), [weights[order] for weights, _ in panel.frames.values()]
+    grid = number_grid(heads, ["from", "to", *map(printable, names)], columns)
+    return _figure(panel, printable(f"Graph of {len(panel.nodes)} nodes and {len(order)} edges; {panel.unit}"), grid)
+
+
+@_view.register
+def _(panel: TokenStrip) -> dict[str, Any]:
+    scale = Scale.of(panel.values, panel.diverging)
+    cells = [
+        Cell(text=markup(token), shade=scale.shade(value), value=number(value),
+             title=f"{i}: {label(token)} {number(value)} {printable(panel.unit)}")
+        for i, (token, value) in enumerate(zip(panel.tokens, np.asarray(panel.values, dtype=float), strict=True))
+    ]  # fmt: skip
+    positions = tuple(str(i) for i in range(len(panel.tokens)))
+    grid = number_grid(
+        [positions, panel.tokens], ["position", "token", printable(panel.unit)], [np.asarray(panel.values)]
+    )
+    return {"kind": "strip", "strip": tuple(cells), "grid": grid, "legend": legend(scale, panel.unit)}
+
+
+@_view.register
+def _(panel: Table) -> dict[str, Any]:
+    names = [str(column) for column in panel.frame.columns]
+    scales = {name: Scale.of(panel.frame.iloc[:, i].to_numpy(dtype=float), True)
+              for i, name in enumerate(names) if name in panel.diverging}  # fmt: skip
+    numeric = tuple(panel.frame.iloc[:, i].dtype.kind in "iufb" for i in range(len(names)))
+    rows = []
+    for record in panel.frame.itertuples(index=False, name=None):
+        row = []
+        for name, value in zip(names, record, strict=True):
+            if isinstance(value, (bool, int, float, np.number, np.bool_)) or value is None:
+                row.append(number_cell(value, scales[name].shade(float(value)) if name in scales else ""))
+            else:
+                row.append(Cell(text=shown(str(value), name in panel.tokens), value=printable(str(value))))
+        rows.append(row)
+    titles = tuple(
+        words(name) + (f" ({printable(panel.units[name])})" if panel.units.get(name) else "") for name in names
+    )
+    return {"kind": "table", "grid": limited(titles, rows, numeric)}
+
+
+@_view.register
+def _(panel: TokenGrid) -> dict[str, Any]:
+    spoken = [] if panel.candidate_values is None else panel.candidate_values
+    followed = dict(zip(panel.target_measures, spoken, strict=False))
+    scales = {
+        name: Scale.of(np.append(values, followed.get(name, [])), bool(np.nanmin(np.append(values, 0)) < 0))
+        for name, values in panel.measures.items()
+    }
+    first = next(iter(panel.measures), "")
+    rows = []
+    for i, head in enumerate(labels(panel.rows)):
+        cells = []
+        for j, token in enumerate(panel.cells[i]):
+            value = float(panel.measures[first][i, j]) if first else math.nan
+            cells.append(
+                Cell(text=markup(token, 12), value=label(token), shade=scales[first].shade(value) if first else "")
+            )
+        rows.append([head, *cells])
+    known: dict[str, int] = {}
+    candidates = [known.setdefault(coded(token), len(known)) for token in panel.candidates]
+    top = [[[known.setdefault(coded(token), len(known)) for token in cell] for cell in row] for row in panel.top]
+    data = {
+        "measures": [
+            {"name": name, "values": values, "scale": [scales[name].low, scales[name].high],
+             "diverging": scales[name].diverging, "log": scales[name].log,
+             "unit": "" if panel.units.get(name) == name else panel.units.get(name, "")}
+            for name, values in panel.measures.items()
+        ],
+        "tokens": [coded(token) for token in panel.tokens],
+        "targets": [coded(token) for token in panel.targets],
+        "rows": [printable(row) for row in panel.rows],
+        "row_axis": printable(panel.row_axis),
+        "top": top,
+        "top_values": panel.top_values,
+        "known": list(known),
+        "first": panel.first,
+        "target_measures": panel.target_measures,
+        "candidates": candidates,
+        "candidate_values": _short(panel.candidate_values),
+    }  # fmt: skip
+    grid = Grid(
+        columns=("", *(markup(token, 12) for token in panel.tokens)),
+        rows=rows,
+        numeric=(False,) * (len(panel.tokens) + 1),
+        corner=printable(panel.row_axis),
+    )
+    legends = [legend(scale, panel.units.get(name, ""), name) for name, scale in scales.items()]
+    extra = {"measures": list(panel.measures), "legends": legends, "default_target": panel.target_name,
+             "targets": _targets(panel, candidates, top, known), "top": len(top[0][0]) if top else 0}  # fmt: skip
+    return {"kind": "lens", "grid": grid, "data": json_block(data), "extra": extra}
+
+
+def _short(values: np.ndarray | None) -> Any:
+    """Three significant digits; whole numbers, such as ranks, as they are."""
+    if values is None:
+        return []
+    flat = [x if x.is_integer() else float(f"{x:.3g}") for x in np.asarray(values, dtype=float).ravel().tolist()]
+    return np.array(flat).reshape(values.shape)
+
+
+def _targets(
+    panel: TokenGrid, candidates: list[int], top: list[list[list[int]]], known: Mapping[str, int]
+) -> list[tuple[str, list[tuple[int, str]]]]:
+    """What a reader can choose to follow, by how much is known of it: numbers and labels of tokens."""
+    if not panel.target_measures:
+        return []
+    peak: dict[int, float] = {}
+    if panel.top_values is not None:
+        for i, j, k in np.ndindex(panel.top_values.shape):
+            peak[top[i][j][k]] = max(peak.get(top[i][j][k], 0.0), float(panel.top_values[i, j, k]))
+    others = sorted(set(peak) - set(candidates), key=lambda i: -peak[i])[:TARGETS]
+    names = [re.sub("[\x01\x02]", "", token) for token in known]
+    groups = [("followed everywhere", candidates), ("known where it is among the likeliest", others)]
+    return [(title, [(i, names[i]) for i in sorted(ids, key=lambda i: names[i])]) for title, ids in groups if ids]
+
+
+@_view.register
+def _(panel: AttentionGrid) -> dict[str, Any]:
+    n_layers, n_heads = panel.patterns[0].shape[:2]
+    pictures, texts, blobs = [], [], []
+    for i, (pattern, tokens) in enumerate(zip(panel.patterns, panel.tokens, strict=True)):
+        uri, side = packing.mosaic(pattern)
+        pictures.append(uri)
+        norms = panel.value_norms[i] if panel.value_norms else None
+        first = len(tokens) if panel.queries else 0
+        if panel.queries:  # a text of keys and then queries, in which the viewer's triangle holds any pattern
+            pattern, more = packing.joined(pattern), panel.queries[i]
+            tokens = (*tokens, *more)
+            norms = None if norms is None else np.pad(norms, ((0, 0), (0, 0), (0, len(more))))
+        blobs.append([packing.pack(layer) for layer in pattern])
+        texts.append({
+            "tokens": [coded(token) for token in tokens], "first": first, "side": side,
+            "bits": packing.bits_for(len(tokens)),
+            "norms": None if norms is None else _norms(norms),
+        })  # fmt: skip
+    measures = [{"name": printable(name), "values": values, "order": _order(values)}
+                for name, values in panel.measures.items()]  # fmt: skip
+    first = next((m for m in measures if "induction" in m["name"]), measures[0] if measures else {"order": [0]})
+    coarse = any(text["bits"] < 10 for text in texts)
+    return {
+        "kind": "attention",
+        "pictures": tuple(pictures),
+        "alt": f"Attention patterns of {n_layers} layers with {n_heads} heads each, one square a head",
+        "data": json_block({
+            "layers": n_layers, "heads": n_heads, "texts": texts, "measures": measures, "best": first["order"][0],
+            "blues": base64.b64encode(packing.blues(64).tobytes()).decode("ascii"),
+        }),
+        "grid": _measure_grid(panel),
+        "note": "Texts over 512 tokens are stored in steps of 1/255." if coarse else "",
+        "extra": {
+            "blobs": blobs, "weighted": bool(panel.value_norms), "joined": bool(panel.queries),
+            "texts": [printable(" ".join("".join(tokens).split())[:60]) for tokens in panel.tokens],
+            "measures": [m["name"] for m in measures],
+        },
+    }  # fmt: skip
+
+
+def _order(values: np.ndarray) -> list[int]:
+    """Heads by a measure, the largest first, what was not measured last."""
+    flat = np.nan_to_num(np.asarray(values, dtype=float).ravel(), nan=-np.inf)
+    return np.argsort(-flat, kind="stable").tolist()
+
+
+def _measure_grid(panel: AttentionGrid) -> Grid | None:
+    if not panel.measures:
+        return None
+    n_layers, n_heads = panel.patterns[0].shape[:2]
+    heads = [tuple(f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads))]
+    columns = [np.asarray(values).ravel() for values in panel.measures.values()]
+    return number_grid(heads, ["head", *map(printable, panel.measures)], columns, HEAD_ROWS)
+
+
+def _norms(norms: np.ndarray) -> str:
+    """Lengths of value vectors as 16-bit steps of the largest (rows are normalised, so the unit does not matter)."""
+    known = np.nan_to_num(np.asarray(norms, dtype=float), posinf=0, neginf=0).clip(0)
+    steps = np.rint(known / (float(known.max(initial=0)) or 1.0) * 65535).astype("<u2")
+    return base64.b64encode(steps.tobytes()).decode("ascii")
