@@ -35,7 +35,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked, lacking
+from analyses.shared.capabilities import analysis, lacking
 from analyses.shared.clean_corrupted import Texts, notable, own_answers, resolve_texts, said_answers
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.metrics import TITLES, UNITS, MetricName, Readout, TokenChoice, check_metrics
@@ -53,14 +53,10 @@ from interp.progress import tell
 from interp.residual import attn_share, logit_direction
 from interp.sweep import Variant, sweep
 
-PLACE = 44
-NEEDS = ("next token",)
 CAPPED = (
     "This model soft-caps its logits: what a head adds directly is counted before the cap, what is lost after it, so "
     "the self-repair gap holds what the cap takes away too."
 )
-IN_REPORT = {"metrics": ("loss", "logit", "kl")}
-"""What the report shows beyond the default; other replacements take as long again and are left to the command."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -266,7 +262,14 @@ class AblationResult(Result):
         )
 
 
-@checked(translation=("components", "layers", "kinds", "metrics", "positions"))
+@analysis(
+    place=44,
+    needs_in_report=("next token",),
+    in_report={"metrics": ("loss", "logit", "kl")},
+    sweeps=True,
+    scales=True,
+    translation=("components", "layers", "kinds", "metrics", "positions"),
+)
 @torch.no_grad()
 def ablation(
     model: HookedGPT | HookedEncoderDecoder,
@@ -307,7 +310,7 @@ def ablation(
             seed=seed,
         )
     chosen, names = check_kinds(kinds), check_metrics(metrics)
-    if "loss" in names and (missing := lacking(model, NEEDS)):
+    if "loss" in names and (missing := lacking(model, ("next token",))):
         raise NotApplicable(
             f"this model has no {missing}, and so no loss",
             "expected metrics of the answer, such as metrics=('logit_diff',) or --metrics logit_diff",

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import PYTHON_ONLY, checked, require
+from analyses.shared.capabilities import analysis, require
 from analyses.shared.clean_corrupted import (
     Measure,
     Pairs,
@@ -36,6 +36,7 @@ from analyses.shared.clean_corrupted import (
     resolve_pairs,
 )
 from analyses.shared.components import layer_numbers
+from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
 from analyses.shared.pair_effects import translation_patching
@@ -50,8 +51,6 @@ from interp.models.gpt import HookedGPT
 from interp.progress import tell
 from interp.sweep import Variant, sweep
 
-PLACE = 46
-NEEDS = ("next token",)
 STREAMS: dict[str, str] = {
     "resid_pre": "residual stream before the layer",
     "resid_mid": "residual stream between attention and MLP",
@@ -289,7 +288,7 @@ def _title(patched: Patched) -> str:
     return f"{SITES[patched.site][0].upper()}{SITES[patched.site][1:]}, copied from the {source} into the {base} run"
 
 
-@checked(translation=("corrupted", "site", "direction"))
+@analysis(place=46, needs=("next token",), sweeps=True, scales=True, translation=("corrupted", "site", "direction"))
 @torch.no_grad()
 def activation_patching(
     model: HookedGPT | HookedEncoderDecoder,
@@ -320,7 +319,6 @@ def activation_patching(
 
     Raises InputError for an unknown site, texts of unequal lengths, or places that the model or a text lacks.
     """
-    require(model, NEEDS)
     if isinstance(model, HookedEncoderDecoder):
         return translation_patching(model, clean, corrupted, site=site, direction=direction, seed=seed)
     sites = _sites(site)

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences
 from analyses.shared.operations import ACTIVATIONS, NORMS, Operation, longest_path, operations_of
 from analyses.shared.panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table
@@ -35,7 +35,6 @@ from interp.models.gpt import HookedGPT
 from interp.models.parts import Norm
 from interp.models.positions import check_tokens
 
-PLACE = 90
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 NUMBERS = {2: "two", 4: "four"}
 Number = Literal["float64", "float32", "bfloat16", "float16"]
@@ -242,7 +241,7 @@ class ArchitectureResult(Result):
         return [Note(key="sparse", title="Sparse attention", text=text)]
 
 
-@checked(runs=True)
+@analysis(place=90, runs=True)
 def architecture(
     model: HookedGPT | GPTConfig,
     tokens: str | Sequence[str] | Tensor | None = None,

@@ -40,7 +40,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, run_blocks, sequences, token_labels
 from analyses.shared.pair_patterns import encoder_patterns, translation_patterns
 from analyses.shared.panels import AttentionGrid, Finding, Matrix, Note, Panel, Result, Table, Tokens
@@ -51,8 +51,6 @@ from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
 
-PLACE = 20
-NEEDS = ("causal",)
 MASSES = ("first", "previous", "own", "same", "after_same")
 TITLES = {
     "entropy": "entropy of the pattern",
@@ -271,7 +269,7 @@ class AttentionPatternsResult(Result):
         return [Finding(text=text, key="first", weight=0.3 + 0.3 * count / total, value=count, unit="heads")]
 
 
-@checked(runs=True, translation=("keep",), encoder=("keep",))
+@analysis(place=20, needs=("causal",), runs=True, translation=("keep",), encoder=("keep",))
 def attention_patterns(
     model: HookedGPT | HookedEncoderDecoder | HookedEncoder,
     tokens: TextOrTokens,
@@ -287,7 +285,6 @@ def attention_patterns(
 
     Raises InputError for unusable texts, or options below 1.
     """
-    require(model, NEEDS)
     if keep < 1 or clusters < 1:
         raise InputError(f"keep = {keep}, clusters = {clusters}", "expected whole numbers of at least 1")
     if isinstance(model, HookedEncoderDecoder):

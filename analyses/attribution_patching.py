@@ -26,9 +26,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analyses.shared.capabilities import PYTHON_ONLY, checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.clean_corrupted import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
 from analyses.shared.components import Component, choose, component_panels
+from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.gradients import scores
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
@@ -43,15 +44,11 @@ from interp.progress import tell
 from interp.sweep import Variant, sweep
 
 MethodName = Literal["eap", "eap-ig"]
-PLACE = 47
-NEEDS = ("next token",)
 METHODS: dict[str, str] = {"eap": "EAP", "eap-ig": "EAP-IG"}
 EDGES = 20
 """Most edges drawn."""
 LISTED = 200
 """Most edges in the table."""
-IN_REPORT = {"sample": 12, "top": 5}
-"""Fewer true patches in the report, where they are most of the time; the command takes the defaults."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -318,7 +315,7 @@ def _agreement(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-@checked()
+@analysis(place=47, needs=("next token",), in_report={"sample": 12, "top": 5}, sweeps=True)
 def attribution_patching(
     model: HookedGPT,
     clean: TextsOrPrompts = None,
@@ -351,7 +348,6 @@ def attribution_patching(
 
     Raises InputError for an unknown method, a metric without gradient, or numbers below their least.
     """
-    require(model, NEEDS)
     _check(methods, metric, {"steps": (steps, 1), "sample": (sample, 3), "top": (top, 1)})
     nodes = choose(model, "embed,heads,mlps", allowed=("heads", "mlps", "embed"))
     receivers = tuple(all_receivers(model))

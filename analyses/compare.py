@@ -24,7 +24,7 @@ from scipy import stats
 from torch import Tensor
 
 from analyses.head_roles import Measurement, head_roles
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis, require
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.metrics import token_loss
 from analyses.shared.panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
@@ -33,7 +33,6 @@ from interp.errors import InputError
 from interp.lens_maps import divergence, read, streams
 from interp.models.gpt import HookedGPT
 
-NEEDS = ("next token",)
 PIECE = 1 << 22
 """Weights that are compared at a time, in float64."""
 CHANGED = 0.1
@@ -324,7 +323,7 @@ class CompareResult(Result):
         return found
 
 
-@checked()
+@analysis(needs=("next token",))
 @torch.no_grad()
 def compare(
     model: HookedGPT,
@@ -340,8 +339,7 @@ def compare(
     """
     if not isinstance(other, HookedGPT):
         raise InputError(f"other = {other!r}", "expected a model, such as HookedGPT.from_pretrained(...)")
-    for each in (model, other):
-        require(each, NEEDS)
+    require(other, ("next token",))
     remarks = []
     names = _names(model, other)
     same_shape, comparable = model.config == other.config, _same_heads(model, other)

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.distributions import one_thread
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.panels import Finding, Graph, Matrix, Note, Panel, Result, Table
@@ -38,7 +38,6 @@ from analyses.shared.weight_circuits import Circuits, circuits
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 
-PLACE = 64
 KINDS = ("Q", "K", "V")
 ROTATIONS = 32
 """Random rotations of the baseline."""
@@ -168,7 +167,7 @@ class CompositionResult(Result):
 _READS = {"Q": "query", "K": "key", "V": "value"}
 
 
-@checked(runs=True)
+@analysis(place=64, runs=True)
 @torch.no_grad()
 def composition(
     model: HookedGPT,

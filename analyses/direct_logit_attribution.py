@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels
 from analyses.shared.metrics import TokenChoice, token_ids
 from analyses.shared.pair_attribution import translation_attribution
@@ -37,8 +37,6 @@ from interp.models.gpt import HookedGPT
 from interp.models.parts import NoNorm, Norm
 from interp.residual import decompose, decompose_names
 
-PLACE = 40
-NEEDS = ("next token",)
 TOP = 30
 """Rows of the table of the strongest components."""
 
@@ -246,7 +244,7 @@ class DirectLogitAttributionResult(Result):
         ]  # fmt: skip
 
 
-@checked(translation=("answer", "wrong", "pos"))
+@analysis(place=40, needs=("next token",), translation=("answer", "wrong", "pos"))
 @torch.no_grad()
 def direct_logit_attribution(
     model: HookedGPT | HookedEncoderDecoder,
@@ -266,7 +264,6 @@ def direct_logit_attribution(
 
     Raises InputError for text that is no single token, a position outside a text, or unusable tokens.
     """
-    require(model, NEEDS)
     if isinstance(model, HookedEncoderDecoder):
         return translation_attribution(model, tokens, answer=answer, wrong=wrong, pos=pos, seed=seed)
     clusters: list[str] | None = None

@@ -25,14 +25,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.panels import Finding, Lines, Matrix, Panel, Result, Table, Tokens, TokenStrip
 from analyses.shared.statistics import null_p_value
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 
-PLACE = 74
 SHOWN_POSITIONS = 128
 """Rows and columns of the picture of all positions' similarity."""
 SHOWN_TOKENS = 128
@@ -306,7 +305,7 @@ class EmbeddingsResult(Result):
         ]
 
 
-@checked(runs=True)
+@analysis(place=74, runs=True)
 @torch.no_grad()
 def embeddings(
     model: HookedGPT,

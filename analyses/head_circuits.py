@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, token_labels, token_list
 from analyses.shared.panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.weight_circuits import Circuits, added, circuits, factor_svd
@@ -35,7 +35,6 @@ from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 
-PLACE = 62
 CAUTION = (
     "The copying score says that a head's eigenvalues are positive, not that it copies: L11H10 of GPT-2 small lowers "
     "the logits of names that it attends to, and the eigenvalues of its W_OV alone have a published score of +.996. "
@@ -169,7 +168,7 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return out
 
 
-@checked(runs=True)
+@analysis(place=62, runs=True)
 @torch.no_grad()
 def head_circuits(
     model: HookedGPT,

@@ -31,7 +31,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences
 from analyses.shared.metrics import TokenChoice, token_ids
 from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table
@@ -42,8 +42,6 @@ from interp.hooks import HookPoint
 from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 
-PLACE = 60
-NEEDS = ("next token",)
 ROLES = ("previous_token", "duplicate_token", "induction", "first_token", "positional", "copying")
 ANSWER_ROLES = ("name_mover", "copy_suppression")
 SHUFFLES = 2
@@ -221,7 +219,7 @@ def _count(n: int, role: str) -> str:
     return f"{n} {role.replace('_', '-')} head{'s' * (n != 1)}"
 
 
-@checked()
+@analysis(place=60, needs=("next token",))
 @torch.no_grad()
 def head_roles(
     model: HookedGPT,
@@ -237,7 +235,6 @@ def head_roles(
     Raises InputError for an answer without a text, or unusable tokens; NotApplicable for a model that predicts no next
     token.
     """
-    require(model, NEEDS)
     if samples < 1 or length < 2:
         raise InputError(f"samples = {samples}, length = {length}", "expected at least 1 sequence of at least 2 tokens")
     if tokens is None and answer is not None:

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, run_blocks, sequences, token_labels
 from analyses.shared.metrics import token_ids
 from analyses.shared.panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens, TokenStrip
@@ -43,8 +43,6 @@ from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 from interp.translation_residual import streams
 
-PLACE = 30
-NEEDS = ("next token",)
 Model: TypeAlias = HookedGPT | HookedEncoderDecoder
 ROWS = 1024
 """Most rows (places times positions) read at once."""
@@ -292,7 +290,7 @@ class LogitLensResult(Result):
         return [Finding(text=text, key="probability", weight=0.45, value=value, unit="probability", low=low, high=high)]
 
 
-@checked(runs=True)
+@analysis(place=30, needs=("next token",), runs=True)
 def logit_lens(
     model: HookedGPT | HookedEncoderDecoder,
     tokens: TextOrTokens,
@@ -309,7 +307,6 @@ def logit_lens(
 
     Raises InputError for unusable texts, a target that is not one token, or options below 1.
     """
-    require(model, NEEDS)
     if top_k < 1 or chunk < 1:
         raise InputError(f"top_k = {top_k}, chunk = {chunk}", "expected whole numbers of at least 1")
     pair = isinstance(model, HookedEncoderDecoder)

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.chains import (
     closed_classes,
     distances,
@@ -43,8 +43,6 @@ from analyses.shared.panels import Bars, Finding, Graph, Lines, Matrix, Note, Pa
 from interp.errors import InputError
 from interp.models.gpt import Batch, HookedGPT
 
-PLACE = 76
-NEEDS = ("next token",)
 LIMIT = 1024
 """Most states that are listed: what is measured needs the square, and its powers."""
 DRAWN = 32
@@ -308,7 +306,7 @@ class MarkovChainResult(Result):
         ]
 
 
-@checked(runs=True)
+@analysis(place=76, needs=("next token",), runs=True)
 def markov_chain(
     model: HookedGPT,
     tokens: TextOrTokens | None = None,
@@ -324,7 +322,6 @@ def markov_chain(
     Raises NotApplicable for a model that predicts no next token, InputError for a context or temperature that cannot
     be, and for more than LIMIT states.
     """
-    require(model, NEEDS)
     d_vocab = model.config.d_vocab
     if not 1 <= context <= model.config.n_ctx:
         raise InputError(f"context {context}", f"expected 1 to {model.config.n_ctx}, this model's context")

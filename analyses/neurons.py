@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels, token_list
 from analyses.shared.metrics import Readout
 from analyses.shared.panels import Bars, Finding, Matrix, Panel, Result, Table, Tokens
@@ -42,8 +42,6 @@ from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 from interp.sweep import sweep
 
-PLACE = 70
-NEEDS = ("mlp", "next token")
 CONTROLS = 4
 """Random neurons that are ablated for comparison."""
 METRICS = ("loss", "kl")
@@ -180,7 +178,7 @@ class NeuronsResult(Result):
         )]  # fmt: skip
 
 
-@checked()
+@analysis(place=70, needs=("mlp", "next token"), sweeps=True)
 @torch.no_grad()
 def neurons(
     model: HookedGPT,
@@ -197,7 +195,6 @@ def neurons(
     Raises InputError for a neuron that the model does not have, or a text of a single token; NotApplicable for a model
     without MLPs, or that predicts no next token.
     """
-    require(model, NEEDS)
     rows = sequences(model, tokens, at_least=2)
     if not 1 <= count <= model.config.n_layers * model.config.d_mlp or not 1 <= top <= model.config.d_vocab:
         raise InputError(f"count = {count}, top = {top}", "expected at least 1, and no more than the model has")

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences, text_names, token_labels
 from analyses.shared.panels import Bars, Finding, Lines, Note, Panel, Result, Table, TokenGrid, Tokens, TokenStrip
 from analyses.shared.statistics import bootstrap
@@ -30,8 +30,6 @@ from interp.generation import sampling_distribution
 from interp.generation import steps as generation_steps
 from interp.models.gpt import HookedGPT
 
-PLACE = 10
-NEEDS = ("next token",)
 TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0)
 COMMON_K, COMMON_P = 50, 0.9
 """Settings shown beside the chosen ones."""
@@ -265,7 +263,7 @@ class NextTokenResult(Result):
         ]
 
 
-@checked(runs=True)
+@analysis(place=10, needs=("next token",), runs=True)
 @torch.no_grad()
 def next_token(
     model: HookedGPT,
@@ -282,7 +280,6 @@ def next_token(
 
     Raises InputError for negative steps, no candidates to show, or settings outside their meaning.
     """
-    require(model, NEEDS)
     if steps < 0 or show < 1:
         raise InputError(f"steps = {steps}, show = {show}", "expected steps >= 0 and show >= 1")
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -25,9 +25,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import PYTHON_ONLY, checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.clean_corrupted import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
 from analyses.shared.components import Component, choose, component_panels
+from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import TokenChoice
 from analyses.shared.panels import Finding, Graph, Note, Panel, Result, Table, Tokens
@@ -39,8 +40,6 @@ from interp.models.gpt import HookedGPT
 from interp.progress import tell
 from interp.sweep import Variant, sweep
 
-PLACE = 48
-NEEDS = ("next token",)
 HELD = 256_000_000
 """Bytes of receiver values kept at once."""
 EDGES = 20
@@ -229,7 +228,7 @@ def _key(receiver: str) -> str:
     return receiver.lower().replace(".", "-").replace(" ", "-").replace("+", "-and-")
 
 
-@checked()
+@analysis(place=48, needs=("next token",), sweeps=True)
 @torch.no_grad()
 def path_patching(
     model: HookedGPT,
@@ -263,7 +262,6 @@ def path_patching(
 
     Raises InputError for unknown senders or receivers, or a receiver that no sender precedes.
     """
-    require(model, NEEDS)
     parts = choose(model, senders, allowed=("heads", "mlps", "embed"))
     pairs = resolve_pairs(model, clean, corrupted, answer=answer, wrong=wrong, seed=seed)
     measured = measure(model, pairs, metric, read)

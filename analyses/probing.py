@@ -25,7 +25,7 @@ from torch import Tensor
 from analyses.probes.data import Held, run_model, split_texts, words_of
 from analyses.probes.layers import ProbeLayersResult
 from analyses.probes.probe_layers import probe_layers, random_twin
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
 from analyses.shared.token_features import TASKS
@@ -158,7 +158,7 @@ class ProbingResult(Result):
         ]
 
 
-@checked()
+@analysis()
 @torch.no_grad()
 def probing(
     model: HookedGPT,

@@ -23,13 +23,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels
 from analyses.shared.panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.statistics import Interval, bootstrap, methods
 from interp.models.gpt import HookedGPT
 
-PLACE = 72
 MEASURES = ("norm", "first_norm", "turn", "similarity", "rank")
 ABSOLUTE, RELATIVE = 100.0, 1000.0
 """A massive activation is above the first in magnitude, and above the second times the stage's median magnitude."""
@@ -172,7 +171,7 @@ class ResidualStreamResult(Result):
         return found
 
 
-@checked(runs=True)
+@analysis(place=72, runs=True)
 @torch.no_grad()
 def residual_stream(
     model: HookedGPT,

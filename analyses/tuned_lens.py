@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens
 from analyses.shared.statistics import Interval, bootstrap, methods
@@ -33,8 +33,6 @@ from interp.errors import InputError
 from interp.lens_maps import Translators, divergence, fingerprint, fit, read, streams
 from interp.models.gpt import HookedGPT
 
-PLACE = 31
-NEEDS = ("next token",)
 SHOWN = 48
 """Most positions in the grid of words."""
 FEWEST = 8
@@ -180,7 +178,7 @@ class TunedLensResult(Result):
         ]
 
 
-@checked()
+@analysis(place=31, needs=("next token",))
 @torch.no_grad()
 def tuned_lens(
     model: HookedGPT,
@@ -196,7 +194,6 @@ def tuned_lens(
 
     Raises InputError for a share outside 0 to 1, or translators of another shape than the model.
     """
-    require(model, NEEDS)
     if not 0 < held_out < 1:
         raise InputError(f"held_out = {held_out}", "expected a share between 0 and 1")
     rows = sequences(model, tokens)

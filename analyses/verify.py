@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.metrics import logit_difference
 from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table
 from analyses.shared.zoo import Zoo, measure
@@ -43,7 +43,6 @@ from interp.processing import process_weights
 from interp.residual import decompose, decompose_names
 from interp.sweep import sweep
 
-PLACE = 95
 PROMPTS = (
     ("When John and Mary went to the shops,{} gave the bag to", (" Mary", " John")),
     ("When Tom and James went to the park,{} gave the ball to", (" Tom", " James")),
@@ -205,7 +204,7 @@ class VerifyResult(Result):
         ]
 
 
-@checked(runs=True)
+@analysis(place=95, sweeps=True, runs=True)
 @torch.no_grad()
 def verify(
     model: HookedGPT | None,

@@ -37,7 +37,7 @@ import pandas as pd
 from scipy import stats
 from torch import Tensor
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.distributions import (
     HISTOGRAM_EDGES,
     Entries,
@@ -69,7 +69,6 @@ from interp.errors import InputError, nearest
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
 
-PLACE = 80
 TRENDS = ("std", "kurtosis", "effective_share", "edge_ratio")
 ENTRIES = (
     "std", "min", "max", "skewness", "kurtosis", "beyond_3", "beyond_6", "best", "nu", "t_gain", "ks", "ks_5_percent",
@@ -407,7 +406,7 @@ def extreme(frame: pd.DataFrame, column: str, sign: int = 1) -> pd.Series:
     return frame.iloc[int(np.nanargmax(sign * frame[column].to_numpy(dtype=float)))]
 
 
-@checked(runs=True)
+@analysis(place=80, runs=True)
 def weight_statistics(
     model: HookedGPT | HookedEncoderDecoder,
     tokens: TextOrTokens | None = None,

@@ -269,8 +269,9 @@ def test_an_analysis_that_cannot_use_the_text_keeps_its_place(
 def needy(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Two analyses: one that says what it needs, and one that finds out while it runs."""
     add_analysis(monkeypatch, folder, "needy", "return MadeUp({})")
-    with open(folder / "needy.py", "a") as file:
-        file.write('\nNEEDS = ("learned positions",)\n')
+    file = folder / "needy.py"
+    text = file.read_text().replace("def needy(", '@analysis(needs=("learned positions",))\ndef needy(')
+    file.write_text(text.replace("import pandas", "from analyses.shared.capabilities import analysis\nimport pandas"))
     late = 'from interp.errors import NotApplicable\n    raise NotApplicable("no <matrix> here", "expected one")'
     add_analysis(monkeypatch, folder, "late", late)
 

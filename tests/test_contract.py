@@ -145,8 +145,8 @@ def test_what_a_shape_lacks_is_said(name: str, toy_tokenizer: Tokenizer) -> None
     analysis = discover()[name]
     for shape in sorted(REFUSED[name]):
         model = toy(shape, tokenizer=toy_tokenizer)
-        assert lacking(model, analysis.needs)
-        with pytest.raises(NotApplicable, match=lacking(model, analysis.needs)):
+        assert lacking(model, analysis.needs_in_report)
+        with pytest.raises(NotApplicable, match=lacking(model, analysis.needs_in_report)):
             analysis.function()(model, TEXT)
 
 
@@ -167,10 +167,10 @@ def test_the_refusals_of_every_shape_are_these() -> None:
 @pytest.mark.parametrize("analysis", ANALYSES, ids=lambda analysis: analysis.name)
 def test_needs_are_asked_for(analysis: Analysis, toy_tokenizer: Tokenizer) -> None:
     """Every shape that lacks what the file says is refused by the function too."""
-    assert set(analysis.needs) <= set(CAPABILITIES)
+    assert set(analysis.needs_in_report) <= set(CAPABILITIES)
     for shape in sorted(SHAPES):
         model = toy(shape, tokenizer=toy_tokenizer)
-        if lacking(model, analysis.needs):
+        if lacking(model, analysis.needs_in_report):
             with pytest.raises(NotApplicable, match="this model has no"):
                 analysis.function()(model, TEXT)
 

@@ -16,7 +16,8 @@ from interp.models.gpt import HookedGPT
 from reports.running import discovery
 
 ROOT = Path(__file__).parent.parent
-FILES = {path.stem: path for path in (ROOT / "analyses").glob("*.py") if not path.name.startswith("_")}
+PATHS = [*(ROOT / "analyses").glob("*.py"), *(ROOT / "analyses" / "lessons").glob("*.py")]
+FILES = {path.stem: path for path in PATHS if not path.name.startswith("_")}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,8 @@ def test_every_file_is_an_analysis_and_nothing_else() -> None:
 
 
 def test_analyses_come_in_reading_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, text in {"late": "PLACE = 90\n", "early": "PLACE = 10\n", "b": "", "a": "NO_PLACE = 1\n"}.items():
-        (tmp_path / f"{name}.py").write_text(f'"""What?"""\n{text}')
+    for name, text in {"late": "place=90", "early": "place=10", "b": "", "a": "runs=True"}.items():
+        (tmp_path / f"{name}.py").write_text(f'"""What?"""\n@analysis({text})\ndef {name}(model, tokens): ...')
     monkeypatch.setattr(discovery.package, "__path__", [str(tmp_path)])
     assert list(discovery.discover()) == ["early", "a", "b", "late"]
 
@@ -53,7 +54,8 @@ def test_listing_imports_nothing_heavy() -> None:
         "assert all(a.help and a.command and a.options() is not None for a in discover().values())\n"
         "slow = {'torch', 'numpy', 'pandas', 'matplotlib', 'rich'}\n"
         "heavy = [m for m in sys.modules if m.partition('.')[0] in slow]\n"
-        "heavy += [m for m in sys.modules if m.startswith('analyses.')]\n"
+        "light = ('analyses.shared', 'analyses.shared.declared')\n"
+        "heavy += [m for m in sys.modules if m.startswith('analyses.') and m not in light]\n"
         "print(heavy)\n"
         "next(iter(discover().values())).function(); print('torch' in sys.modules)"
     )
@@ -78,7 +80,7 @@ def test_a_file_that_changed_since_is_imported(tmp_path, monkeypatch) -> None:
     """An edited analysis has the options of its signature, not those of the table."""
     add_analysis(monkeypatch, tmp_path, "made_up", "return MadeUp({})", 'more: Annotated[int, "how many"] = 3')
     found = discovery.find("made-up")
-    stale = {"made-up": {"file": "0" * 16, "prompts": True, "config": True, "options": []}}
+    stale = {"made-up": {"file": "0" * 16, "declared": {}, "prompts": True, "config": True, "options": []}}
     monkeypatch.setattr(discovery, "_table", lambda: stale)
     assert [option.name for option in found.options()] == ["more"]
     monkeypatch.setattr(

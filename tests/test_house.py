@@ -57,7 +57,7 @@ def test_an_upward_import_is_seen(line: str) -> None:
 
 def test_analyses_neither_draw_nor_read_nor_print() -> None:
     banned = {"matplotlib", "jinja2", "rich", "typer", "requests", "urllib", "socket"}
-    for file in (ROOT / "analyses").glob("*.py"):
+    for file in (ROOT / "analyses").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]

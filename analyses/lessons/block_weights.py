@@ -26,7 +26,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.distributions import moving_average, normal_point, two_sample_point, window_side, window_test
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.matrices import numpy_of, whole_matrices
@@ -36,8 +36,6 @@ from interp.errors import InputError, NotApplicable, check_seed
 from interp.models.gpt import HookedGPT
 
 Kind = Literal["W_Q", "W_K", "W_V", "W_O", "W_gate", "W_in", "W_out"]
-IN_REPORT = None
-PLACE = 81
 ACROSS = 4
 """Blocks side by side in the picture of moving averages."""
 WINDOWS = 80
@@ -173,7 +171,7 @@ class BlockWeightsResult(Result):
         return [Finding(text=text, key="windows", weight=0.15, value=ratios[block], unit="ratio of variances")]
 
 
-@checked(runs=True)
+@analysis(place=81, in_report=None, runs=True)
 def block_weights(
     model: HookedGPT,
     tokens: TextOrTokens | None = None,

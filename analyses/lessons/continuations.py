@@ -19,15 +19,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels, token_list
 from analyses.shared.panels import Bars, Finding, Panel, Result, Table, Tokens
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
-
-IN_REPORT = None
-PLACE = 11
-NEEDS = ("next token",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +71,7 @@ class ContinuationsResult(Result):
         return [Finding(text=text, key="words", weight=0.2, value=float(best["probability"]), unit="probability")]
 
 
-@checked(runs=True)
+@analysis(place=11, needs=("next token",), in_report=None, runs=True)
 @torch.no_grad()
 def continuations(
     model: HookedGPT,
@@ -90,7 +86,6 @@ def continuations(
     Raises NotApplicable for a model that predicts no next token, InputError for no words, an empty word, or a word that
     does not fit into the context.
     """
-    require(model, NEEDS)
     row = sequences(model, tokens)[0]
     if not words or not all(word if exact else word.strip() for word in words):
         raise InputError(f"words = {words}", "expected at least one word, and none empty")

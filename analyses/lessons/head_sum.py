@@ -20,15 +20,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels
 from analyses.shared.panels import Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 from interp.residual import decompose_names
-
-IN_REPORT = None
-PLACE = 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +134,7 @@ class HeadSumResult(Result):
         return [Finding(text=text, key="errors", weight=0.1, value=value, unit="relative difference")]
 
 
-@checked(runs=True)
+@analysis(place=22, in_report=None, runs=True)
 @torch.no_grad()
 def head_sum(
     model: HookedGPT,

@@ -20,17 +20,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels
 from analyses.shared.panels import Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError
 from interp.hooks import HookPoint
 from interp.models.gpt import HookedGPT
 from interp.progress import track
-
-IN_REPORT = None
-PLACE = 12
-NEEDS = ("next token",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +117,7 @@ class OuterLoopResult(Result):
         return [Finding(text=text, key="steps", weight=0.15, value=self.computed[0], unit="operations")]
 
 
-@checked(runs=True)
+@analysis(place=12, needs=("next token",), in_report=None, runs=True)
 @torch.no_grad()
 def outer_loop(
     model: HookedGPT,
@@ -134,7 +130,6 @@ def outer_loop(
     Raises NotApplicable for a model that predicts no next token, InputError for steps below 1, or a text that leaves no
     room in the context.
     """
-    require(model, NEEDS)
     row = sequences(model, tokens)[0]
     given, room = row.shape[1], model.config.n_ctx - row.shape[1]
     if steps < 1:

@@ -21,16 +21,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analyses.shared.capabilities import checked, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.matrices import numpy_of
 from analyses.shared.panels import Finding, Lines, Matrix, Panel, Result
 from interp.errors import InputError, check_seed
 from interp.models.gpt import HookedGPT
 
-IN_REPORT = None
-PLACE = 25
-NEEDS = ("learned positions",)
 SIDE = 128
 """Rows and columns of the pictures of similarity."""
 
@@ -130,7 +127,7 @@ class PositionEncodingsResult(Result):
         return [Finding(text=text, key="by-distance", weight=0.2, value=value, unit="share of variance")]
 
 
-@checked(runs=True)
+@analysis(place=25, needs=("learned positions",), in_report=None, runs=True)
 def position_encodings(
     model: HookedGPT,
     tokens: TextOrTokens | None = None,
@@ -144,7 +141,6 @@ def position_encodings(
     Raises NotApplicable for a model without learned positions, InputError for fewer than two positions drawn, a base of
     1 or below, or a seed out of range.
     """
-    require(model, NEEDS)
     check_seed(seed)
     if positions < 2 or base <= 1:
         raise InputError(f"positions = {positions}, base = {base}", "expected positions >= 2 and base > 1")

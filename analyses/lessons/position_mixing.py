@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels
 from analyses.shared.panels import Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError, check_seed
@@ -36,9 +36,6 @@ from interp.hooks import HookPair, HookPoint
 from interp.models.gpt import HookedGPT
 from interp.models.positions import Frame
 from interp.progress import track
-
-IN_REPORT = None
-PLACE = 23
 
 Operation: TypeAlias = tuple[str, tuple[str, ...], str]
 """Name, the hook points of its inputs, the hook point of its output; within a block."""
@@ -194,7 +191,7 @@ class PositionMixingResult(Result):
         ]
 
 
-@checked(runs=True)
+@analysis(place=23, in_report=None, runs=True)
 @torch.no_grad()
 def position_mixing(
     model: HookedGPT,

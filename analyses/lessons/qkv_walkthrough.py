@@ -29,14 +29,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels, token_list
 from analyses.shared.panels import Bars, Finding, Matrix, Panel, Result, Table, Tokens
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
-
-IN_REPORT = None
-PLACE = 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +207,7 @@ class QKVWalkthroughResult(Result):
         return [Finding(text=text, key="steps", weight=0.2, value=float(self.weights[top]), unit="weight")]
 
 
-@checked(runs=True)
+@analysis(place=21, in_report=None, runs=True)
 def qkv_walkthrough(
     model: HookedGPT,
     tokens: TextOrTokens,

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.capabilities import checked
+from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels
 from analyses.shared.panels import Finding, Lines, Note, Panel, Result, Tokens
 from interp.errors import InputError, check_seed
@@ -36,8 +36,6 @@ from interp.hooks import HookPoint
 from interp.models.gpt import HookedGPT
 from interp.models.positions import Frame
 
-IN_REPORT = None
-PLACE = 24
 ALONE, WITHOUT, AS_IS = "operation alone", "model without positions", "model as it is"
 
 
@@ -92,7 +90,7 @@ class TokenOrderResult(Result):
         return [Finding(text=text, key="change", weight=0.2, value=value, unit="relative change")]
 
 
-@checked(runs=True)
+@analysis(place=24, in_report=None, runs=True)
 @torch.no_grad()
 def token_order(
     model: HookedGPT,

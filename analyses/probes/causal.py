@@ -38,7 +38,6 @@ from interp.models.gpt import HookedGPT
 from interp.progress import track
 from interp.sweep import sweep
 
-NEEDS = ("next token",)
 SCALES = (-2.0, -1.0, 1.0, 2.0)
 MOST_BYTES = 1_000_000_000
 """Of activations of the changed run that are kept in memory; more texts than that are left out of its probes."""
@@ -71,7 +70,7 @@ def causal_check(
     Raises NotApplicable for a model that predicts no next token, InputError for what cannot be used, InterpError
     without the library concept-erasure.
     """
-    require(model, NEEDS)
+    require(model, ("next token",))
     find_kind(probe)
     (name,) = _one(store, name)
     found = labels_of(store, labels, words_of(model))

@@ -1,7 +1,6 @@
 """What an analysis needs of a model: parts, by what the config says of them and never by a family's name.
 
-An analysis that needs something says so in a constant, `NEEDS = ("mlp",)`, and begins with `require(model, NEEDS)`. A
-report reads the constant, leaves the analysis out where a need is not met, and gives the reason.
+A report leaves an analysis out where a need is not met, and gives the reason.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,12 +10,10 @@ from inspect import signature
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from analyses.shared.declared import Declaration
 from interp.errors import InputError, NotApplicable
 from interp.hooks import HookedModule
 from interp.models.config import GPTConfig
-
-PYTHON_ONLY = "python only"
-"""Marks an option that the command line leaves out: `Annotated[type, "help", PYTHON_ONLY]`."""
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -58,36 +55,29 @@ def require(model: object, needs: Sequence[str]) -> None:
         )
 
 
-def checked(
-    *, runs: bool = False, translation: Sequence[str] | None = None, encoder: Sequence[str] | None = None
-) -> Callable[[Callable[Given, Found]], Callable[Given, Found]]:
-    """Decorates an analysis: it runs after a look at what it is given.
+def analysis(**declared: Any) -> Callable[[Callable[Given, Found]], Callable[Given, Found]]:
+    """Decorates an analysis with a `Declaration` of these fields, and with a look at what it is given before it runs.
 
-    Args:
-        runs: whether it measures the model's own runs (or weights alone), as hooks and changed parts leave them. Others
-            take sums apart, compare with weights or sweep, and are refused then; all are at the final norm, which the
-            lens applies itself.
-        translation, encoder: options that it reads for a translation model, for an encoder; None is all of them.
-
-    The analysis raises InputError for types that cannot be meant, for an option that this kind of model does not read,
-    and for a model that is not as it was built.
+    The analysis raises NotApplicable for a model without what it needs, InputError for types that cannot be meant, for
+    an option that this kind of model does not read, and for a model that is not as it was built.
     """
-    kinds = {"HookedEncoderDecoder": ("a translation model", translation), "HookedEncoder": ("an encoder", encoder)}
+    said = Declaration(**declared)
 
-    def decorate(analysis: Callable[Given, Found]) -> Callable[Given, Found]:
-        name = analysis.__name__
+    def decorate(function: Callable[Given, Found]) -> Callable[Given, Found]:
+        name = function.__name__
 
         @cache
         def hints() -> dict[str, Any]:
-            return get_type_hints(analysis, include_extras=True)
+            return get_type_hints(function, include_extras=True)
 
-        @wraps(analysis)
+        @wraps(function)
         def run(*args: Given.args, **options: Given.kwargs) -> Found:
             model = args[0] if args else None
             if args and not isinstance(model, (HookedModule, GPTConfig, NoneType)):
                 raise InputError(
                     f"a model of type {type(model).__name__}", f"expected a model first: {name}(model, text)"
                 )
+            require(model, said.needs)
             if "attention_mask" in options and "attention_mask" not in hints():
                 raise InputError(
                     "attention_mask", "expected ids and mask together", "give what model.to_batch(texts) returns"
@@ -96,12 +86,13 @@ def checked(
                 if option in hints():
                     _check_type(option, hints()[option], value)
             if isinstance(model, HookedModule):
-                _check_run(model, name, runs)
-                kind, read = kinds.get(type(model).__name__, ("", None))
+                _check_run(model, name, said.runs)
+                kind, read = said.read_by(model)
                 if read is not None:
-                    _check_read(analysis, options, kind, read)
-            return analysis(*args, **options)
+                    _check_read(function, options, kind, read)
+            return function(*args, **options)
 
+        run.declared = said  # type: ignore[attr-defined]
         return run
 
     return decorate
@@ -114,9 +105,9 @@ def _check_run(model: HookedModule, name: str, runs: bool) -> None:
     model.refuse_changes(name, found)
 
 
-def _check_read(analysis: Callable[..., Any], options: Mapping[str, Any], kind: str, read: Sequence[str]) -> None:
+def _check_read(function: Callable[..., Any], options: Mapping[str, Any], kind: str, read: Sequence[str]) -> None:
     """Raises InputError for an option that this kind of model does not read; a seed may draw nothing."""
-    defaults = signature(analysis).parameters
+    defaults = signature(function).parameters
     for option, value in options.items():
         if option in (*read, "seed") or option not in defaults:
             continue

@@ -119,8 +119,8 @@ def command_of(analysis: Analysis) -> TyperCommand:
 
     own = [parameter(name, option) for name, option in options.items()]
     own += [PROMPTS] if analysis.takes_prompts else []
-    own += [RAY] if analysis.scales else []
-    own += [RESUME] if analysis.sweeps else []
+    own += [RAY] if analysis.declared.scales else []
+    own += [RESUME] if analysis.declared.sweeps else []
     asked = inspect.Parameter("_context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     run.__signature__ = inspect.Signature([asked, shared[0], *own, *shared[1:]])  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in [asked, *shared, *own]}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reports.running.discovery import discover
 
-BUNDLED = Path(__file__).parent.parent / "interp" / "bundled"
+BUNDLED = Path(__file__).parent.parent.parent / "interp" / "bundled"
 
 
 def words(known: Sequence[str]) -> Callable[[str], list[str]]:

@@ -162,10 +162,10 @@ def run_command(
     with _resumable(resume), progress(quiet) as step:
         step("loading the model", 0, 1)
         shape = shape_of(model) if analysis.takes_config else None
-        lower = dtype if analysis.sweeps and dtype in ("bfloat16", "float16") else None
+        lower = dtype if analysis.declared.sweeps and dtype in ("bfloat16", "float16") else None
         needed = shape is None and alone is None
         loaded = load_any_model(model, device, "float32" if lower else dtype) if needed else None
-        if loaded is not None and analysis.sweeps and not runs_sweeps(loaded):
+        if loaded is not None and analysis.declared.sweeps and not runs_sweeps(loaded):
             if ray is not None or resume is not None:
                 option = "--ray" if ray is not None else "--resume"
                 raise InputError(f"{option} for {model}", "expected a GPT: only its runs are shared or kept")

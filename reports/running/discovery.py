@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import analyses as package
+from analyses.shared.declared import PYTHON_ONLY, Declaration, declaration, declared_in
 from interp.errors import InputError, nearest
 from interp.models.config import GPTConfig
 
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
     from analyses.shared.panels import Result
 
 _DOCSTRING = re.compile(r'\s*[rR]?("""|\'\'\')(.*?)\1', re.DOTALL)
-_PLACE = re.compile(r"^PLACE = (\d+)", re.MULTILINE)
 _PLAIN = (int, float, bool, str)
-MIDDLE = 50
-"""The place in a report of an analysis that does not name one."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ class Analysis:
     name: str
     """Of the file and the function, such as logit_lens."""
     path: Path
-    room: str = "analyses"
-    """The package that holds the file."""
+    module: str
+    """How the file is imported."""
 
     @property
     def command(self) -> str:
@@ -89,21 +87,13 @@ class Analysis:
             return inspect.cleandoc(found[2])
         return inspect.cleandoc(ast.get_docstring(ast.parse(self._text)) or "")
 
-    @property
-    def place(self) -> int:
-        """Where a report shows it, low numbers first: the constant PLACE of its file, or the middle."""
-        found = _PLACE.search(self._text)
-        return int(found[1]) if found else MIDDLE
-
-    @property
-    def scales(self) -> bool:
-        """Whether it can share its texts out to a cluster: its file uses `interp.scale`."""
-        return "scale.map_items(" in self._text
-
-    @property
-    def sweeps(self) -> bool:
-        """Whether it runs many variants of a model: a stopped run of it can be taken up again."""
-        return any(option.name == "memory" for option in self.options())
+    @cached_property
+    def declared(self) -> Declaration:
+        """What its decorator says: where it stands, what it needs, whether it sweeps."""
+        if self._written is not None:
+            return _declaration(self._written["declared"])
+        found = declared_in(self._text, self.name)
+        return declaration(self.function()) if found is None else found
 
     @property
     def help(self) -> str:
@@ -112,22 +102,13 @@ class Analysis:
 
     def function(self) -> "Callable[..., Result]":
         """The analysis itself; this imports its file, and with it torch."""
-        function: Callable[..., Result] = getattr(self._module, self.name)
+        function: Callable[..., Result] = getattr(import_module(self.module), self.name)
         return function
 
     @property
-    def _module(self) -> ModuleType:
-        return import_module(f"{self.room}.{self.name}")
-
-    @property
     def report_options(self) -> dict[str, Any]:
-        """What a report asks for beyond the defaults: the constant IN_REPORT of the analysis' file, if it has one."""
-        return dict(self._in_report or {})
-
-    @property
-    def _in_report(self) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = getattr(self._module, "IN_REPORT", {})
-        return found
+        """What a report asks for beyond the defaults."""
+        return dict(self.declared.in_report or {})
 
     @cached_property
     def _written(self) -> Mapping[str, Any] | None:
@@ -160,10 +141,9 @@ class Analysis:
         return GPTConfig in get_args(first.annotation)
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """What a decoder must have: the constant NEEDS of its file, names of `analyses.shared.capabilities`."""
-        found: tuple[str, ...] = getattr(self._module, "NEEDS", ())
-        return found
+    def needs_in_report(self) -> tuple[str, ...]:
+        """What a decoder must have for a section in a report, names of `CAPABILITIES`."""
+        return (*self.declared.needs, *self.declared.needs_in_report)
 
     def serves(self, model: object) -> bool:
         """Whether it takes a model of this kind: its first parameter's type says so."""
@@ -178,8 +158,8 @@ class Analysis:
 
     @property
     def in_report(self) -> bool:
-        """Whether it is part of a plain report: it stands alone, and its file does not say `IN_REPORT = None`."""
-        return self._in_report is not None and self.stands_alone
+        """Whether it is part of a plain report: it stands alone, and does not declare `in_report=None`."""
+        return self.declared.in_report is not None and self.stands_alone
 
 
 def keyword_options(name: str, function: Callable[..., Any], skip: int | None = None) -> list[Option]:
@@ -197,8 +177,10 @@ def discover() -> dict[str, Analysis]:
     """All analyses by name, in reading order: by their place, then by name."""
     rooms = [(package.__name__, Path(folder)) for folder in package.__path__]
     rooms.append((f"{package.__name__}.lessons", Path(package.__path__[0]) / "lessons"))
-    found = [Analysis(path.stem, path, room) for room, folder in rooms for path in folder.glob("[!_]*.py")]
-    return {one.name: one for one in sorted(found, key=lambda one: (one.place, one.name))}
+    found = [
+        Analysis(path.stem, path, f"{room}.{path.stem}") for room, folder in rooms for path in folder.glob("[!_]*.py")
+    ]
+    return {one.name: one for one in sorted(found, key=lambda one: (one.declared.place, one.name))}
 
 
 def find(name: str) -> Analysis:
@@ -245,7 +227,7 @@ def _option(analysis: str, parameter: inspect.Parameter, hint: Any) -> Option:
     default = None if required else parameter.default
     return Option(
         parameter.name, kind, default, str(help), many, optional, required, load, beside, alone,
-        "python only" in marks,
+        PYTHON_ONLY in marks,
     )  # fmt: skip
 
 
@@ -268,15 +250,31 @@ def table() -> dict[str, Any]:
     """What all analyses' signatures say, as JSON holds it; this imports them."""
     found = {}
     for one in discover().values():
-        fresh = Analysis(one.name, one.path, one.room)
+        fresh = Analysis(one.name, one.path, one.module)
         fresh.__dict__["_written"] = None
         found[one.command] = {
             "file": _digest(one._text),
+            "declared": _said(fresh.declared),
             "prompts": fresh.takes_prompts,
             "config": fresh.takes_config,
             "options": [_entry(option) for option in fresh.options()],
         }
     return found
+
+
+def _declaration(said: Mapping[str, Any]) -> Declaration:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(one) for name, one in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return Declaration(**{name: plain(value) for name, value in said.items()})
+
+
+def _said(declared: Declaration) -> dict[str, Any]:
+    """The fields that are not as they would be anyway."""
+    usual = Declaration()
+    return {name: value for name, value in vars(declared).items() if value != getattr(usual, name)}
 
 
 def _entry(option: Option) -> dict[str, Any]:

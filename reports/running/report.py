@@ -139,7 +139,7 @@ def report(
     Args:
         text: a text, several, or token ids [batch pos].
         analyses: names such as "logit_lens"; by default all that need nothing but a model and a text.
-        options: by analysis, in place of what a report asks of it (`IN_REPORT` in its file).
+        options: by analysis, in place of what a report asks of it (`in_report` of its declaration).
         seed: given to every analysis that draws random numbers.
         title: of the page; by default the model and the beginning of the text.
         command: for the provenance.
@@ -220,7 +220,7 @@ def unfit(analysis: Analysis, model: Any) -> str:
     """Why an analysis is not for this model, in words; "" when it is."""
     if not analysis.serves(model):
         return NOT_SERVED
-    missing = lacking(model, analysis.needs)
+    missing = lacking(model, analysis.needs_in_report)
     return f"this model has no {missing}" if missing else ""
 
 
