@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyses.ablation import ablation
+from analyses.shared import replacements
 from analyses.shared.components import choose
 from analyses.shared.prompts import Prompt, PromptSet
 from analyses.shared.replacements import Replacements
@@ -151,7 +152,7 @@ def ids_of(lengths, seed=5):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("lengths", [(7,) * 18, (7, 5, 7, 9, 7, 4)], ids=["one length", "several lengths"])
 def test_means_are_over_all_texts_and_no_seed_moves_them(lengths, causal, monkeypatch):
-    monkeypatch.setattr(_replacements, "AT_ONCE", 40)  # several passes
+    monkeypatch.setattr(replacements, "AT_ONCE", 40)  # several passes
     model = make_gpt(dtype=torch.float64, n_layers=2, n_heads=3, d_model=24, causal=causal)
     rows, parts = ids_of(lengths), choose(model, "heads,mlps")
     kinds = ("mean", "mean_by_position", "mean_over_texts")
@@ -187,7 +188,7 @@ def test_effects_of_means_do_not_follow_the_seed_and_those_of_draws_do():
 
 @pytest.mark.parametrize("lengths", [(7,) * 40, tuple(range(4, 24))], ids=["one length", "each its own"])
 def test_texts_are_run_a_fixed_number_of_times_in_bounded_passes(lengths, monkeypatch):
-    monkeypatch.setattr(_replacements, "AT_ONCE", 50)
+    monkeypatch.setattr(replacements, "AT_ONCE", 50)
     rows, parts, seen = ids_of(lengths), choose(MODEL, "heads"), []
     kinds = {"mean": 1, "mean_over_texts": 1, "mean_by_position": 2, "resample": 4}  # at most so often; draws=4
     if len(set(lengths)) == 1:

@@ -3,23 +3,23 @@
 import ast
 import contextlib
 import dataclasses
-import inspect
 import io
-import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import make_gpt
 from shapes import SHAPES, toy
 
+import analyses
+from analyses.shared import contract
 from analyses.shared.capabilities import CAPABILITIES, lacking
-from analyses.shared.panels import Finding, Note, Panel, Result, Tokens
-from interp.errors import NotApplicable
+from analyses.shared.contract import fingerprint
+from analyses.shared.panels import Finding, Result, Table, Tokens
+from interp.errors import CheckFailed, NotApplicable
 from interp.models.gpt import HookedGPT
 from interp.text.tokenizer import Tokenizer
 from reports import figures, terminal
@@ -27,7 +27,7 @@ from reports.page import html
 from reports.running.discovery import Analysis, discover
 from reports.running.report import unfit
 
-TEXT = "Mary and John sat. Mary and John ran"
+TEXT = contract.TEXT
 ANALYSES = [analysis for analysis in discover().values() if analysis.stands_alone]
 RUN = ("gpt2", "llama", "gemma3", "neox")
 """The shapes that every analysis runs on, or refuses."""
@@ -63,23 +63,9 @@ def outcome(toy_tokenizer: Tokenizer) -> Callable[[Analysis, str], Outcome]:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             first, again = function(model, TEXT), function(model, TEXT)
         after = fingerprint(model)
-        changed = [name for name in before | after if before.get(name) != after.get(name)]
-        return Outcome(first, again, changed, printed.getvalue())
+        return Outcome(first, again, contract.changed(before, after), printed.getvalue())
 
     return run
-
-
-def fingerprint(model: HookedGPT) -> dict[str, Any]:
-    """All that an analysis must leave as it was: weights, gradients, hooks, mode, random state."""
-    state: dict[str, Any] = {name: value.double().sum().item() for name, value in model.state_dict().items()}
-    state |= {f"{name} bytes": hash(value.numpy().tobytes()) for name, value in model.state_dict().items()}
-    state |= {f"{name} grad": (p.grad is None, p.requires_grad) for name, p in model.named_parameters()}
-    for name, point in model.hook_points.items():
-        state[f"{name} hooks"] = (len(point.forward_listeners), len(point.backward_listeners))
-    for name, module in model.named_modules():
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-        state[f"{name} torch hooks"] = [len(placed) for placed in hooks]
-    return state | {"training": model.training, "seed": torch.initial_seed(), "grad": torch.is_grad_enabled()}
 
 
 def test_there_are_analyses() -> None:
@@ -89,36 +75,20 @@ def test_there_are_analyses() -> None:
 @pytest.mark.parametrize("analysis", discover().values(), ids=lambda analysis: analysis.name)
 def test_signature_and_words(analysis: Analysis) -> None:
     function = analysis.function()
-    first, second, *options = inspect.signature(function).parameters.values()
-    assert first.name == "model"
-    assert second.name in ("tokens", "clean")
-    assert all(option.kind is option.KEYWORD_ONLY or option.name == "corrupted" for option in options)
+    assert list(contract.signature(function)) == []
     assert all(option.help and not option.help.endswith(".") for option in analysis.options())
-    assert function.__doc__
     assert len(analysis.help) <= 120
     assert analysis.help.endswith((".", "?"))
     assert len(analysis.doc.splitlines()) >= 5, "the question, the method, what the numbers mean"
     tree = ast.parse(analysis.path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
-    hint = inspect.signature(function).return_annotation
-    hint = getattr(inspect.getmodule(function), hint) if isinstance(hint, str) else hint
-    assert issubclass(hint, Result)
 
 
 @every_analysis
 def test_result_is_frozen_and_repeats_itself(analysis: Analysis, shape: str, outcome: Any) -> None:
     result, again, *_ = outcome(analysis, shape)
-    assert isinstance(result, Result)
-    assert dataclasses.is_dataclass(result)
-    field = dataclasses.fields(result)[0].name
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(result, field, None)
-    frame = result.to_dataframe()
-    assert isinstance(frame, pd.DataFrame)
-    assert len(frame) or all(isinstance(panel, Note) for panel in result.panels()), "nothing, and no word why"
-    assert frame.columns.is_unique
-    assert all(isinstance(name, str) for name in frame.columns)
-    pd.testing.assert_frame_equal(frame, again.to_dataframe())
+    assert list(contract.result(result, again)) == []
+    pd.testing.assert_frame_equal(result.to_dataframe(), again.to_dataframe())
 
 
 @every_analysis
@@ -181,70 +151,6 @@ def test_nothing_is_printed(analysis: Analysis, shape: str, outcome: Any) -> Non
 
 
 @every_analysis
-def test_panels_are_well_formed(analysis: Analysis, shape: str, outcome: Any) -> None:
-    panels = outcome(analysis, shape).result.panels()
-    assert panels
-    keys = [panel.key for panel in panels]
-    assert len(set(keys)) == len(keys)
-    for panel in panels:
-        check_panel(panel)
-    for finding in outcome(analysis, shape).result.findings():
-        check_finding(finding, keys)
-
-
-def check_panel(panel: Panel) -> None:
-    assert re.fullmatch(r"[a-z0-9-]+", panel.key)
-    assert panel.title
-    assert not panel.title.endswith(".")
-    assert not panel.caption or panel.caption.rstrip(")\"'").endswith((".", "!", "?")), panel.caption
-    match type(panel).__name__:
-        case "Matrix":
-            shape = (len(panel.rows), len(panel.columns))
-            assert panel.values.shape == shape
-            for bound in (panel.low, panel.high):
-                assert bound is None or bound.shape == shape
-        case "AttentionGrid":
-            for pattern, tokens in zip(panel.patterns, panel.tokens, strict=True):
-                assert pattern.shape[-2:] == (len(tokens), len(tokens))
-                np.testing.assert_allclose(pattern.sum(-1), 1, atol=1e-4)
-                assert np.all(np.triu(pattern, 1) == 0)
-            assert all(values.shape == panel.patterns[0].shape[:2] for values in panel.measures.values())
-        case "TokenGrid":
-            assert [len(row) for row in panel.cells] == [len(panel.tokens)] * len(panel.rows)
-            shape = (len(panel.rows), len(panel.tokens))
-            assert all(values.shape == shape for values in panel.measures.values())
-            assert set(panel.units) <= set(panel.measures)
-        case "TokenStrip":
-            assert isinstance(panel.tokens, Tokens)
-            assert len(panel.tokens) == len(panel.values)
-        case "Lines":
-            assert all(len(values) == len(panel.x) for values in panel.series.values())
-            assert set(panel.low) == set(panel.high)
-            assert set(panel.low) <= set(panel.series)
-        case "Bars":
-            assert len(panel.labels) == len(panel.values)
-            assert (panel.low is None) == (panel.high is None)
-        case "Histogram":
-            assert all(len(counts) == len(panel.edges) - 1 for counts in panel.counts.values())
-        case "Table":
-            assert len(panel.frame.columns)
-            assert panel.tokens | panel.diverging <= set(panel.frame.columns)
-        case "Graph":
-            assert len(panel.nodes) == len(panel.columns)
-            assert all(0 <= end < len(panel.nodes) for start, stop, _ in panel.edges for end in (start, stop))
-        case "Note":
-            assert panel.text
-
-
-def check_finding(finding: Finding, keys: list[str]) -> None:
-    assert finding.text.endswith(".")
-    assert re.search(r"\d", finding.text), finding.text
-    assert finding.key in keys
-    assert 0 <= finding.weight <= 1
-    assert np.isfinite(finding.value)
-
-
-@every_analysis
 def test_every_panel_is_drawn_everywhere(analysis: Analysis, shape: str, outcome: Any) -> None:
     """As page, as picture and as text for a terminal; nothing of it is empty."""
     result = outcome(analysis, shape).result
@@ -260,3 +166,79 @@ def test_every_panel_is_drawn_everywhere(analysis: Analysis, shape: str, outcome
     out = io.StringIO()
     terminal.show(result, file=out)
     assert all(panel.title[:40] in out.getvalue() for panel in result.panels())
+
+
+# The check that other packages run on theirs.
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted(Result):
+    count: int
+    finding: Finding | None = None
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return pd.DataFrame({"tokens": [self.count]})
+
+    def panels(self) -> list[Any]:
+        return [Table(key="count", title="Tokens", frame=self.to_dataframe())]
+
+    def findings(self) -> list[Finding]:
+        return [self.finding] if self.finding else []
+
+
+def counted(model: HookedGPT, tokens: str, *, more: Annotated[int, "added to the count"] = 0) -> Counted:
+    """How many tokens?"""
+    return Counted(model.to_tokens(tokens).shape[1] + more)
+
+
+def test_a_function_that_keeps_its_promises_passes() -> None:
+    assert analyses.check(counted, more=2).count == HookedGPT.from_pretrained("tiny").to_tokens(TEXT).shape[1] + 2
+
+
+def no_help(model: HookedGPT, tokens: str, *, more: int = 0) -> Counted:
+    """What?"""
+    return Counted(more)
+
+
+def misnamed(net: HookedGPT, tokens: str) -> Counted:
+    """What?"""
+    return Counted(0)
+
+
+def printing(model: HookedGPT, tokens: str) -> Counted:
+    """What?"""
+    print("done")
+    return Counted(0)
+
+
+def drawing(model: HookedGPT, tokens: str) -> Counted:
+    """What?"""
+    return Counted(int(torch.randint(1 << 40, ()).item()))
+
+
+def editing(model: HookedGPT, tokens: str) -> Counted:
+    """What?"""
+    with torch.no_grad():
+        model.W_E[0, 0] += 1
+    return Counted(0)
+
+
+def pointing(model: HookedGPT, tokens: str) -> Counted:
+    """What?"""
+    return Counted(0, Finding(text="It has 3 parts.", key="elsewhere", weight=0.5, value=3.0, unit="parts"))
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (no_help, "option more has no help"),
+        (misnamed, "first parameters are not model and tokens"),
+        (printing, "it printed 'done"),
+        (drawing, "two runs give different tables"),
+        (editing, "it changed the model's weights W_E"),
+        (pointing, "points at 'elsewhere', which is no panel"),
+    ],
+)
+def test_a_broken_promise_is_named(function: Callable[..., Result], said: str) -> None:
+    with pytest.raises(CheckFailed, match=said):
+        analyses.check(function, model=make_gpt(), tokens=torch.tensor([[1, 2, 3]]))

@@ -234,10 +234,10 @@ def test_a_run_that_ended_at_any_write_goes_on_to_the_same_bytes(tmp_path, monke
             return write(*args)
 
         out = tmp_path / f"killed {fatal}"
-        monkeypatch.setattr(extraction, "_write", dying)
+        monkeypatch.setattr(writing, "_write", dying)
         with pytest.raises(MemoryError):
             run_again(out)
-        monkeypatch.setattr(extraction, "_write", write)
+        monkeypatch.setattr(writing, "_write", write)
         assert contents(out) != whole
         run_again(out, resume=True)
         assert contents(out) == whole
@@ -298,7 +298,7 @@ def test_a_limit_on_file_sizes_is_said_by_the_files_name(tmp_path):
 
 
 def test_too_little_room_is_said_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(writing, "free_bytes", lambda folder: 1000)
     with pytest.raises(InterpError, match="e-06 GB are free") as caught:
         run_again(tmp_path / "s")
     assert len(str(caught.value).splitlines()) == 3

@@ -19,7 +19,7 @@ from interp.errors import InterpError
 from interp.files import atomic_path, atomic_write
 from interp.stopping import Stopped, held_back, signals_raise
 from interp.sweep import results
-from interp.training import gpt
+from interp.training import gpt as training
 from reports.commands.errors import explain
 
 ROOT = Path(__file__).parent.parent
@@ -155,7 +155,7 @@ def test_each_signal_leaves_a_checkpoint_and_its_exit_code(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "_compiler", lambda: False)
-    source = gpt.TextAndCopies(torch.arange(1, 257).numpy().astype("uint16"), kills.SETTINGS)
+    source = training.TextAndCopies(torch.arange(1, 257).numpy().astype("uint16"), kills.SETTINGS)
 
     def batches(step: int) -> Any:
         if step == 4:
@@ -163,8 +163,8 @@ def test_each_signal_leaves_a_checkpoint_and_its_exit_code(
         return source(step)
 
     with as_a_shell_starts_it(), signals_raise(), pytest.raises(KeyboardInterrupt) as caught:
-        gpt.train(kills.SETTINGS, out=tmp_path, batches=batches, device="cpu")
-    assert torch.load(tmp_path / gpt.CHECKPOINT, weights_only=True)["step"] == 5
+        training.train(kills.SETTINGS, out=tmp_path, batches=batches, device="cpu")
+    assert torch.load(tmp_path / training.CHECKPOINT, weights_only=True)["step"] == 5
     code, lines = explain(caught.value, ["train", "x", "--quiet"])
     assert code == 128 + number
     assert "the same command with --resume goes on" in lines[1]
@@ -181,9 +181,9 @@ def test_a_stop_in_the_first_step_which_may_be_compiling_is_answered_at_once(
         reached.append(step)
 
     with signals_raise(), pytest.raises(Stopped):
-        gpt.train(kills.SETTINGS, out=tmp_path, batches=batches, device="cpu")
+        training.train(kills.SETTINGS, out=tmp_path, batches=batches, device="cpu")
     assert reached == []
-    assert not (tmp_path / gpt.CHECKPOINT).exists()
+    assert not (tmp_path / training.CHECKPOINT).exists()
 
 
 def test_ignored_signals_stay_ignored_and_handlers_come_back() -> None:

@@ -319,7 +319,7 @@ MAPPED = """
 import sys
 import torch
 import interp
-from interp.layouts import read_json
+from interp.loading.layouts import read_json
 
 def anonymous():
     with open("/proc/self/status") as lines:

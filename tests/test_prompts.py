@@ -175,7 +175,7 @@ def test_what_is_remembered_is_what_would_be_found(toy_gpt, monkeypatch):
     """Inside the block once for each model, text and seed; the same as outside; nothing is kept after it."""
     searches = []
     search = clean_corrupted._corrupt
-    monkeypatch.setattr(_pairs, "_corrupt", lambda *given: searches.append(given) or search(*given))
+    monkeypatch.setattr(clean_corrupted, "_corrupt", lambda *given: searches.append(given) or search(*given))
     first, second = (resolve_texts(toy_gpt, text) for text in ("The cat sat on the mat.", "A dog ran to the park."))
     expected = [corrupt(toy_gpt, first, seed=0), corrupt(toy_gpt, first, seed=1), corrupt(toy_gpt, second, seed=0)]
     assert len(searches) == 3

@@ -238,7 +238,7 @@ def test_scripts_and_style_stay_small_and_write_no_html(page):
     own = parsed.styles + [text for attributes, text in parsed.scripts if "type" not in attributes]
     assert len(own) == 2
     assert sum(len(text.encode()) for text in own) <= 40_000
-    folder = Path(reports.__file__).parent / "static"
+    folder = Path(reports.__file__).parent / "page" / "static"
     files = sorted(folder.iterdir())
     assert {file.suffix for file in files} == {".js", ".css"}
     code = "".join(file.read_text(encoding="utf-8") for file in files)

@@ -202,7 +202,7 @@ def test_nesting_without_end_is_damage(copy: Path) -> None:
 
 
 def test_too_little_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extraction, "free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(writing, "free_bytes", lambda folder: 1000)
     with pytest.raises(InterpError, match="nothing was written"):
         made(tmp_path / "s")
     assert list(tmp_path.iterdir()) == []

@@ -31,7 +31,7 @@ from interp.interventions import (
     steer,
 )
 from interp.models.gpt import HookedGPT
-from interp.sweep import CHECKED, SweepInterrupted, lowered, resumable, slow_sweep, sweep
+from interp.sweep import CHECKED, SweepInterrupted, layout, lowered, resumable, slow_sweep, sweep
 from interp.sweep.engine import Chunk
 from interp.sweep.plan import Limits, Plan
 
@@ -283,7 +283,7 @@ def test_weights_laid_out_for_many_blocks_change_nothing(monkeypatch) -> None:
     variants = [ablate_head(layer, head, pos=pos) for layer in (0, 1) for head in range(4) for pos in range(6)]
     monkeypatch.setattr(Plan, "limits", lambda self, memory: Limits(len(variants), 24, 1000))
     assert_same(model, tokens, variants)
-    monkeypatch.setattr("interp.sweep.layout.pack", lambda weight: weight.flip(0).T)
+    monkeypatch.setattr(layout, "pack", lambda weight: weight.flip(0).T)
     with pytest.raises(AssertionError):
         assert_same(model, tokens, variants)
 
@@ -503,10 +503,10 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from conftest import make_gpt
-from interp import sweep_results
+from interp.sweep import results as sweep_results
 from interp.interventions import ablate_head
 from interp.sweep import sweep
-from interp.sweep_plan import Limits, Plan
+from interp.sweep.plan import Limits, Plan
 torch.set_num_threads(1)
 sweep_results.SAVE_EVERY = 0.0
 Plan.limits = lambda self, memory: Limits(1, 100, 100)

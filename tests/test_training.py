@@ -17,7 +17,8 @@ import torch
 from interp.errors import InputError, LoadError
 from interp.models.config import GPTConfig
 from interp.models.gpt import HookedGPT
-from interp.training import corpus, gpt, optimisers
+from interp.training import corpus, optimisers
+from interp.training import gpt as training
 from interp.training.evaluation import held_out
 from interp.training.gpt import TextAndCopies
 from interp.training.settings import Stage, TrainSettings, settings_for
@@ -45,7 +46,7 @@ def same(a: HookedGPT, b: HookedGPT) -> bool:
 
 
 def run(out: Path, settings: TrainSettings = SETTINGS, **options: object) -> HookedGPT:
-    return gpt.train(settings, out=out, batches=TextAndCopies(TOKENS, settings), device="cpu", **options)  # type: ignore[arg-type]
+    return training.train(settings, out=out, batches=TextAndCopies(TOKENS, settings), device="cpu", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("stop_at", [3, 8, 13])
@@ -60,11 +61,11 @@ def test_a_resumed_run_gives_the_same_weights(tmp_path: Path, stop_at: int) -> N
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
-        gpt.train(SETTINGS, out=tmp_path / "cut", batches=interrupted, device="cpu", report_every=2)
+        training.train(SETTINGS, out=tmp_path / "cut", batches=interrupted, device="cpu", report_every=2)
     assert steps_done(tmp_path / "cut") == stop_at
     resumed = run(tmp_path / "cut", resume=True, report_every=2)
     assert same(whole, resumed)
-    curves = [(tmp_path / name / gpt.CURVE).read_text().splitlines() for name in ("whole", "cut")]
+    curves = [(tmp_path / name / training.CURVE).read_text().splitlines() for name in ("whole", "cut")]
     without_seconds = [[line.rsplit(",", 1)[0] for line in curve] for curve in curves]
     assert without_seconds[0] == without_seconds[1]
     assert len(curves[0]) == 11
@@ -76,7 +77,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 
 
 def steps_done(out: Path) -> int:
-    path = out / gpt.CHECKPOINT
+    path = out / training.CHECKPOINT
     return int(torch.load(path, weights_only=True)["step"]) if path.exists() else 0
 
 
@@ -87,7 +88,7 @@ def test_a_run_is_not_overwritten_nor_mixed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other settings"):
         run(tmp_path, dataclasses.replace(SETTINGS, lr=1e-4), resume=True)
     assert json.loads((tmp_path / "settings.json").read_text())["lr"] == SETTINGS.lr
-    (tmp_path / gpt.CHECKPOINT).write_bytes(b"half a file")
+    (tmp_path / training.CHECKPOINT).write_bytes(b"half a file")
     with pytest.raises(LoadError, match="cannot be read"):
         run(tmp_path, resume=True)
 
@@ -112,7 +113,7 @@ def test_training_learns_what_there_is_to_learn(tmp_path: Path) -> None:
                 lr=1e-2, warm_up=5, decay=30, dtype="float32",
             )  # fmt: skip
             seen: list[float] = []
-            gpt.train(
+            training.train(
                 settings, out=tmp_path / f"{name}-{optimiser}", batches=source, device="cpu", report_every=1,
                 progress=lambda state, seen=seen: seen.append(state.loss),
             )  # fmt: skip
@@ -133,8 +134,8 @@ def test_adamw_alone_is_torchs(tmp_path: Path) -> None:
         config=config, stages=(Stage(steps=20, batch=len(x), length=4),), optimiser="adamw", lr=1e-3,
         betas=(0.9, 0.999), weight_decay=0.1, warm_up=0, dtype="float32", seed=5,
     )  # fmt: skip
-    trained = gpt.train(settings, out=tmp_path, batches=lambda step: (x, y), device="cpu")
-    model = gpt.build(settings)
+    trained = training.train(settings, out=tmp_path, batches=lambda step: (x, y), device="cpu")
+    model = training.build(settings)
     decayed = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -148,11 +149,11 @@ def test_adamw_alone_is_torchs(tmp_path: Path) -> None:
 
 
 def test_the_loss_is_the_models_own() -> None:
-    model = gpt.build(SETTINGS)
+    model = training.build(SETTINGS)
     x, y = TextAndCopies(TOKENS, SETTINGS)(0)
     logits = model(x).log_softmax(-1)
     slow = -sum(logits[b, i, y[b, i]] for b in range(len(x)) for i in range(x.shape[1]) if y[b, i] >= 0)
-    torch.testing.assert_close(gpt.next_token_loss(model, x, y), slow, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(training.next_token_loss(model, x, y), slow, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4), (3, 6, 5)])
@@ -203,7 +204,7 @@ def test_batches_hold_the_shares_that_the_stage_says() -> None:
 
 def test_sinusoids_shift_by_one_rotation() -> None:
     """One matrix maps every position's vector to the next one's; it maps no such noise."""
-    waves = gpt.sinusoids(64, 16).double()
+    waves = training.sinusoids(64, 16).double()
     noise = torch.randn(64, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for x, fits in ((waves, True), (noise, False)):
         shift = torch.linalg.lstsq(x[:-1], x[1:]).solution
@@ -238,7 +239,7 @@ def test_a_refused_corpus_leaves_no_folder(tmp_path: Path) -> None:
     (tmp_path / "dump.xml").write_text("<mediawiki></mediawiki>")
     settings = dataclasses.replace(SETTINGS, corpus=str(tmp_path / "dump.xml"))
     with pytest.raises(InputError, match="no articles"):
-        gpt.train(settings, out=tmp_path / "out", device="cpu")
+        training.train(settings, out=tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
 
 
@@ -261,8 +262,8 @@ def test_one_sentence_repeated_is_learned_and_noise_is_not(tmp_path: Path, kind:
         out = tmp_path / name
         settings = text_settings(path, tokenizer=kind, steps=150)
         assert settings.config.d_vocab == (257 if kind == "bytes" else len(set(text)) + 2)
-        model = gpt.train(settings, out=out, evaluate=held_out(out / "corpus"), evaluate_every=10, device="cpu")
-        curve = pd.read_csv(out / gpt.CURVE)
+        model = training.train(settings, out=out, evaluate=held_out(out / "corpus"), evaluate_every=10, device="cpu")
+        curve = pd.read_csv(out / training.CURVE)
         found[name] = measured = curve.held_out_loss.min()
         again = held_out(out / "corpus")(HookedGPT.from_pretrained(out, device="cpu"))["held_out_loss"]
         assert again == pytest.approx(measured, rel=1e-4), "what is saved is the best"
@@ -294,12 +295,12 @@ def test_the_weights_of_the_lowest_held_out_loss_are_kept_over_a_resumption(tmp_
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options = {"evaluate": planted, "evaluate_every": 5, "device": "cpu"}
     with pytest.raises(KeyboardInterrupt):
-        gpt.train(settings, out=tmp_path, batches=interrupted, **options)  # type: ignore[arg-type]
+        training.train(settings, out=tmp_path, batches=interrupted, **options)  # type: ignore[arg-type]
     model = run(tmp_path, settings, resume=True, evaluate=planted, evaluate_every=5)
     kept = model.state_dict()
     assert all(torch.equal(kept[name], weight) for name, weight in seen[10].items())
     assert not all(torch.equal(kept[name], weight) for name, weight in seen[20].items()), "control: the last"
-    assert pd.read_csv(tmp_path / gpt.CURVE).best_step.tolist() == [5, 10, 10, 10]
+    assert pd.read_csv(tmp_path / training.CURVE).best_step.tolist() == [5, 10, 10, 10]
 
 
 KILLED_TEXT = """
@@ -307,20 +308,20 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from interp import training
-from interp.evaluation import held_out
+from interp.training import gpt as training
+from interp.training.evaluation import held_out
 sys.path.insert(0, sys.argv[3])
 from test_training import text_settings
 out, step_to_die = Path(sys.argv[1]), int(sys.argv[4])
-real = gpt.TextAndCopies.__call__
+real = training.TextAndCopies.__call__
 def batch(self, step):
     if step == step_to_die:
         print("there", flush=True)
         sys.stdin.read()
     return real(self, step)
-gpt.TextAndCopies.__call__ = batch
+training.TextAndCopies.__call__ = batch
 settings = text_settings(Path(sys.argv[2]))
-gpt.train(settings, out=out, evaluate=held_out(out / "corpus"), evaluate_every=4, report_every=4, device="cpu",
+training.train(settings, out=out, evaluate=held_out(out / "corpus"), evaluate_every=4, report_every=4, device="cpu",
                resume=True, checkpoint_seconds=0 if step_to_die >= 0 else 1e9)
 """
 
@@ -348,7 +349,7 @@ def test_a_killed_run_on_text_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
         subprocess.run(command(out, -1), env=environment, check=True)
     for name in ("model.safetensors", "tokenizer.json", "settings.json", "corpus/train.bin"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    curves = [pd.read_csv(tmp_path / out / gpt.CURVE).drop(columns="seconds") for out in ("cut", "whole")]
+    curves = [pd.read_csv(tmp_path / out / training.CURVE).drop(columns="seconds") for out in ("cut", "whole")]
     pd.testing.assert_frame_equal(*curves)
     text.write_text(text.read_text() + "more\n")
     control = subprocess.run(command("cut", -1), env=environment, capture_output=True, text=True)
@@ -373,5 +374,5 @@ def test_a_text_too_short_for_a_sequence_leaves_no_folder(tmp_path: Path) -> Non
     path = tmp_path / "a.txt"
     path.write_text("Too short.")
     with pytest.raises(InputError, match=r"tokens to train on\n.*at least 32"):
-        gpt.train(text_settings(path), out=tmp_path / "out", device="cpu")
+        training.train(text_settings(path), out=tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()

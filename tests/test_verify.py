@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import torch
 from conftest import make_gpt
 from shapes import SHAPES, toy
 
-from analyses import verify as module
 from analyses.verify import PAIR, PROMPTS, Figures, identify, prompts, published, verify
 from interp.models.config import PRESETS
 from interp.models.gpt import HookedGPT
 from interp.text.tokenizer import Tokenizer
 from interp.text.vocabularies import END_OF_TEXT
+
+module = import_module("analyses.verify")
 
 
 @pytest.fixture(scope="module")

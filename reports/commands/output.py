@@ -56,6 +56,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def told(path: Path, open: bool = False, *, named: bool = True) -> None:
+    """The place of what was written, on standard output; and the page in the browser where that was asked for."""
+    if named:
+        print(shown(str(path)))
+    if open:
+        import typer
+
+        typer.launch(str(path))
+
+
 def hint(quiet: bool, text: str) -> None:
     """A line on stderr, where no name can steer the terminal."""
     from reports.tokens import printable

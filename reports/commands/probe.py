@@ -129,12 +129,10 @@ def probe(
         print(output.shown(text))
     else:
         output.write_text(out, text if form == "html" else text + "\n")
-        print(output.shown(str(out)))
+        output.told(out, open)
     for result in results:
         for finding in result.findings():
             hint(quiet, finding.text)
-    if open and out is not None:
-        typer.launch(str(out))
 
 
 def _last_best(found: Any) -> int:

@@ -75,10 +75,7 @@ def rerun(
         text = render(made) if target is not None else ""
     if target is not None:
         output.write_text(target, text)
-        if not check:
-            print(output.shown(str(target)))
-    if open:
-        typer.launch(str(target))
+        output.told(target, open, named=not check)
     if check:
         _show(found, format)
         _judge(kept, found, tolerance)

@@ -60,9 +60,7 @@ def root(
         from reports.commands.gallery import write_gallery
 
         index = write_gallery(out, model=model, device=device, force=force, quiet=quiet)
-        print(index)
-        if open:
-            typer.launch(str(index))
+        output.told(index, open)
     else:
         print(ctx.get_help())
 
@@ -126,6 +124,4 @@ def run_command(
         page = render(work.study_report(file, options, model=loaded, quiet=quiet, step=step))
     output.write_text(target, page)
     hint(quiet, f"study {file.name}: {len(page.encode()) / 1e6:.1f} MB")
-    print(output.shown(str(target)))
-    if open:
-        typer.launch(str(target))
+    output.told(target, open)

@@ -9,12 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from interp.errors import CheckFailed, InputError, NotFoundError, check_seed
 from interp.untrusted import as_text
 from reports.commands.options import DEFAULT_TEXT, Dtype, Format, flag
-from reports.commands.output import check_folder, check_target, hint, progress, shown, write_text
+from reports.commands.output import check_folder, check_target, hint, progress, shown, told, write_text
 from reports.running.asked import Asked, measure, page_of, shape_of
 from reports.running.discovery import Analysis
 from reports.studies import StudyFile
@@ -191,14 +189,12 @@ def run_command(
         print(shown(written(section, form)))
     else:
         write_text(out, page if form == "html" else written(section, form) + "\n")
-        print(shown(str(out)))
+        told(out, open)
     if lower and rounding is not None and rounding.checked:
         apart = ", ".join(f"{name} {value:.2g}" for name, value in rounding.difference.items())
         hint(quiet, f"{lower} against float32, on {rounding.checked} runs done in both, largest difference: {apart}")
     where = options[alone] if alone else model
     hint(quiet, f"{analysis.command}: {section.seconds:.1f} s on {where if loaded is None else loaded.source}")
-    if open and out is not None:
-        typer.launch(str(out))
     if section.result.facts().get("passed") is False:
         raise CheckFailed(f"{analysis.command}: not everything agreed on {where}", "the table says what did not")
 

@@ -1,6 +1,7 @@
 """Which analyses there are, told from the files in `analyses` without importing them; their options, on demand.
 
-An analysis is a file `analyses/NAME.py` with a function NAME, or one in `analyses/lessons`.
+An analysis is a file `analyses/NAME.py` with a function NAME, one in `analyses/lessons`, or a function that another
+installed package names as an entry point of the group `interp.analyses` (docs/your_own_analysis.md).
 What its signature says is kept in `options.json` too, so that help need not import torch; a file that has changed since
 (or is new) is imported. `python -m reports.running.discovery` writes the table anew, and a test compares it.
 """
@@ -11,10 +12,13 @@ import hashlib
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib import import_module
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -162,6 +166,30 @@ class Analysis:
         return self.declared.in_report is not None and self.stands_alone
 
 
+@dataclass(frozen=True)
+class AtHand(Analysis):
+    """One that is given as a function: nothing about it is kept in the table."""
+
+    given: "Callable[..., Result]"
+
+    @cached_property
+    def _written(self) -> None:
+        return None
+
+    @property
+    def doc(self) -> str:
+        """The function's own docstring, or that of its module."""
+        said = inspect.getdoc(self.given) or getattr(sys.modules[self.module], "__doc__", None)
+        return inspect.cleandoc(said or "")
+
+    @cached_property
+    def declared(self) -> Declaration:
+        return declaration(self.given)
+
+    def function(self) -> "Callable[..., Result]":
+        return self.given
+
+
 def keyword_options(name: str, function: Callable[..., Any], skip: int | None = None) -> list[Option]:
     """The parameters of a function after the first `skip`, or its keyword-only ones, as options.
 
@@ -173,14 +201,46 @@ def keyword_options(name: str, function: Callable[..., Any], skip: int | None = 
     return [_option(name, p, hints.get(p.name, p.annotation)) for p in chosen]
 
 
+GROUP = "interp.analyses"
+"""Entry points of this group are analyses of other packages: `my_question = "my_package.my_file:my_question"`."""
+
+
 def discover() -> dict[str, Analysis]:
-    """All analyses by name, in reading order: by their place, then by name."""
+    """All analyses by name, in reading order: by their place, then by name.
+
+    One of another package that is not there, or has the name of one of ours, is left out.
+    """
     rooms = [(package.__name__, Path(folder)) for folder in package.__path__]
     rooms.append((f"{package.__name__}.lessons", Path(package.__path__[0]) / "lessons"))
     found = [
         Analysis(path.stem, path, f"{room}.{path.stem}") for room, folder in rooms for path in folder.glob("[!_]*.py")
     ]
+    ours = {one.name for one in found}
+    found += [
+        one for one in map(_outside, metadata.entry_points(group=GROUP)) if one is not None and one.name not in ours
+    ]
     return {one.name: one for one in sorted(found, key=lambda one: (one.declared.place, one.name))}
+
+
+def _outside(point: metadata.EntryPoint) -> Analysis | None:
+    """The analysis of another package. Its module is found, not imported; None where there is no such file."""
+    with suppress(ImportError, ValueError):
+        spec = find_spec(point.module)
+        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+            return Analysis(point.attr, Path(spec.origin), point.module)
+    return None
+
+
+def of_function(function: "Callable[..., Result]") -> Analysis:
+    """An analysis that is at hand as a function, of whatever file."""
+    name = getattr(function, "__name__", "")
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    if not callable(function) or not name.isidentifier() or module is None:
+        raise InputError(f"an analysis of type {type(function).__name__}", "expected a name or a function")
+    path = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
+    if getattr(package, name, None) is function:
+        return find(name)
+    return AtHand(name, path, module.__name__, function)
 
 
 def find(name: str) -> Analysis:
@@ -249,7 +309,7 @@ def _digest(text: str) -> str:
 def table() -> dict[str, Any]:
     """What all analyses' signatures say, as JSON holds it; this imports them."""
     found = {}
-    for one in discover().values():
+    for one in (one for one in discover().values() if one.module.startswith(f"{package.__name__}.")):
         fresh = Analysis(one.name, one.path, one.module)
         fresh.__dict__["_written"] = None
         found[one.command] = {

@@ -36,7 +36,7 @@ from interp.models.gpt import Batch, HookedGPT
 from reports.commands.errors import first_line, out_of_memory
 from reports.page.html import Report, Section
 from reports.running import record
-from reports.running.discovery import Analysis, discover, find
+from reports.running.discovery import Analysis, discover, find, of_function
 from reports.tokens import printable
 
 NUMERICAL = (ValueError, ArithmeticError, RuntimeError, np.linalg.LinAlgError)
@@ -126,7 +126,7 @@ def report(
     model: HookedGPT,
     text: TextOrTokens,
     *,
-    analyses: Iterable[str] | None = None,
+    analyses: Iterable[str | Callable[..., Result]] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     title: str = "",
@@ -138,7 +138,8 @@ def report(
 
     Args:
         text: a text, several, or token ids [batch pos].
-        analyses: names such as "logit_lens"; by default all that need nothing but a model and a text.
+        analyses: names such as "logit_lens", or functions, of yours too; by default all that need nothing but a model
+            and a text.
         options: by analysis, in place of what a report asks of it (`in_report` of its declaration).
         seed: given to every analysis that draws random numbers.
         title: of the page; by default the model and the beginning of the text.
@@ -156,7 +157,7 @@ def report(
     if analyses is None:
         chosen = [analysis for analysis in discover().values() if analysis.in_report]
     else:
-        chosen = list(dict.fromkeys(find(name) for name in analyses))
+        chosen = list({one.name: one for one in map(_asked_for, analyses)}.values())
         if not chosen:
             raise InputError("no analyses", "expected at least one name, such as logit-lens")
         for analysis in chosen:
@@ -214,6 +215,10 @@ def report(
             ),
         ),
     )
+
+
+def _asked_for(analysis: str | Callable[..., Result]) -> Analysis:
+    return find(analysis) if isinstance(analysis, str) else of_function(analysis)
 
 
 def unfit(analysis: Analysis, model: Any) -> str:

@@ -32,7 +32,7 @@ from interp import ActivationStore, extract_activations  # noqa: E402
 from interp.files import atomic_write  # noqa: E402
 from interp.models.config import GPTConfig  # noqa: E402
 from interp.sweep import results  # noqa: E402
-from interp.training import gpt  # noqa: E402
+from interp.training import gpt as training  # noqa: E402
 from interp.training.settings import Stage, TrainSettings  # noqa: E402
 
 Moment = tuple[str, int]
@@ -57,7 +57,7 @@ def train(folder: Path) -> None:
     (folder / "t.txt").write_text(TEXT * 30)
     settings = TrainSettings(**{**vars(SETTINGS), "corpus": str(folder / "t.txt")})
     out = folder / "run"
-    gpt.train(settings, out=out, resume=True, device="cpu", report_every=3, checkpoint_seconds=0)
+    training.train(settings, out=out, resume=True, device="cpu", report_every=3, checkpoint_seconds=0)
 
 
 def sweep(folder: Path) -> None:
