@@ -114,7 +114,7 @@ def shade(at: float, count: int = 1) -> Text:
 
 def pooled(values: np.ndarray, n_rows: int, n_columns: int) -> np.ndarray:
     """At most [n_rows n_columns]; each entry is the one of its block that lies furthest from zero."""
-    grid = np.nan_to_num(np.asarray(values, dtype=float))
+    grid: np.ndarray = np.nan_to_num(np.asarray(values, dtype=float))
     for axis, count in ((0, n_rows), (1, n_columns)):
         if 0 < count < grid.shape[axis]:
             blocks = np.array_split(grid, count, axis=axis)

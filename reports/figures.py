@@ -44,7 +44,7 @@ from reports.tokens import MINUS, label, printable
 
 INK, SOFT, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
 SERIES = ("#2166ac", "#c2571a", "#6a51a3", "#222222", "#4393c3", "#e08214", "#9e7bb5", "#8c8c8c")
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "text.color": INK,
@@ -118,7 +118,8 @@ def _save(panel: Panel | Result, form: str, **options: Any) -> bytes:
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has the fonts we lack
         drawn = figure(panel)
-        box = drawn.get_tightbbox(FigureCanvasAgg(drawn).get_renderer()).padded(0.06)  # "tight" would draw it twice
+        canvas: Any = FigureCanvasAgg(drawn)
+        box = drawn.get_tightbbox(canvas.get_renderer()).padded(0.06)  # "tight" would draw it twice
         drawn.savefig(out, format=form, metadata=metadata, bbox_inches=box, **{"dpi": 144} | options)
     data = out.getvalue()
     if form == "svg":
@@ -233,12 +234,18 @@ def _heat(slot: Figure | SubFigure, values: np.ndarray, panel: Any, cell_text: l
         spine.set_visible(False)
     axes.tick_params(length=0)
     bar = slot.colorbar(picture, ax=axes, fraction=0.03, pad=0.02, aspect=18)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.locator = MaxNLocator(4)
     bar.update_ticks()
     bar.ax.tick_params(length=0, labelsize=7.5)
     if cell_text:
-        dark = np.nan_to_num(np.abs(picture.norm(shown) - (0.5 if diverging else 0)) * (2 if diverging else 1)) > 0.6
+        dark = (
+            np.nan_to_num(
+                np.abs(np.asarray(picture.norm(shown), dtype=float) - (0.5 if diverging else 0))
+                * (2 if diverging else 1)
+            )
+            > 0.6
+        )
         for (row, column), is_dark in np.ndenumerate(np.asarray(dark)):
             text = cell_text[row][column]
             axes.text(
@@ -376,7 +383,7 @@ def _(panel: Histogram, slot: Figure | SubFigure) -> None:
     top = max(1.0, *(float(np.log10(1 + c.max(initial=0))) for c in counts.values()))
     decades = [10**d for d in range(0, int(top) + 1, 1 if top < 4 else 2)]
 
-    def rise(count: np.ndarray | float) -> np.ndarray:
+    def rise(count: Any) -> Any:
         return np.log10(1 + np.asarray(count)) / top * 0.72
 
     small: dict[str, Any] = {"fontsize": 6.5, "color": SOFT}

@@ -80,7 +80,7 @@ def _picture(axes: Axes, panel: Graph, weights: np.ndarray, shades: np.ndarray, 
         fill = colormaps["Blues"](0.08 + 0.72 * float(shade))
         axes.add_patch(Circle(tuple(place), radius, facecolor=fill, edgecolor=SOFT, linewidth=0.8, zorder=5))
         axes.text(
-            *place, printable(text), fontsize=size, ha="center", va="center", zorder=6,
+            float(place[0]), float(place[1]), printable(text), fontsize=size, ha="center", va="center", zorder=6,
             color="white" if shade > 0.62 else INK,
         )  # fmt: skip
     room = 3.1 * radius

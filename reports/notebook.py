@@ -36,7 +36,7 @@ def show(thing: "Panel | Result | Report", *, file: IO[str] | None = None, width
     if file is None and width is None and in_notebook():
         from IPython.display import display
 
-        display(bundle(thing), raw=True)
+        display(bundle(thing), raw=True)  # type: ignore[no-untyped-call]
     else:
         for part in [section.result for section in thing.sections] if isinstance(thing, Report) else [thing]:
             terminal.show(part, file=file, width=width)

@@ -1,12 +1,14 @@
 """`interp probe` as it is typed."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 from command_line import interp
 
-from interp import HookedGPT, extract_activations
+from interp import HookedGPT, NotFoundError, extract_activations
 from interp.text.documents import read_documents
 from interp.training.evaluation import SAMPLE
 
@@ -85,3 +87,34 @@ def test_other_weights_are_refused(store: Path, tmp_path: Path, capsys: pytest.C
     done = interp(capsys, "probe", store, "--model", tmp_path / "other", *FAST)
     assert done.code == 2
     assert "other weights" in done.err
+
+
+def test_a_page_is_made_again_and_checked(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the causal check and without a model; other activations, and another seed, are the controls."""
+    page, bare = tmp_path / "p.html", tmp_path / "bare.html"
+    assert interp(capsys, "probe", store, "--causal", "best", "--out", page, *FAST).code == 0
+    again = interp(capsys, "rerun", page, "--check", "--quiet")
+    assert again.code == 0, again.err + again.out
+    assert re.findall(r"^(\w+) .* identical", again.out, re.MULTILINE) == ["probe", "causal"]
+    moved = tmp_path / "moved"
+    shutil.copytree(store, moved)
+    assert interp(capsys, "rerun", page, "--check", "--quiet", "--load", f"store={moved}").code == 0
+    header = json.loads((moved / "header.json").read_text())
+    (moved / "header.json").write_text(json.dumps(header | {"seed": 12345}))
+    other = interp(capsys, "rerun", page, "--check", "--quiet", "--load", f"store={moved}")
+    assert other.code != 0
+    assert "are not those of the page" in other.err or "header.json" in other.err
+
+    def gone(*args: object) -> None:
+        raise NotFoundError("no such model")
+
+    monkeypatch.setattr("reports.commands.work.load_model", gone)
+    assert interp(capsys, "probe", store, "--out", bare, *FAST).code == 0
+    monkeypatch.undo()
+    assert interp(capsys, "rerun", bare, "--check", "--quiet").code == 0
+    text = bare.read_text()
+    start = text.index('"seed": 0') if '"seed": 0' in text else text.index("seed")
+    bare.write_text(text[:start] + text[start:].replace("0", "1", 1))
+    assert interp(capsys, "rerun", bare, "--check", "--quiet").code == 5  # changed by hand

@@ -9,9 +9,9 @@ import torch
 from conftest import make_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_contract import check_finding, check_panel
 
 from analyses.markov_chain import LIMIT, count_transitions, markov_chain, places, transition_matrix
+from analyses.shared import contract
 from analyses.shared.chains import (
     closed_classes,
     distance,
@@ -216,7 +216,7 @@ def test_greedy_chains_have_cycles_periods_and_no_mixing_time() -> None:
         assert ("no single stationary distribution" in result.words()) == (len(result.classes) > 1)
         assert sum(part.stationary.sum() for part in result.classes) == pytest.approx(len(result.classes))
         for panel in result.panels():
-            check_panel(panel)
+            assert not list(contract.ill_formed(panel))
     assert markov_chain(model, context=2).mixing_time is not None  # control: with chance there is one class
 
 
@@ -253,11 +253,11 @@ def test_the_result_describes_itself() -> None:
     keys = [panel.key for panel in result.panels()]
     assert keys == ["graph", "stationary", "settling", "arrows", "long-run"]
     for panel in result.panels():
-        check_panel(panel)
+        assert not list(contract.ill_formed(panel))
         assert figures.figure(panel).get_children()
         assert view(panel, "markov_chain").id
     for finding in result.findings():
-        check_finding(finding, keys)
+        assert not list(contract.ill_said(finding, keys))
     with pytest.raises(InputError, match="state '11'"):
         result.probability("11", "111")
 
@@ -279,7 +279,7 @@ def test_the_drawing_keeps_states_apart_and_has_every_number() -> None:
 def test_many_states_are_a_heat_map() -> None:
     result = markov_chain(small(3, 4), context=4)
     picture = result.picture()
-    check_panel(picture)
+    assert not list(contract.ill_formed(picture))
     assert isinstance(picture, Matrix)
     assert picture.values is result.transitions
     assert isinstance(markov_chain(small(2, 5), context=5).picture(), Graph)

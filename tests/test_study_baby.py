@@ -14,12 +14,12 @@ import torch
 from command_line import interp, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_contract import check_panel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import reports
 from analyses.markov_chain import markov_chain
+from analyses.shared import contract
 from interp.errors import InputError
 from interp.models.config import GPTConfig
 from interp.models.gpt import HookedGPT
@@ -197,7 +197,7 @@ def test_every_item_has_its_address_on_the_page() -> None:
         assert section.result.checked  # type: ignore[attr-defined]
         for panel in section.result.panels():
             assert not panel.key.startswith("failed")
-            check_panel(panel)
+            assert not list(contract.ill_formed(panel))
 
 
 def test_verdicts_of_the_study_as_it_is() -> None:

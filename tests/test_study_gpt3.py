@@ -14,11 +14,11 @@ import torch
 from conftest import make_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_contract import check_panel
 from torch import Tensor
 
 import reports
 from analyses.architecture import architecture
+from analyses.shared import contract
 from interp.errors import InputError, NotFoundError
 from interp.models.config import PRESETS, GPTConfig
 from interp.models.gpt import HookedGPT
@@ -75,7 +75,7 @@ def test_every_item_has_its_address_and_its_verdicts() -> None:
         verdicts |= {checked.claim.text: checked.verdict for checked in section.result.checked}  # type: ignore[attr-defined]
         for panel in section.result.panels():
             assert not panel.key.startswith("failed"), panel
-            check_panel(panel)
+            assert not list(contract.ill_formed(panel))
     corrected = {text.split()[0] for text, said in verdicts.items() if said == "holds with a correction"}
     assert len([said for said in verdicts.values() if said == "holds with a correction"]) == 4
     assert corrected == {"The", "Positions"}

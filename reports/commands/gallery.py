@@ -56,7 +56,7 @@ def write_gallery(out: Path, *, model: str, device: str, force: bool, quiet: boo
 
 def verdicts(made: Report) -> str:
     """How many claims of a study got which verdict, such as "12 hold, 3 hold with a correction"."""
-    count = Counter(
+    count: Counter[str] = Counter(
         checked.verdict
         for section in made.sections
         if isinstance(section.result, study.ItemResult)

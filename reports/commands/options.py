@@ -59,7 +59,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def _parameter(name: str, kind: type, metavar: str, help: str) -> inspect.Parameter:
     """An option that some analyses have beside their own."""
-    told = Annotated[Optional[kind], typer.Option(metavar=metavar, help=help)]  # noqa: UP045
+    told = Annotated[Optional[kind], typer.Option(metavar=metavar, help=help)]  # type: ignore[valid-type]  # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=told)
 
 

@@ -3,23 +3,23 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from interp.errors import InputError, InterpError, check_seed
+from interp.errors import InputError, InterpError
 from reports.commands import output, work
 from reports.commands.options import Debug, Device, Force, Format, Open, Out, Quiet
 from reports.commands.output import hint
+from reports.running import probing
+from reports.running.probing import KINDS
 
 if TYPE_CHECKING:
     from analyses.shared.panels import Result
     from interp.models.gpt import HookedGPT
     from interp.store.reading import ActivationStore
-    from reports.page.html import Section
 
 EXAMPLE = "Example: interp probe runs/sample --label seen-before --causal best --out seen-before.html"
-KINDS = Literal["logistic", "ridge", "lda", "mass-mean", "nearest-centroid", "mlp"]
 
 
 def probe(
@@ -86,61 +86,52 @@ def probe(
         raise InputError(f"--open with --format {form}", "expected --format html, the one that a browser shows")
     if workers is not None and ray is None:
         raise InputError("--workers without --ray", "expected both", "try --ray local")
-    if towards is not None and causal is None:
-        raise InputError("--towards without --causal", "expected both", "try --causal best")
     if out is not None:
         output.check_target(out, force)
-    check_seed(seed)
+    chosen = None if names is None else tuple(part.strip() for part in names.split(","))
+    request = probing.asked(
+        store=str(store.absolute()),
+        label=label,
+        probe=probe,
+        names=chosen,
+        causal=causal,
+        towards=towards,
+        description_length=description_length,
+        seed=seed,
+    )
     with output.progress(quiet) as step:
         step("opening the store", 0, 1)
-        from analyses.probes import causal_check, probe_layers
         from interp import ActivationStore, scale
 
         data = ActivationStore(store)
-        chosen = None if names is None else [part.strip() for part in names.split(",")]
         loaded = _model(data, model, device, quiet, needed=causal is not None)
-        step(f"probing for {label}", 0, 2 if causal else 1)
         with nullcontext() if ray is None else scale.cluster(ray, workers=workers):
-            found = probe_layers(
-                data, label, probe=probe, names=chosen, model=loaded, description_length=description_length, seed=seed
-            )
-        results: list[Result] = [found]
-        if causal is not None and loaded is not None:
-            step("erasing and steering", 1, 2)
-            place = found.names[_last_best(found)] if causal == "best" else causal
-            results.append(causal_check(loaded, data, label, place, towards=towards, seed=seed))
-    sections = _sections(results)
+            sections = probing.run(request, data, loaded, step)
     if form == "html":
-        text = _page(data, label, sections, loaded, seed)
+        from reports.page.html import render
+
+        text = render(probing.page_of(request, data, sections, loaded, work.command_line()))
     elif form == "json":
-        text = _json(results)
+        text = _json([section.result for section in sections])
     elif form == "csv":
         from reports.running.report import csv_text
 
-        text = csv_text(found.to_dataframe()).rstrip("\n")
+        text = csv_text(sections[0].result.to_dataframe()).rstrip("\n")
     else:
         text = "\n".join(work.written(section, "table") for section in sections)
     if out is None and form == "table":
         from reports.terminal import show
 
-        for result in results:
-            show(result)
+        for section in sections:
+            show(section.result)
     elif out is None:
         print(output.shown(text))
     else:
         output.write_text(out, text if form == "html" else text + "\n")
         output.told(out, open)
-    for result in results:
-        for finding in result.findings():
+    for section in sections:
+        for finding in section.result.findings():
             hint(quiet, finding.text)
-
-
-def _last_best(found: Any) -> int:
-    """Of hook points of the residual stream the best on the validation texts."""
-    residual = [i for i, name in enumerate(found.names) if "hook_resid" in name or name == "hook_embed"]
-    if not residual:
-        raise InputError("--causal best", "expected a hook point of the residual stream among those stored")
-    return min(residual, key=lambda i: found.validation_loss[i])
 
 
 def _model(data: "ActivationStore", given: str | None, device: str, quiet: bool, *, needed: bool) -> "HookedGPT | None":
@@ -162,33 +153,6 @@ def _model(data: "ActivationStore", given: str | None, device: str, quiet: bool,
             "give the right --model",
         )
     return loaded
-
-
-def _sections(results: "list[Result]") -> "list[Section]":
-    from analyses.probes import causal, probe_layers
-    from reports.page.html import Section
-
-    about = [
-        ("probe", "Probes at every layer", probe_layers.__doc__),
-        ("causal", "Does the model use it?", causal.__doc__),
-    ]
-    return [
-        Section(name, title, (doc or "").strip(), result, 0.0)
-        for (name, title, doc), result in zip(about, results, strict=False)
-    ]
-
-
-def _page(data: "ActivationStore", label: str, sections: "list[Section]", loaded: "HookedGPT | None", seed: int) -> str:
-    from reports.page.html import Report, render
-    from reports.running.report import provenance
-
-    facts: dict[str, Any]
-    if loaded is not None:
-        facts = provenance(loaded, [], seed=seed, command=work.command_line())
-    else:
-        facts = {"command": work.command_line(), "seed": seed, "model": data.header["model"]}
-    facts |= {"activations": f"{data.n_texts:,} texts, {data.n_rows:,} positions, {data.header['dtype']}"}
-    return render(Report(f"{data.header['model']}: {label}", (), tuple(sections), facts))
 
 
 def _json(results: "list[Result]") -> str:

@@ -83,7 +83,13 @@ def train(
         if recipe is not None:
             settings = _settings(work.read_json(recipe) | {"corpus": [*map(str, corpus)]}, recipe)
         else:
-            sizes = {"layers": layers, "heads": heads, "width": width, "context": context, "vocabulary": vocabulary}
+            sizes: dict[str, Any] = {
+                "layers": layers,
+                "heads": heads,
+                "width": width,
+                "context": context,
+                "vocabulary": vocabulary,
+            }
             sizes |= {"steps": steps, "batch": batch, "repeats": repeats, "dtype": precision}
             settings = settings_for(
                 texts,

@@ -86,7 +86,8 @@ def load_model(name: str, device: str, dtype: Dtype) -> "HookedGPT":
     """The decoder that the options mean."""
     from interp.models.gpt import HookedGPT
 
-    return _told(HookedGPT.from_pretrained(name, device=device, dtype=_dtype(dtype)))
+    model: HookedGPT = _told(HookedGPT.from_pretrained(name, device=device, dtype=_dtype(dtype)))
+    return model
 
 
 def _told(model: Any) -> Any:

@@ -115,7 +115,8 @@ def blues(count: int) -> UInt8[np.ndarray, "step 3"]:
 
     colours = np.asarray(colormaps["Blues"](np.linspace(0, 1, count)))[:, :3]
     colours[0] = 1.0
-    return np.rint(colours * 255).astype(np.uint8)
+    whole: UInt8[np.ndarray, "step 3"] = np.rint(colours * 255).astype(np.uint8)
+    return whole
 
 
 def png_uri(image: UInt8[np.ndarray, "row column"], palette: UInt8[np.ndarray, "step 3"]) -> str:

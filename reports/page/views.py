@@ -145,7 +145,7 @@ def labels(sequence: Sequence[str]) -> list[Cell]:
     return [Cell(text=shown(text, is_token), value=printable(text), head=True) for text in sequence]
 
 
-def _interval(low: Any, high: Any, places: int | None) -> dict[str, str]:
+def _interval(low: Any, high: Any, places: int | None) -> dict[str, Any]:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return {}
     ends = f"{decimal(float(low), places)} to {decimal(float(high), places)}"
@@ -276,7 +276,7 @@ def _(panel: Histogram) -> dict[str, Any]:
 @_view.register
 def _(panel: Graph) -> dict[str, Any]:
     order = sorted(range(len(panel.edges)), key=lambda i: -abs(panel.edges[i][2]))
-    heads = [tuple(panel.nodes[panel.edges[i][end]] for i in order) for end in (0, 1)]
+    heads = [tuple(panel.nodes[ends[end]] for ends in (panel.edges[i][:2] for i in order)) for end in (0, 1)]
     names, columns = [panel.unit], [np.array([panel.edges[i][2] for i in order])]
     if panel.frames:
         names, columns = list(panel.frames), [weights[order] for weights, _ in panel.frames.values()]
@@ -310,7 +310,8 @@ def _(panel: Table) -> dict[str, Any]:
         row = []
         for name, value in zip(names, record, strict=True):
             if isinstance(value, (bool, int, float, np.number, np.bool_)) or value is None:
-                row.append(number_cell(value, scales[name].shade(float(value)) if name in scales else ""))
+                number: Any = value
+                row.append(number_cell(value, scales[name].shade(float(number)) if name in scales else ""))
             else:
                 row.append(Cell(text=shown(str(value), name in panel.tokens), value=printable(str(value))))
         rows.append(row)
@@ -322,7 +323,7 @@ def _(panel: Table) -> dict[str, Any]:
 
 @_view.register
 def _(panel: TokenGrid) -> dict[str, Any]:
-    spoken = [] if panel.candidate_values is None else panel.candidate_values
+    spoken: Any = [] if panel.candidate_values is None else panel.candidate_values
     followed = dict(zip(panel.target_measures, spoken, strict=False))
     scales = {
         name: Scale.of(np.append(values, followed.get(name, [])), bool(np.nanmin(np.append(values, 0)) < 0))
@@ -399,8 +400,10 @@ def _targets(
 @_view.register
 def _(panel: AttentionGrid) -> dict[str, Any]:
     n_layers, n_heads = panel.patterns[0].shape[:2]
-    pictures, texts, blobs = [], [], []
-    for i, (pattern, tokens) in enumerate(zip(panel.patterns, panel.tokens, strict=True)):
+    pictures, blobs = [], []
+    texts: list[dict[str, Any]] = []
+    for i, (pattern, keys) in enumerate(zip(panel.patterns, panel.tokens, strict=True)):
+        tokens: tuple[str, ...] = keys
         uri, side = packing.mosaic(pattern)
         pictures.append(uri)
         norms = panel.value_norms[i] if panel.value_norms else None
@@ -415,16 +418,19 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
             "bits": packing.bits_for(len(tokens)),
             "norms": None if norms is None else _norms(norms),
         })  # fmt: skip
-    measures = [{"name": printable(name), "values": values, "order": _order(values)}
-                for name, values in panel.measures.items()]  # fmt: skip
-    first = next((m for m in measures if "induction" in m["name"]), measures[0] if measures else {"order": [0]})
+    orders = {printable(name): _order(values) for name, values in panel.measures.items()}
+    measures = [{"name": name, "values": values, "order": order}
+                for (name, order), values in zip(orders.items(), panel.measures.values(), strict=True)]  # fmt: skip
+    best = next(
+        (order[0] for name, order in orders.items() if "induction" in name), next(iter(orders.values()), [0])[0]
+    )
     coarse = any(text["bits"] < 10 for text in texts)
     return {
         "kind": "attention",
         "pictures": tuple(pictures),
         "alt": f"Attention patterns of {n_layers} layers with {n_heads} heads each, one square a head",
         "data": json_block({
-            "layers": n_layers, "heads": n_heads, "texts": texts, "measures": measures, "best": first["order"][0],
+            "layers": n_layers, "heads": n_heads, "texts": texts, "measures": measures, "best": best,
             "blues": base64.b64encode(packing.blues(64).tobytes()).decode("ascii"),
         }),
         "grid": _measure_grid(panel),
@@ -432,7 +438,7 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
         "extra": {
             "blobs": blobs, "weighted": bool(panel.value_norms), "joined": bool(panel.queries),
             "texts": [printable(" ".join("".join(tokens).split())[:60]) for tokens in panel.tokens],
-            "measures": [m["name"] for m in measures],
+            "measures": list(orders),
         },
     }  # fmt: skip
 
@@ -440,7 +446,8 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
 def _order(values: np.ndarray) -> list[int]:
     """Heads by a measure, the largest first, what was not measured last."""
     flat = np.nan_to_num(np.asarray(values, dtype=float).ravel(), nan=-np.inf)
-    return np.argsort(-flat, kind="stable").tolist()
+    order: list[int] = np.argsort(-flat, kind="stable").tolist()
+    return order
 
 
 def _measure_grid(panel: AttentionGrid) -> Grid | None:

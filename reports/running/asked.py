@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from reports.running.discovery import Analysis
 
 if TYPE_CHECKING:
+    from interp.loading.any import AnyModel
     from interp.models.config import GPTConfig
     from interp.models.gpt import HookedGPT
     from reports.page.html import Report, Section
@@ -38,7 +39,7 @@ class Asked:
         return self.text if self.prompts is None else parse_prompts(self.prompts, where=self.where)
 
 
-def measure(analysis: Analysis, model: "HookedGPT | GPTConfig | None", asked: Asked) -> "Section":
+def measure(analysis: Analysis, model: "AnyModel | GPTConfig | None", asked: Asked) -> "Section":
     """The analysis, on what was asked."""
     from reports.running.report import run
 
@@ -47,7 +48,7 @@ def measure(analysis: Analysis, model: "HookedGPT | GPTConfig | None", asked: As
     return run(analysis, model, asked.tokens, values)
 
 
-def page_of(section: "Section", model: "HookedGPT | None", analysis: Analysis, asked: Asked, command: str) -> "Report":
+def page_of(section: "Section", model: "AnyModel | None", analysis: Analysis, asked: Asked, command: str) -> "Report":
     """A report of one analysis; `model` is None when it looked at a shape alone."""
     from analyses.shared.prompts import PromptSet
     from reports.page.html import Report

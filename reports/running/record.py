@@ -105,6 +105,7 @@ def _value(value: Any, digits: int | None) -> Any:
     if isinstance(value, (bool, np.bool_)):
         return int(value)
     if isinstance(value, (int, float, np.number)):
+        value = value.item() if isinstance(value, np.number) else value
         if math.isnan(value):
             return None
         if math.isinf(value):

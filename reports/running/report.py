@@ -27,7 +27,7 @@ from analyses.shared.panels import Note, Panel, Result, Table, Tokens
 from analyses.shared.translations import pair_labels, translations
 from interp.errors import InputError, InterpError, NotApplicable, check_seed
 from interp.files import atomic_path
-from interp.loading.any import load
+from interp.loading.any import AnyModel, load
 from interp.loading.digests import non_finite, parameters_sha256, weights_sha256
 from interp.models.config import GPTConfig
 from interp.models.encoder import HookedEncoder
@@ -123,7 +123,7 @@ def _beside(analysis: Analysis, model: Any, given: Mapping[str, Any]) -> dict[st
 
 @remembering()
 def report(
-    model: HookedGPT,
+    model: AnyModel,
     text: TextOrTokens,
     *,
     analyses: Iterable[str | Callable[..., Result]] | None = None,
@@ -271,7 +271,7 @@ def _shape(model: Any) -> str:
     return f"{layers} layers, {heads}, width {c.d_model}, context {c.n_ctx:,}, vocabulary {c.d_vocab:,}"
 
 
-def provenance(model: HookedGPT, tokens: Sequence[int], *, seed: int, command: str) -> dict[str, Any]:
+def provenance(model: AnyModel, tokens: Sequence[int], *, seed: int, command: str) -> dict[str, Any]:
     """Where the numbers come from. Date and times stand here and nowhere else in a report.
 
     Args:

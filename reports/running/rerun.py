@@ -11,15 +11,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 from interp.errors import CheckFailed, InputError, InterpError, NotFoundError, check_seed
 from interp.models.config import PRESETS
-from reports.running import record
+from reports.running import probing, record
 from reports.running.asked import Asked, measure, page_of, shape_of
-from reports.running.discovery import Analysis, Option, discover, find
+from reports.running.discovery import Analysis, Option, discover, find, keyword_options
 
 if TYPE_CHECKING:
+    from interp.loading.any import AnyModel
     from interp.models.gpt import HookedGPT
     from reports.page.html import Report
     from reports.studies import StudyFile
@@ -68,6 +69,8 @@ class Kept:
     def loads(self, model: str | None = None) -> list[tuple[str, str]]:
         """What running it again would read from this machine, as (what for, name)."""
         wanted = [] if self.own_model else [("model", model or self.model)]
+        if self.command == "probe":
+            wanted.append(("store", str(self.options.get("store"))))
         if self.command != "report" and self.command in _commands():
             given = [(o.name, self.options.get(o.name)) for o in find(self.command).options() if o.load is not None]
             wanted += [(name, str(value)) for name, value in given if value is not None]
@@ -255,7 +258,7 @@ def _is_here(name: str) -> bool:
         return False
 
 
-def load(kept: Kept, source: str, device: str) -> "HookedGPT":
+def load(kept: Kept, source: str, device: str) -> "AnyModel":
     """The page's model, at its precision. Raises CheckFailed when the weights are others."""
     import torch
 
@@ -352,7 +355,33 @@ def _study(kept: Kept, source: str, device: str, step: Step) -> "Report":
     )
 
 
-RUNNERS: dict[str, Callable[[Kept, str, str, Step], "Report"]] = {"report": _report, "study": _study}
+class _Probe:
+    """What `_checked` asks of a command: its name and options."""
+
+    command = "probe"
+
+    @staticmethod
+    def options() -> list[Option]:
+        return keyword_options("probe", probing.asked)
+
+
+def _probe(kept: Kept, source: str, device: str, step: Step) -> "Report":
+    """`interp probe` again."""
+    request = probing.asked(**_checked(_Probe(), kept.options))
+    step("opening the store", 0, 1)
+    data = probing.opened(request, str(kept.more.get("activations")))
+    loaded = None if kept.own_model else cast("HookedGPT", load(kept, source, device))
+    if request.causal is not None and loaded is None:
+        raise _no_page(kept.path)
+    sections = probing.run(request, data, loaded, step)
+    return probing.page_of(request, data, sections, loaded, str(kept.facts.get("command", "")))
+
+
+RUNNERS: dict[str, Callable[[Kept, str, str, Step], "Report"]] = {
+    "report": _report,
+    "study": _study,
+    "probe": _probe,
+}
 """How commands are run again, by name, given the page, the model's name, the device and who shows progress.
 
 Analyses need no entry.
@@ -372,7 +401,9 @@ def tensor(text: Any) -> Any:
         raise InputError("the token ids of the page are damaged", "expected whole numbers") from None
 
 
-def _checked(analysis: "Analysis | StudyFile", given: Mapping[str, Any], *, loads: bool = True) -> dict[str, Any]:
+def _checked(
+    analysis: "Analysis | StudyFile | _Probe", given: Mapping[str, Any], *, loads: bool = True
+) -> dict[str, Any]:
     """Options from a file as the analysis takes them. Raises InputError for one that it does not have."""
     known = {option.name: option for option in analysis.options()}
     out = {}

@@ -14,6 +14,7 @@ import pandas as pd
 
 from analyses.shared.panels import Finding, Note, Panel, Result, Table
 from interp.errors import InputError, InterpError
+from interp.loading.any import AnyModel
 from interp.models.gpt import HookedGPT
 from reports.commands.errors import first_line, out_of_memory
 from reports.page.html import Report, Section
@@ -140,7 +141,7 @@ def study(name: str, *, model: HookedGPT | str | Path | None = None, command: st
     return carry_out(made(file, model, options), file=file, command=command, options=options)
 
 
-def made(file: StudyFile, model: HookedGPT | str | Path | None, options: Mapping[str, Any]) -> Study:
+def made(file: StudyFile, model: AnyModel | str | Path | None, options: Mapping[str, Any]) -> Study:
     """The declaration of a study for a model and options."""
     known = [option.name for option in file.options()]
     for name in options:
@@ -150,7 +151,9 @@ def made(file: StudyFile, model: HookedGPT | str | Path | None, options: Mapping
         if model is not None:
             raise InputError(f"study {file.name} takes no model", "it makes its own")
         return file.function()(**options)
-    loaded = model if isinstance(model, HookedGPT) else HookedGPT.from_pretrained(model or DEFAULT_MODEL)
+    loaded = (
+        HookedGPT.from_pretrained(model or DEFAULT_MODEL) if model is None or isinstance(model, (str, Path)) else model
+    )
     return file.function()(loaded, **options)
 
 
@@ -207,7 +210,7 @@ def _panel(show: Show, results: Results, number: int) -> Panel:
         if callable(show):
             return show(results)
         run, _, key = show.partition(".")
-        found = {panel.key: panel for panel in results[run].panels()}
+        found: dict[str, Panel] = {panel.key: panel for panel in results[run].panels()}
         if key not in found:
             raise KeyError(f"run {run!r} has no panel {key!r}, only {', '.join(found)}")
         return replace(found[key], key=f"{run.replace('_', '-')}-{key}")

@@ -232,11 +232,11 @@ def _block_errors(model: HookedGPT, cache: Mapping[str, Tensor], layer: int) -> 
     block, at = model.blocks[layer], f"blocks.{layer}."
     pre, mid, post = (cache[at + f"hook_resid_{name}"] for name in ("pre", "mid", "post"))
     read = max(
-        _apart(cache[at + f"ln{n}.hook_normalized"], _normalised(x, norm.eps))
+        _apart(cache[at + f"ln{n}.hook_normalized"], _normalised(x, model.config.eps))
         for n, x, norm in ((1, pre, block.ln1), (2, mid, block.ln2))
     )
     added = max(_apart(mid, pre + cache[at + "hook_attn_out"]), _apart(post, mid + cache[at + "hook_mlp_out"]))
-    return read, added, min(_apart(x, _normalised(x, block.ln1.eps)) for x in (mid, post))
+    return read, added, min(_apart(x, _normalised(x, model.config.eps)) for x in (mid, post))
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

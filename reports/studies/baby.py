@@ -309,7 +309,9 @@ def gelu_error(training: BabyTraining) -> float:
     """How far the model's activation is from x Phi(x) computed with the error function."""
     x = np.linspace(-6, 6, 241)
     exact = np.array([v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x])
-    return float(np.abs(training.untrained.blocks[0].mlp.act(torch.from_numpy(x)).numpy() - exact).max())
+    mlp = training.untrained.blocks[0].mlp
+    assert mlp is not None  # BabyGPT has one
+    return float(np.abs(mlp.act(torch.from_numpy(x)).numpy() - exact).max())
 
 
 def certain_gain(training: BabyTraining) -> float:
