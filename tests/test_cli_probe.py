@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ROOT = Path(__file__).parent.parent
 FAST = ("--probe", "lda", "--no-description-length", "--quiet")
 
 
@@ -118,3 +121,42 @@ def test_a_page_is_made_again_and_checked(
     start = text.index('"seed": 0') if '"seed": 0' in text else text.index("seed")
     bare.write_text(text[:start] + text[start:].replace("0", "1", 1))
     assert interp(capsys, "rerun", bare, "--check", "--quiet").code == 5  # changed by hand
+
+
+KILLED = """
+import sys
+from interp import keeping
+from reports.cli import app
+after, saved, write = int(sys.argv[1]), [], keeping.np.savez
+def counted(*args, **arrays):
+    write(*args, **arrays)
+    saved.append(1)
+    if len(saved) > after:
+        print("there", flush=True)
+        sys.stdin.read()  # until it is killed
+keeping.np.savez = counted
+app(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("after", [0, 3, 11])
+def test_a_killed_run_goes_on_to_the_same_numbers(store: Path, tmp_path: Path, after: int) -> None:
+    """Fewer pieces are computed the second time, the table is the same to the last bit, and nothing is left."""
+    folder = tmp_path / "kept"
+    args = ["probe", str(store), "--label", "capital", "--no-description-length", "--quiet", "--format", "csv"]
+    code = [sys.executable, "-c", KILLED]
+    whole = subprocess.run([*code, "999", *args], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    with subprocess.Popen(
+        [*code, str(after), *args, "--resume", str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "there\n", child.communicate()
+        child.kill()
+    pieces = len(list(folder.glob("*.npz")))
+    assert pieces >= after
+    for damaged in list(folder.glob("*.npz"))[:1]:
+        damaged.write_bytes(damaged.read_bytes()[:100])
+    again = subprocess.run([*code, "999", *args, "--resume", str(folder)], capture_output=True, text=True, cwd=ROOT)
+    assert again.stdout == whole, again.stderr
+    assert not folder.exists()

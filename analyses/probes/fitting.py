@@ -81,7 +81,7 @@ def fit(
         objective = partial(passes.gradient, name, training.rows, target, classes)
         if isinstance(start, LogisticProbe):
             probe.start_from(start)
-        return probe.fit_objective(statistics, objective)
+        return probe.fit_objective(statistics, objective, passes.key(name, training.rows, target))
     assert isinstance(probe, MLPProbe)
     probe.watch(partial(passes.batches, name, training.rows, target), statistics)
     if validation is None:

@@ -21,6 +21,7 @@ from analyses.probes.base import Read, class_means, linear_scores
 from analyses.probes.moments import Array, Statistics, as_labels
 from analyses.probes.rows import RowsProbe, spread
 from interp.errors import InputError
+from interp.keeping import Arrays, kept
 
 PATH = (0.0001, 0.001, 0.01, 0.1, 1.0)
 """Values of C worth trying for standardised activations."""
@@ -78,16 +79,25 @@ class LogisticProbe(RowsProbe):
         self._start = other._solve()
         return self
 
-    def fit_objective(self, statistics: Statistics, objective: "Objective") -> Self:
-        """Learn from rows that somebody else sums over, such as workers; see `minimise`."""
+    def fit_objective(self, statistics: Statistics, objective: "Objective", key: Sequence[object] = ()) -> Self:
+        """Learn from rows that somebody else sums over, such as workers; see `minimise`.
+
+        `key` says which rows and labels these are: then `interp.keeping` keeps the solution.
+        """
         self._statistics = statistics
         self._check_classes()
         self.C_ = self._single()
         scale = spread(statistics.x) if self.standardise else None
-        coef, intercept, self.n_iter_ = minimise(
-            objective, statistics, self.C_, scale=scale, start=self._start, max_iter=self.max_iter, tol=self.tol
-        )
-        self._solution = coef, intercept
+
+        def solve() -> Arrays:
+            coef, intercept, steps = minimise(
+                objective, statistics, self.C_, scale=scale, start=self._start, max_iter=self.max_iter, tol=self.tol
+            )
+            return {"coef": coef, "intercept": intercept, "steps": np.array(steps)}
+
+        settings = (self.C_, self.standardise, self.max_iter, self.tol)
+        found = kept(("logistic", *settings, *(self._start or ()), *key), solve) if key else solve()
+        self._solution, self.n_iter_ = (found["coef"], found["intercept"]), int(found["steps"])
         return self
 
     @property

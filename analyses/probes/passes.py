@@ -16,7 +16,8 @@ from analyses.probes.data import Activations
 from analyses.probes.logistic import value_and_gradient
 from analyses.probes.moments import Array, ClassMeans, Moments
 from interp import scale
-from interp.store.reading import ActivationStore
+from interp.keeping import kept
+from interp.store.reading import ActivationStore, identity
 
 FLOOR = 1e-6
 """Probabilities count as at least this in losses, since a class that was never seen has none."""
@@ -47,10 +48,25 @@ class Passes:
     texts: Array  # [row] the number of the text
     n_classes: int
 
+    def key(self, name: str, rows: Array, target: str) -> tuple[object, ...]:
+        """What tells these rows and labels of a hook point from all others; nothing for activations in memory."""
+        if not isinstance(self.data, ActivationStore):
+            return ()
+        return (identity(self.data.header), name, rows, self.codes[target][rows])
+
     def statistics(
         self, names: Sequence[str], rows: Array, targets: Sequence[str]
     ) -> tuple[dict[str, Moments], dict[str, dict[str, ClassMeans]]]:
         """Of the chosen rows: moments of every hook point, and class means for each kind of label."""
+        key = [part for target in targets for part in self.key(repr(list(names)), rows, target)]
+        if key:
+            found = kept(("sums", *targets, *key), lambda: _flat(*self._sums(names, rows, targets)))
+            return _unflat(found, names, targets)
+        return self._sums(names, rows, targets)
+
+    def _sums(
+        self, names: Sequence[str], rows: Array, targets: Sequence[str]
+    ) -> tuple[dict[str, Moments], dict[str, dict[str, ClassMeans]]]:
         moments: dict[str, Moments] = {}
         means: dict[str, dict[str, ClassMeans]] = {name: {} for name in names}
         for x, y in self._map(partial(_statistics, tuple(names)), rows, targets):
@@ -105,6 +121,32 @@ class Passes:
             found = scale.map_items(partial(_on_worker, kernel, str(store.directory)), groups)
             return (one for group in found for one in group)
         return map(partial(kernel, self.data), parts)
+
+
+def _flat(moments: Mapping[str, Moments], means: Mapping[str, Mapping[str, ClassMeans]]) -> dict[str, Array]:
+    """Sums as arrays with names."""
+    out: dict[str, Array] = {}
+    for i, (name, x) in enumerate(moments.items()):
+        out |= {f"{i} n": np.array(x.n), f"{i} mean": x.mean, f"{i} scatter": x.scatter}
+        for j, y in enumerate(means[name].values()):
+            out |= {f"{i} {j} classes": y.classes, f"{i} {j} counts": y.counts, f"{i} {j} means": y.means}
+    return out
+
+
+def _unflat(
+    found: Mapping[str, Array], names: Sequence[str], targets: Sequence[str]
+) -> tuple[dict[str, Moments], dict[str, dict[str, ClassMeans]]]:
+    moments = {
+        name: Moments(int(found[f"{i} n"]), found[f"{i} mean"], found[f"{i} scatter"]) for i, name in enumerate(names)
+    }
+    means = {
+        name: {
+            target: ClassMeans(*(found[f"{i} {j} {field}"] for field in ("classes", "counts", "means")))
+            for j, target in enumerate(targets)
+        }
+        for i, name in enumerate(names)
+    }
+    return moments, means
 
 
 def _by_shard(store: ActivationStore | None, rows: Array) -> list[tuple[int | None, Array]]:

@@ -64,6 +64,12 @@ def probe(
         typer.Option(metavar="<address>", help="Share the passes on a Ray cluster: local, auto, or host:port."),
     ] = None,
     workers: Annotated[Optional[int], typer.Option(help="With --ray: how many.")] = None,  # noqa: UP045
+    resume: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="<folder>", help="Keep what is finished here; the same command goes on with it after a stop."
+        ),
+    ] = None,
     format: Annotated[
         Optional[Format],  # noqa: UP045
         typer.Option("--format", help="Of the output; told from --out if not given, else table."),
@@ -102,10 +108,11 @@ def probe(
     with output.progress(quiet) as step:
         step("opening the store", 0, 1)
         from interp import ActivationStore, scale
+        from interp.keeping import keeping
 
         data = ActivationStore(store)
         loaded = _model(data, model, device, quiet, needed=causal is not None)
-        with nullcontext() if ray is None else scale.cluster(ray, workers=workers):
+        with keeping(resume), nullcontext() if ray is None else scale.cluster(ray, workers=workers):
             sections = probing.run(request, data, loaded, step)
     if form == "html":
         from reports.page.html import render
