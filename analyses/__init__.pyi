@@ -24,6 +24,7 @@ from analyses.next_token import next_token as next_token
 from analyses.path_patching import path_patching as path_patching
 from analyses.probing import probing as probing
 from analyses.residual_stream import residual_stream as residual_stream
+from analyses.shared.axes import Axes as Axes
 from analyses.shared.capabilities import analysis as analysis
 from analyses.shared.contract import check as check
 from analyses.shared.inputs import TextOrTokens as TextOrTokens

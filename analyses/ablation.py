@@ -23,6 +23,12 @@ make up for the loss, negative where the head mattered also through others.
 What it does not show: parts that back each other up look unimportant one at a time; and a replacement takes the model
 off its usual paths (zero most, resample least), so an effect mixes "was needed" with "was disturbed". Intervals and
 q-values speak of texts like these, and of nothing else.
+
+Of a translation model (`source ||| target`, or a source and the model's own translation of it) parts of the encoder, of
+the decoder and of its cross-attention are replaced; the loss is the mean over all tokens that are written, the end
+token included, and the answer the last of them before the end. Of an encoder with a masked-language head the text has
+one [MASK], and all metrics concern it. In both, what a head writes passes through norms before it reaches the logits:
+there is no direct contribution, and no self-repair gap.
 """
 
 from collections.abc import Sequence
@@ -38,17 +44,18 @@ from torch import Tensor
 from analyses.shared.capabilities import analysis, lacking
 from analyses.shared.clean_corrupted import Texts, notable, own_answers, resolve_texts, said_answers
 from analyses.shared.components import Component, choose, component_panels
-from analyses.shared.metrics import TITLES, UNITS, MetricName, Readout, TokenChoice, check_metrics
-from analyses.shared.pair_effects import translation_ablation
+from analyses.shared.metrics import TITLES, UNITS, MetricName, TokenChoice, check_metrics
 from analyses.shared.panels import Finding, Note, Panel, Result, Table, Tokens
 from analyses.shared.prompts import TextsOrPrompts
 from analyses.shared.replacements import KINDS, KindName, Replacements, Values, check_kinds
+from analyses.shared.stacks import Model
 from analyses.shared.statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.task import Row, shape, task_of
 from interp import scale
 from interp.errors import NotApplicable
+from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
-from interp.models.kernels import wide
 from interp.progress import tell
 from interp.residual import attn_share, logit_direction
 from interp.sweep import Variant, sweep
@@ -100,7 +107,10 @@ class AblationResult(Result):
         return np.asarray(self.direct + self.logit_effects)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per text, component, kind and metric; `neuron` only where neurons were replaced."""
+        """One row per text, component, kind and metric.
+
+        `neuron` only where neurons were replaced, `stack` (enc, dec, cross) only of a translation model.
+        """
         text, part, kind, metric = (axis.ravel() for axis in np.indices(self.values.shape))
         frame = pd.DataFrame({"text": text, **self._labels(part)})
         frame["kind"], frame["metric"] = np.array(self.kinds)[kind], np.array(self.metrics)[metric]
@@ -108,13 +118,15 @@ class AblationResult(Result):
         return frame.assign(clean=clean.ravel(), value=self.values.ravel(), effect=self.effects.ravel())
 
     def _labels(self, part: np.ndarray) -> dict[str, object]:
-        """Columns component, layer, head (and neuron) for component numbers."""
+        """Columns component, (stack,) layer, head (and neuron) for component numbers."""
         chosen = [self.components[i] for i in part]
         columns: dict[str, object] = {
             "component": [c.label for c in chosen],
             "layer": pd.array([c.layer for c in chosen], dtype="Int64"),
             "head": pd.array([c.index if c.kind == "head" else None for c in chosen], dtype="Int64"),
         }
+        if any(c.short for c in self.components):
+            columns = {"component": columns.pop("component"), "stack": [c.short for c in chosen], **columns}
         if any(c.kind == "neuron" for c in self.components):
             columns["neuron"] = pd.array([c.index if c.kind == "neuron" else None for c in chosen], dtype="Int64")
         return columns
@@ -178,7 +190,7 @@ class AblationResult(Result):
     def _table(self) -> Table:
         frame = self.summary()
         frame = frame.iloc[np.argsort(-frame["effect"].abs().to_numpy(), kind="stable")].reset_index(drop=True)
-        frame, most = frame.drop(columns=[name for name in ("layer", "head", "neuron") if name in frame]), 2000
+        frame, most = frame.drop(columns=[name for name in ("stack", "layer", "head", "neuron") if name in frame]), 2000
         cut = f" The {most:,} largest of {len(frame):,} effects." if len(frame) > most else ""
         _, unit = independent(len(self.texts), self.clusters)
         tests = f" p by flipping the signs of {unit}, q corrected for all rows of the table (Benjamini-Hochberg)."
@@ -204,7 +216,7 @@ class AblationResult(Result):
         return frame.iloc[np.argsort(-frame["gap"].abs().to_numpy(), kind="stable")].reset_index(drop=True)
 
     def _repair_panels(self) -> list[Panel]:
-        if not any(c.kind == "head" for c in self.components):
+        if np.isnan(self.direct).all():
             return []
         caption = (
             "direct: what the replaced part of the head's output adds to the logit difference by itself. lost: what "
@@ -241,7 +253,8 @@ class AblationResult(Result):
         top = rows.iloc[int(rows["effect"].abs().argmax())]
         effect, unit, several = float(top["effect"]), UNITS[metric], "q" in rows
         number = next(i for i, c in enumerate(self.components) if c.label == top["component"])
-        part, place = self.components[number], (self.kinds.index(kind), self.metrics.index(metric))
+        part, shown = self.components[number], "heads" if self.components[number].kind == "head" else "others"
+        place = (self.kinds.index(kind), self.metrics.index(metric))
         chosen = self.effects[:, number, place[0], place[1]]
         least = self._least()[place[1]]
         low, high = bootstrap(chosen, clusters=self.clusters, chosen_of=len(rows), least=least).ends()
@@ -253,7 +266,7 @@ class AblationResult(Result):
         return Finding(
             text=f"With {part.label} {KINDS[kind]}, the {title} changes by {effect:+.3g}, from "
             f"{top['clean']:.3g} {texts}: the largest of {len(rows)} effects{known}.",
-            key=f"{metric}-{kind}-{'heads' if part.kind == 'head' else 'others'}".replace("_", "-"),
+            key="-".join(filter(None, (metric, kind, part.short * (part.kind == "head"), shown))).replace("_", "-"),
             weight=notable(1 - typical / max(abs(effect), 1e-12), low, high, float(top["q"]) if several else None),
             value=effect,
             unit=unit,
@@ -268,15 +281,16 @@ class AblationResult(Result):
     in_report={"metrics": ("loss", "logit", "kl")},
     sweeps=True,
     scales=True,
-    translation=("components", "layers", "kinds", "metrics", "positions"),
 )
 @torch.no_grad()
 def ablation(
-    model: HookedGPT | HookedEncoderDecoder,
+    model: HookedGPT | HookedEncoder | HookedEncoderDecoder,
     tokens: TextsOrPrompts = None,
     *,
     components: Annotated[
-        str, "heads, mlps, attention, layers, neurons, or single ones (L0H1, mlp 0, L1N17), separated by commas"
+        str,
+        "heads, mlps, attention, layers, neurons, or single ones (L0H1, mlp 0, L1N17; cross L0H1 of a translation "
+        "model), separated by commas",
     ] = "heads",
     layers: Annotated[tuple[int, ...] | None, "take components from these layers only"] = None,
     kinds: Annotated[tuple[KindName, ...], "what replaces the component's output"] = ("zero",),
@@ -288,27 +302,18 @@ def ablation(
     draws: Annotated[int, "draws that a resampled effect is averaged over"] = 4,
     memory: Annotated[int | None, "bytes to use beyond the model; by default half of what is free"] = None,
     seed: Annotated[int, "of draws, shuffles and intervals"] = 0,
-) -> Result:
+) -> AblationResult:
     """The effect of replacing each component, one at a time, on each metric and text.
 
     Args:
-        tokens: a text, several, ids [batch pos], a prompt set, or None: 12 generated indirect object prompts.
+        tokens: a text, several, ids [batch pos], a prompt set, or None: 12 generated indirect object prompts. For a
+            translation model `source ||| target`, a source alone, or both as ids; for an encoder text with a [MASK].
+        positions: of the source in a translation model's encoder, of the target in its decoder.
         answer, wrong: a token as text or id, for all texts or one for each.
 
     Raises InputError for names that mean nothing, texts shorter than two tokens, or positions that a text lacks;
-    NotApplicable for the loss of a model that does not predict next tokens.
+    NotApplicable for the loss of a model that does not predict next tokens, or an encoder that predicts none.
     """
-    if isinstance(model, HookedEncoderDecoder):
-        return translation_ablation(
-            model,
-            tokens,
-            components=components,
-            layers=layers,
-            kinds=kinds,
-            metrics=metrics,
-            positions=positions,
-            seed=seed,
-        )
     chosen, names = check_kinds(kinds), check_metrics(metrics)
     if "loss" in names and (missing := lacking(model, ("next token",))):
         raise NotApplicable(
@@ -318,23 +323,25 @@ def ablation(
     parts = choose(model, components, layers=layers)
     texts = resolve_texts(model, tokens, answer=answer, wrong=wrong, seed=seed)
     source = Replacements(model, texts.rows, reference, chosen, parts, draws=draws, seed=seed)
-    heads = any(part.kind == "head" for part in parts)
+    task = task_of(model)
+    heads = task.direct and any(part.kind == "head" for part in parts)
     asked = tuple(dict.fromkeys([*names, *(["logit_diff"] if heads else [])]))
-    shape = (len(texts.rows), len(parts), len(chosen))
-    values = {name: np.zeros(shape) for name in asked}
+    size = (len(texts.rows), len(parts), len(chosen))
+    values = {name: np.zeros(size) for name in asked}
     clean = {name: np.zeros(len(texts.rows)) for name in asked}
-    direct = np.full(shape, np.nan)
-    groups = ((at, batch, [source.values(at, batch.shape[1], kind) for kind in chosen]) for at, batch in texts.groups())
+    direct = np.full(size, np.nan)
+    groups = ((at, batch, [source.values(at, shape(batch), kind) for kind in chosen]) for at, batch in texts.groups())
     one = partial(_group, model, texts, parts, asked, positions, memory)
     for indices, cleans, replaced, own in scale.map_items(one, groups):
         direct[indices] = own
         for name in asked:
             clean[name][indices], values[name][indices] = cleans[name], replaced[name]
-    logit_effects = np.full(shape, np.nan)
+    logit_effects = np.full(size, np.nan)
     if heads:
         is_head = [i for i, part in enumerate(parts) if part.kind == "head"]
         logit_effects[:, is_head] = (values["logit_diff"] - clean["logit_diff"][:, None, None])[:, is_head]
     answers, wrongs = texts.answers(model)
+    capped = heads and getattr(model.config, "logit_softcap", None) is not None
     return AblationResult(
         texts=texts.names,
         components=parts,
@@ -348,7 +355,7 @@ def ablation(
         wrongs=wrongs,
         clusters=texts.clusters,
         positions=None if positions is None else tuple(positions),
-        notes=(*texts.notes, *source.notes, *([CAPPED] if heads and model.config.logit_softcap is not None else [])),
+        notes=(*texts.notes, *source.notes, *([CAPPED] if capped else [])),
         own=texts.own,
         seed=seed,
     )
@@ -356,20 +363,21 @@ def ablation(
 
 @torch.no_grad()
 def _group(
-    model: HookedGPT,
+    model: Model,
     texts: Texts,
     parts: Sequence[Component],
     asked: tuple[str, ...],
     positions: Sequence[int] | None,
     memory: int | None,
-    group: tuple[list[int], Tensor, Sequence[Sequence[Values]]],
+    group: tuple[list[int], Row, Sequence[Sequence[Values]]],
 ) -> tuple[list[int], dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
     """Texts of one length, with the values that replace: metric -> [text] clean, metric -> [text component kind].
 
     Before these the texts' numbers, after them the direct contributions [text component kind].
     """
     indices, batch, fills = group
-    readout = _readout(model, texts, indices, batch, asked)
+    task = task_of(model)
+    readout = texts.readout(task, indices, asked)
     plan = [(k, p, fill) for k, draws_of in enumerate(fills) for p in range(len(parts)) for fill in draws_of]
     variants: list[Variant] = [(), *(parts[p].replace(fill.__getitem__, positions) for _, p, fill in plan)]
     found = sweep(model, batch, variants, readout, read=readout.read, vocab=readout.vocab, memory=memory, progress=tell)
@@ -378,17 +386,10 @@ def _group(
         for (k, p, _), row in zip(plan, value[1:].double().cpu().numpy(), strict=True):
             values[name][:, p, k] += row / len(fills[k])
     clean = {name: value[0].double().cpu().numpy() for name, value in found.items()}
-    return indices, clean, values, _direct(model, texts, indices, batch, parts, fills, positions)
-
-
-def _readout(model: HookedGPT, texts: Texts, indices: list[int], batch: Tensor, names: tuple[str, ...]) -> Readout:
-    clean = None
-    if "kl" in names:
-        logits = model(batch)
-        clean = wide(logits).log_softmax(-1)
-    return Readout(
-        names=names, tokens=batch, answer=texts.answer[indices], wrong=texts.wrong[indices], clean=clean
-    ).narrowed()
+    direct = np.full((len(indices), len(parts), len(fills)), np.nan)
+    if task.direct:
+        direct = _direct(task.model, texts, indices, batch, parts, fills, positions)
+    return indices, clean, values, direct
 
 
 def _direct(

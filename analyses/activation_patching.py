@@ -9,6 +9,11 @@ into corrupted and asks what suffices; `noise` copies from corrupted into clean 
 and Nanda 2024). Sites: resid_pre, resid_mid, resid_post, attn_out and mlp_out by layer and position; z, q, k, v and
 pattern by head, or by head and position (the query for pattern).
 
+Of a translation model the sources differ and the targets are the clean ones' in both runs; a site is copied in the
+encoder, in the decoder and in its cross-attention, wherever it is there, and cross_attn_out and resid_mid_cross are
+further sites. Positions are those of the source in the encoder and of keys and values of cross-attention, those of the
+target elsewhere. Of an encoder with a masked-language head each text has one [MASK], and the answer stands there.
+
 What the numbers mean: `value` is the metric of the patched run; copying everything would give the other run's. What
 they do not show: parts that do the same in both runs have no effect, however much they matter, for all that can be
 seen is what differs between the texts. Two places can carry the same information, so effects need not add up.
@@ -39,13 +44,15 @@ from analyses.shared.components import layer_numbers
 from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
-from analyses.shared.pair_effects import translation_patching
 from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.prompts import TextsOrPrompts
+from analyses.shared.stacks import Model, attentions
 from analyses.shared.statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.task import Row, sides, task_of
 from interp import scale
 from interp.errors import InputError, nearest
 from interp.interventions import Replace
+from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
 from interp.progress import tell
@@ -54,8 +61,10 @@ from interp.sweep import Variant, sweep
 STREAMS: dict[str, str] = {
     "resid_pre": "residual stream before the layer",
     "resid_mid": "residual stream between attention and MLP",
+    "resid_mid_cross": "residual stream between cross-attention and MLP",
     "resid_post": "residual stream after the layer",
     "attn_out": "attention output",
+    "cross_attn_out": "cross-attention output",
     "mlp_out": "MLP output",
 }
 HEADS: dict[str, str] = {
@@ -69,21 +78,68 @@ SITES = STREAMS | HEADS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Patched:
-    """The metric of every patched run at one site, in one direction."""
+class Place:
+    """Where a site lies: hook points, one a layer, of a decoder or of one attention of a translation model."""
 
     site: str
-    direction: str
+    short: str
+    """`enc`, `dec` or `cross`; "" where there are no others."""
+    where: str
+    """In words, after the site's: " of the encoder"."""
+    names: tuple[str, ...]
+    """[layer] hook points."""
+    layers: tuple[int, ...]
     axes: tuple[str, ...]
     """Of each text's array: (layer, pos), (layer, head) or (layer, head, pos); kv_head for keys and values that several
     heads share."""
+    sizes: tuple[int, ...]
+    """Entries of each axis, 0 for positions."""
+    side: int
+    """Whose tokens positions are: 0 for the text or the source, 1 for the target."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Patched:
+    """The metric of every patched run at one site, in one direction."""
+
+    place: Place
+    direction: str
     values: tuple[np.ndarray, ...]
     """[text] arrays of the metric, one axis for each name in `axes`."""
+    positions: tuple[tuple[int, ...], ...]
+    """[text] the positions patched, counted from the start."""
+    labels: Tokens | tuple[str, ...]
+    """[pos] of the positions patched in every text, aligned at the end."""
+    same: int
+    """How many of these lie before the first token that differs, in every text; there nothing can have an effect."""
+
+    @property
+    def site(self) -> str:
+        return self.place.site
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Of each text's array."""
+        return self.place.axes
 
     @property
     def head_axis(self) -> str:
         """`head`, or `kv_head`."""
         return "kv_head" if "kv_head" in self.axes else "head"
+
+    @property
+    def words(self) -> str:
+        """What is copied."""
+        return SITES[self.site] + self.place.where
+
+    def columns(self, shape: tuple[int, ...]) -> tuple[dict[str, object], dict[str, np.ndarray]]:
+        """Of a table with one row a place: site, (stack,) layer and head; and the place of each row on each axis."""
+        at = dict(zip(self.axes, (axis.ravel() for axis in np.indices(shape)), strict=True))
+        size = int(np.prod(shape))
+        stack = {"stack": self.place.short} if self.place.short else {}
+        layer = {"layer": np.array(self.place.layers)[at["layer"]]}
+        head = {"head": pd.array(at.get(self.head_axis, np.full(size, None)), dtype="Int64")}
+        return {"site": np.full(size, self.site, dtype=object), **stack, **layer, **head}, at
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,13 +148,8 @@ class ActivationPatchingResult(Result):
 
     pairs: Pairs
     patched: tuple[Patched, ...]
-    layers: tuple[int, ...]
-    positions: tuple[tuple[int, ...], ...]
-    """[text] the positions patched, counted from the start."""
     measure: Measure
     """The metric, and its values on the two unpatched runs."""
-    labels: Tokens | tuple[str, ...]
-    """[pos] of the positions patched in every text, aligned at the end."""
     answers: Tokens
     wrongs: Tokens
     seed: int
@@ -113,25 +164,22 @@ class ActivationPatchingResult(Result):
 
     def _frame(self, patched: Patched, text: int) -> pd.DataFrame:
         values = patched.values[text]
-        place = dict(zip(patched.axes, (axis.ravel() for axis in np.indices(values.shape)), strict=True))
+        columns, at = patched.columns(values.shape)
         none = np.full(values.size, None)
-        columns = {
-            "site": patched.site,
-            "layer": np.array(self.layers)[place["layer"]],
-            "head": pd.array(place.get(patched.head_axis, none), dtype="Int64"),
-            "pos": pd.array(np.array(self.positions[text])[place["pos"]] if "pos" in place else none, dtype="Int64"),
-            "clean": self.measure.clean[text],
-            "corrupted": self.measure.corrupted[text],
-            "value": values.ravel(),
-            "text": text,
-            "direction": patched.direction,
-        }
-        return pd.DataFrame(columns)
+        where = np.array(patched.positions[text])[at["pos"]] if "pos" in at else none
+        return pd.DataFrame(columns).assign(
+            pos=pd.array(where, dtype="Int64"),
+            clean=self.measure.clean[text],
+            corrupted=self.measure.corrupted[text],
+            value=values.ravel(),
+            text=text,
+            direction=patched.direction,
+        )
 
     def effects(self, patched: Patched) -> np.ndarray:
         """[text layer (head) (pos)] patched metric minus that of the run patched into; positions end-aligned."""
         base = self.measure.corrupted if patched.direction == "denoise" else self.measure.clean
-        common = len(self.labels) if "pos" in patched.axes else None
+        common = len(patched.labels) if "pos" in patched.axes else None
         cut = [values if common is None else values[..., values.shape[-1] - common :] for values in patched.values]
         return np.stack([values - start for values, start in zip(cut, base, strict=True)])
 
@@ -159,13 +207,14 @@ class ActivationPatchingResult(Result):
     def _matrix(self, patched: Patched) -> Matrix:
         spread = bootstrap(self.effects(patched), clusters=self.pairs.clusters, seed=self.seed)
         heads = tuple(str(head) for head in range(spread.value.shape[1]))
-        rows, row_axis, axis = tuple(map(str, self.layers)), "layer", patched.head_axis
+        layers = patched.place.layers
+        rows, row_axis, axis = tuple(map(str, layers)), "layer", patched.head_axis
         if len(patched.axes) == 3:
             letter = "H" if axis == "head" else "KV"
-            rows, row_axis = tuple(f"L{layer}{letter}{head}" for layer in self.layers for head in heads), axis
+            rows, row_axis = tuple(f"L{layer}{letter}{head}" for layer in layers for head in heads), axis
         by_pos = "pos" in patched.axes
-        skip = self._equal_at_first() if by_pos else 0
-        columns = type(self.labels)(self.labels[skip:]) if by_pos else heads
+        skip = patched.same if by_pos else 0
+        columns = type(patched.labels)(patched.labels[skip:]) if by_pos else heads
         left_out = (
             f" The first {skip} positions, where the texts agree, have no effect and are left out." if skip else ""
         )
@@ -178,13 +227,6 @@ class ActivationPatchingResult(Result):
             rows=rows, columns=columns, row_axis=row_axis, column_axis="position" if by_pos else axis,
             values=values, low=low, high=high, diverging=True, image=values.size > 4000,
         )  # fmt: skip
-
-    def _equal_at_first(self) -> int:
-        """How many of the labelled positions lie before the first token that differs, in every text."""
-        firsts = [first_difference(*pair) for pair in zip(self.pairs.rows, self.pairs.corrupted, strict=True)]
-        columns = zip(*(places[-len(self.labels) :] for places in self.positions), strict=True)
-        differs = [any(place >= first for place, first in zip(column, firsts, strict=True)) for column in columns]
-        return differs.index(True) if True in differs else 0
 
     def _caption(self, patched: Patched) -> str:
         gap = self.gap(patched.direction).mean()
@@ -201,18 +243,11 @@ class ActivationPatchingResult(Result):
         for patched in self.patched:
             effects = self.effects(patched)
             spread = bootstrap(effects, clusters=self.pairs.clusters, seed=self.seed)
-            place = dict(zip(patched.axes, (axis.ravel() for axis in np.indices(spread.value.shape)), strict=True))
-            none = np.full(spread.value.size, None)
-            frame = pd.DataFrame(
-                {
-                    "site": patched.site,
-                    "direction": patched.direction,
-                    "layer": np.array(self.layers)[place["layer"]],
-                    "head": pd.array(place.get(patched.head_axis, none), dtype="Int64"),
-                    "position": np.array(self.labels, dtype=object)[place["pos"]] if "pos" in place else "all",
-                    "effect": spread.value.ravel(),
-                }
-            )
+            columns, at = patched.columns(spread.value.shape)
+            frame = pd.DataFrame(columns)
+            frame.insert(1, "direction", patched.direction)
+            frame["position"] = np.array(patched.labels, dtype=object)[at["pos"]] if "pos" in at else "all"
+            frame["effect"] = spread.value.ravel()
             gap = self.gap(patched.direction).mean()
             frame["share"] = frame["effect"] / gap if gap else np.nan
             if spread.low is not None and spread.high is not None:
@@ -235,7 +270,7 @@ class ActivationPatchingResult(Result):
         return Table(
             key="table", title="Every effect, largest first", caption=share + (tests if "q" in frame else "") + cut,
             frame=frame.head(most), units={"effect": self.measure.unit}, diverging=frozenset({"effect"}),
-            tokens=frozenset({"position"}) if isinstance(self.labels, Tokens) else frozenset(),
+            tokens=frozenset({"position"}) if isinstance(self.patched[0].labels, Tokens) else frozenset(),
         )  # fmt: skip
 
     def _note(self) -> Note:
@@ -253,14 +288,15 @@ class ActivationPatchingResult(Result):
         # Of places that do equally well the latest layer is told: the information must still be there.
         size = np.abs(spread.value)
         best = np.unravel_index(size.size - 1 - int(np.argmax(size.ravel()[::-1] >= 0.95 * size.max())), size.shape)
-        where = [f"layer {self.layers[best[0]]}"]
+        where = [f"layer {patched.place.layers[best[0]]}"]
         if patched.site in HEADS:
             where = [f"{patched.head_axis.replace('kv_', 'key-value ')} {best[1]} of {where[0]}"]
         if "pos" in patched.axes:
-            where.append(f"position {self.labels[best[-1]]!r}")
+            where.append(f"position {patched.labels[best[-1]]!r}")
         value = float(spread.value[best])
         low, high = spread.ends(*best)
         rows = frame[(frame["site"] == patched.site) & (frame["direction"] == patched.direction)]
+        rows = rows[rows["stack"] == patched.place.short] if "stack" in rows else rows
         several = "q" in rows
         q = float(rows["q"].to_numpy()[np.ravel_multi_index(best, size.shape)]) if several else None
         clear = said_clear(rows["q"], *independent(len(self.pairs.rows), self.pairs.clusters)) if several else ""
@@ -268,7 +304,7 @@ class ActivationPatchingResult(Result):
         source = "clean" if patched.direction == "denoise" else "corrupted"
         share = f", {100 * value / gap:z.0f} % of what copying everything does ({gap:+.3g})" if abs(gap) > 1e-6 else ""
         return Finding(
-            text=f"Copying the {SITES[patched.site]} from the {source} run at {', '.join(where)} changes the "
+            text=f"Copying the {patched.words} from the {source} run at {', '.join(where)} changes the "
             f"{self.measure.title} by {value:+.3g}{share}{known}.",
             key=_key(patched),
             weight=notable(value / gap if abs(gap) > 1e-6 else 0.0, low, high, q),
@@ -280,23 +316,26 @@ class ActivationPatchingResult(Result):
 
 
 def _key(patched: Patched) -> str:
-    return f"{patched.site}-{patched.direction}".replace("_", "-")
+    return "-".join(filter(None, (patched.place.short, patched.site, patched.direction))).replace("_", "-")
 
 
 def _title(patched: Patched) -> str:
     source, base = ("clean", "corrupted") if patched.direction == "denoise" else ("corrupted", "clean")
-    return f"{SITES[patched.site][0].upper()}{SITES[patched.site][1:]}, copied from the {source} into the {base} run"
+    return f"{patched.words[0].upper()}{patched.words[1:]}, copied from the {source} into the {base} run"
 
 
-@analysis(place=46, needs=("next token",), sweeps=True, scales=True, translation=("corrupted", "site", "direction"))
+@analysis(place=46, needs=("next token",), sweeps=True, scales=True)
 @torch.no_grad()
 def activation_patching(
-    model: HookedGPT | HookedEncoderDecoder,
+    model: HookedGPT | HookedEncoder | HookedEncoderDecoder,
     clean: TextsOrPrompts = None,
     corrupted: Annotated[TextOrTokens | None, "the clean text, changed; as long in tokens"] = None,
     *,
     site: Annotated[str | Sequence[str], f"what is copied: {', '.join(SITES)}; several with commas"] = "resid_pre",
-    metric: Annotated[PatchingMetric | Callable[[Tensor], Tensor], "what is measured"] = "logit_diff",
+    metric: Annotated[
+        PatchingMetric | Callable[[Tensor], Tensor] | None,
+        "what is measured; by default logit_diff, of a translation log_prob, that of the whole target",
+    ] = None,
     answer: Annotated[TokenChoice | None, "right next token after the clean text"] = None,
     wrong: Annotated[TokenChoice | None, "right next token after the corrupted text"] = None,
     direction: Annotated[
@@ -308,97 +347,125 @@ def activation_patching(
     read: Annotated[tuple[int, ...], "positions whose logits a metric function gets", PYTHON_ONLY] = (-1,),
     memory: Annotated[int | None, "bytes to use beyond the model; by default half of what is free"] = None,
     seed: Annotated[int, "of generated texts and intervals"] = 0,
-) -> Result:
+) -> ActivationPatchingResult:
     """The metric of every run in which one activation is replaced by its value in the other run.
 
     Args:
-        clean: a text, several, ids [batch pos], a prompt set, or None for 12 generated prompts of one template.
-        corrupted: as many, as long in tokens; None takes the prompt set's, or changes one token of each clean text.
+        clean: a text, several, ids [batch pos], a prompt set, or None for 12 generated prompts of one template. For a
+            translation model `source ||| target`, a source alone, or both as ids; for an encoder text with a [MASK].
+        corrupted: as many, as long in tokens; None takes the prompt set's, or changes one token of each clean text. Of
+            a translation other sources.
         metric: also a function of logits [batch read d_vocab] that returns [batch].
         answer, wrong: a token as text or id, for all texts or one for each; by default the model's own top tokens.
 
     Raises InputError for an unknown site, texts of unequal lengths, or places that the model or a text lacks.
     """
-    if isinstance(model, HookedEncoderDecoder):
-        return translation_patching(model, clean, corrupted, site=site, direction=direction, seed=seed)
-    sites = _sites(site)
-    for name in sites:
-        require(model, {"resid_mid": ("stream between",), "mlp_out": ("mlp",)}.get(name, ()))
-    chosen = layer_numbers(model, layers)
+    layer_numbers(model, layers)
+    where = [place for name in _sites(model, site) for place in _places(model, name, layers, by_position)]
     pairs = resolve_pairs(model, clean, corrupted, answer=answer, wrong=wrong, seed=seed)
-    measured = measure(model, pairs, metric, read)
-    places = tuple(_positions(positions, row.shape[1]) for row in pairs.rows)
-    found: list[Patched] = []
-    for way in ("denoise", "noise") if direction == "both" else (direction,):
-        for name in sites:
-            head = "kv_head" if name in ("k", "v") and model.config.n_kv_heads != model.config.n_heads else "head"
-            axes = ("layer", "pos") if name in STREAMS else ("layer", head, "pos") if by_position else ("layer", head)
-            values = _patch(model, pairs, measured, name, way, axes, chosen, places, memory)
-            found.append(Patched(site=name, direction=way, axes=axes, values=values))
+    measured = measure(model, pairs, task_of(model).metric if metric is None else metric, read)
+    ways = ("denoise", "noise") if direction == "both" else (direction,)
     answers, wrongs = pairs.answers(model)
-    common = min(len(one) for one in places)
-    labels = position_labels(model, pairs.rows)
-    if positions is not None:
-        labels = _chosen_labels(labels, positions, {row.shape[1] for row in pairs.rows})
     return ActivationPatchingResult(
         pairs=pairs,
-        patched=tuple(found),
-        layers=chosen,
-        positions=places,
+        patched=tuple(_patch(model, pairs, measured, place, way, positions, memory) for way in ways for place in where),
         measure=measured,
-        labels=type(labels)(labels[len(labels) - common :]),
         answers=answers,
         wrongs=wrongs,
         seed=seed,
     )
 
 
+def _places(model: Model, site: str, layers: Sequence[int] | None, by_position: bool) -> list[Place]:
+    """Where a site is: in a decoder at one place, of a translation model in every attention or stack that has it."""
+    require(model, {"resid_mid": ("stream between",), "mlp_out": ("mlp",)}.get(site, ()))
+    found, config, several = [], model.config, len(attentions(model)) > 1
+    axes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    for stack in attentions(model):
+        numbers = layer_numbers(model, layers, stack.shape[0])
+        keys = site in ("k", "v")
+        if site in HEADS:
+            axes, names = ("layer", "head"), [f"{stack.path}.{layer}.{stack.part}.hook_{site}" for layer in numbers]
+            sizes = (len(numbers), config.n_kv_heads if keys else config.n_heads)
+            if keys and config.n_kv_heads != config.n_heads:
+                axes = ("layer", "kv_head")
+            axes, sizes = ((*axes, "pos"), (*sizes, 0)) if by_position else (axes, sizes)
+        else:
+            names = [] if stack.crosses else [f"{stack.path}.{layer}.hook_{site}" for layer in numbers]
+            axes, sizes = ("layer", "pos"), (len(numbers), 0)
+        if not names or names[0] not in model.hook_points:
+            continue
+        words = stack.words if site in HEADS else f"the {stack.path}"
+        found.append(
+            Place(
+                site=site, short=stack.short, where=f" of {words}" if several else "", names=tuple(names),
+                layers=numbers, axes=axes, sizes=sizes, side=int((stack.keys if keys else stack.queries) == "target"),
+            )
+        )  # fmt: skip
+    return found
+
+
 def _patch(
-    model: HookedGPT,
+    model: Model,
     pairs: Pairs,
     measured: Measure,
-    site: str,
+    place: Place,
     direction: str,
-    axes: tuple[str, ...],
-    layers: tuple[int, ...],
-    places: tuple[tuple[int, ...], ...],
+    chosen: Sequence[int] | None,
     memory: int | None,
-) -> tuple[np.ndarray, ...]:
-    """[text] arrays of the patched metric over `axes`.
+) -> Patched:
+    """The metric with every activation of one site patched in turn; `chosen` positions only.
 
-    Before the first token that differs both runs are the same, so positions there are known without running.
+    Where no position sees a later one both runs are the same before the first token that differs, so positions there
+    are known without running.
     """
-    names = [f"blocks.{layer}.{'attn.' if site in HEADS else ''}hook_{site}" for layer in layers]
-    one = partial(_patch_group, model, names, direction, axes, places, memory)
+    ids = [sides(row)[place.side] for row in pairs.rows]
+    positions = tuple(_positions(chosen, row.shape[1]) for row in ids)
+    one = partial(_patch_group, model, place, direction, positions, memory)
     out: list[np.ndarray] = [np.empty(0)] * len(pairs.rows)
     for values in scale.map_items(one, list(zip(pairs.paired(), measured.readouts, strict=True))):
         for index, value in values.items():
             out[index] = value
-    return tuple(out)
+    labels = position_labels(model, pairs.rows, place.side)
+    if chosen is not None:
+        labels = _chosen_labels(labels, chosen, {row.shape[1] for row in ids})
+    common = min(len(one) for one in positions)
+    return Patched(
+        place=place, direction=direction, values=tuple(out), positions=positions,
+        labels=type(labels)(labels[len(labels) - common :]),
+        same=_equal_at_first(pairs, positions, common) if task_of(model).causal else 0,
+    )  # fmt: skip
+
+
+def _equal_at_first(pairs: Pairs, positions: Sequence[tuple[int, ...]], common: int) -> int:
+    """How many of the labelled positions lie before the first token that differs, in every text."""
+    firsts = [first_difference(*pair) for pair in zip(pairs.rows, pairs.corrupted, strict=True)]
+    columns = zip(*(places[-common:] for places in positions), strict=True)
+    differs = [any(place >= first for place, first in zip(column, firsts, strict=True)) for column in columns]
+    return differs.index(True) if True in differs else 0
 
 
 @torch.no_grad()
 def _patch_group(
-    model: HookedGPT,
-    names: Sequence[str],
+    model: Model,
+    where: Place,
     direction: str,
-    axes: tuple[str, ...],
     places: tuple[tuple[int, ...], ...],
     memory: int | None,
-    group: tuple[tuple[list[int], Tensor, Tensor], Readout | CustomReadout],
+    group: tuple[tuple[list[int], Row, Row], Readout | CustomReadout],
 ) -> dict[int, np.ndarray]:
-    """The same for pairs of one length, by their numbers; `names` are the hook points, one a layer."""
+    """The same for pairs of one length, by their numbers: arrays over the axes of the place."""
     (indices, clean, corrupted), readout = group
     base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-    _, cache = model.run_with_cache(source, names=names)
-    positions, config = places[indices[0]], model.config
-    first = first_difference(clean, corrupted)
-    sizes = {"layer": len(names), "head": config.n_heads, "kv_head": config.n_kv_heads, "pos": len(positions)}
-    shape = tuple(sizes[axis] for axis in axes)
+    task, names = task_of(model), where.names
+    cache = task.kept(source, names)
+    positions, first = places[indices[0]], first_difference(clean, corrupted) if task.causal else 0
+    shape = tuple(size or len(positions) for size in where.sizes)
     variants: list[Variant] = [()]
     taken = np.zeros(shape, dtype=int)  # which variant holds the value of each place; 0 is the unpatched run
     for place in np.ndindex(shape):
-        at = dict(zip(axes, place, strict=True))
+        at = dict(zip(where.axes, place, strict=True))
         pos = positions[at["pos"]] if "pos" in at else None
         if pos is not None and pos < first:
             continue
@@ -411,14 +478,16 @@ def _patch_group(
     return {index: values[:, column].double().cpu().numpy()[taken] for column, index in enumerate(indices)}
 
 
-def _sites(site: str | Sequence[str]) -> tuple[str, ...]:
+def _sites(model: Model, site: str | Sequence[str]) -> tuple[str, ...]:
     parts = site.split(",") if isinstance(site, str) else list(site)
     names = tuple(dict.fromkeys(part.strip().removeprefix("hook_") for part in parts))
+    crosses = any(stack.crosses for stack in attentions(model))
+    known = [name for name in SITES if crosses or "cross" not in name]
     for name in names:
-        if name not in SITES:
-            close = nearest(name, list(SITES), 1)
+        if name not in known:
+            close = nearest(name, known, 1)
             raise InputError(
-                f"unknown site {name!r}", f"expected {', '.join(SITES)}", f"did you mean {close[0]!r}?" if close else ""
+                f"unknown site {name!r}", f"expected {', '.join(known)}", f"did you mean {close[0]!r}?" if close else ""
             )
     return names
 

@@ -25,10 +25,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes, lines
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences
 from analyses.shared.operations import ACTIVATIONS, NORMS, Operation, longest_path, operations_of
-from analyses.shared.panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table
+from analyses.shared.panels import Finding, Note, Panel, Result, Table
 from interp.errors import InputError
 from interp.models.config import PRESETS, GPTConfig
 from interp.models.gpt import HookedGPT
@@ -38,6 +39,8 @@ from interp.models.positions import check_tokens
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 NUMBERS = {2: "two", 4: "four"}
 Number = Literal["float64", "float32", "bfloat16", "float16"]
+LENGTH, MEMORY = "length (tokens)", ("keys and values", "all attention patterns")
+"""How two panels name their axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,56 +109,36 @@ class ArchitectureResult(Result):
         }
 
     def panels(self) -> list[Panel]:
-        total, parts = self.total, self.by_component
+        parts, c = self.by_component, self.config
+        labels = {"memory": MEMORY, LENGTH: [f"{n:,}" for n in self.lengths]}
+        memory = Axes.of(np.stack([self.kv_bytes, self.pattern_bytes]) / 1e6, **labels)
         return [
-            Bars(
-                key="parameters",
-                title="Parameters by component",
-                caption=f"{total:,} in all." + " The unembedding is the embedding used again." * self.config.tied,
-                labels=tuple(parts),
-                values=np.array(list(parts.values()), dtype=float),
-                unit="parameters",
+            Axes.of(np.array(list(parts.values()), dtype=float), component=list(parts)).bars(
+                "parameters", "Parameters by component",
+                f"{self.total:,} in all.{' The unembedding is the embedding used again.' * c.tied}", unit="parameters",
             ),
             Table(
-                key="parts",
-                title="What it is made of",
-                caption=f"{self.config.n_layers} blocks that read and write a stream {self.config.d_model:,} wide.",
-                frame=describe(self.config),
+                "parts", "What it is made of", f"{c.n_layers} blocks that read and write a stream {c.d_model:,} wide.",
+                frame=describe(c),
             ),
             self._operation_table(),
             self._memory_table(),
             self._longest_path_note(),
-            Lines(
-                key="length",
-                title="What attention costs as the text grows",
-                caption="Forward FLOPs of one sequence. Products with weights grow with the length, scores and "
-                f"mixing with its square; the two meet at {self.even_length:,.0f} tokens. The model itself reads at "
-                f"most {self.config.n_ctx:,}.",
-                x=np.array(self.lengths),
-                series={
-                    "with weights": self.flops_linear,
-                    "attention between positions": self.flops_attention,
-                },
-                x_axis="length (tokens)",
-                y_axis="FLOPs",
-                log_x=True,
-                log_y=True,
+            lines(
+                "length", "What attention costs as the text grows", "Forward FLOPs of one sequence. Products with "
+                "weights grow with the length, scores and mixing with its square; the two meet at "
+                f"{self.even_length:,.0f} tokens. The model itself reads at most {c.n_ctx:,}.",
+                {"with weights": self.flops_linear, "attention between positions": self.flops_attention},
+                x=np.array(self.lengths), x_axis=LENGTH, y_axis="FLOPs", log_x=True, log_y=True,
             ),
-            Matrix(
-                key="length-memory",
-                title="What a longer text needs in memory",
-                caption=f"Megabytes (10^6 bytes) of {self.dtype} for one sequence. Keys and values are kept while "
-                "generating; patterns exist only when somebody looks at them, because the fused kernel never writes "
-                "them out.",
-                values=np.stack([self.kv_bytes, self.pattern_bytes]) / 1e6,
-                rows=("keys and values", "all attention patterns"),
-                columns=tuple(f"{n:,}" for n in self.lengths),
-                row_axis="memory",
-                column_axis="length (tokens)",
+            memory.matrix(
+                "length-memory", "What a longer text needs in memory",
+                f"Megabytes (10^6 bytes) of {self.dtype} for one sequence. Keys and values are kept while generating; "
+                "patterns exist only when somebody looks at them, because the fused kernel never writes them out.",
                 unit="MB",
             ),
             *self._gpt3_note(),
-        ]
+        ]  # fmt: skip
 
     @property
     def total(self) -> int:
@@ -172,19 +155,12 @@ class ArchitectureResult(Result):
         return parts
 
     def findings(self) -> list[Finding]:
-        c = self.config
-        share = self.flops_share_of_attention
-        return [
-            Finding(
-                text=f"{_short(self.total)} parameters in {c.n_layers} blocks of {c.n_heads} heads; reading "
-                f"{self.length:,} tokens takes {_short(self.flops / self.batch)} FLOPs, {share:.1%} of them attention "
-                "between positions.",
-                key="operations",
-                weight=0.2,
-                value=float(self.total),
-                unit="parameters",
-            )
-        ]
+        c, share = self.config, self.flops_share_of_attention
+        text = (
+            f"{_short(self.total)} parameters in {c.n_layers} blocks of {c.n_heads} heads; reading {self.length:,} "
+            f"tokens takes {_short(self.flops / self.batch)} FLOPs, {share:.1%} of them attention between positions."
+        )
+        return [Finding(text, "operations", 0.2, float(self.total), "parameters")]
 
     @property
     def flops_share_of_attention(self) -> float:
@@ -194,27 +170,21 @@ class ArchitectureResult(Result):
 
     def _operation_table(self) -> Table:
         frame = self.to_dataframe()[["operation", "output", "weight", "count", "parameters", "flops", "axes"]]
+        names = {"count": "times", "output": "output shape", "weight": "weight shape", "flops": "FLOPs"}
         return Table(
-            key="operations",
-            title="Every operation",
-            caption=f"Shapes for a batch of {self.batch} with {self.length:,} tokens. Operations inside a block are "
-            "listed once and happen as often as the column times says; parameters and FLOPs are for all of them "
-            "together. FLOPs are those of matrix products, two per multiply-add.",
-            frame=frame.rename(
-                columns={"count": "times", "output": "output shape", "weight": "weight shape", "flops": "FLOPs"}
-            ),
-        )
+            "operations", "Every operation", f"Shapes for a batch of {self.batch} with {self.length:,} tokens. "
+            "Operations inside a block are listed once and happen as often as the column times says; parameters and "
+            "FLOPs are for all of them together. FLOPs are those of matrix products, two per multiply-add.",
+            frame=frame.rename(columns=names),
+        )  # fmt: skip
 
     def _memory_table(self) -> Table:
         sizes = list(self.memory.values())
         frame = pd.DataFrame({"what": list(self.memory), "size": [_size(n) for n in sizes], "bytes": sizes})
         return Table(
-            key="memory",
-            title=f"Memory in {self.dtype}",
-            caption=f"For a batch of {self.batch} with {self.length:,} tokens, by shape alone; what torch itself and "
-            "its temporary buffers need comes on top.",
-            frame=frame,
-        )
+            "memory", f"Memory in {self.dtype}", f"For a batch of {self.batch} with {self.length:,} tokens, by shape "
+            "alone; what torch itself and its temporary buffers need comes on top.", frame=frame,
+        )  # fmt: skip
 
     def _longest_path_note(self) -> Note:
         c, inside = self.config, (self.longest_path - 2) // self.config.n_layers
@@ -222,13 +192,12 @@ class ArchitectureResult(Result):
         way += " and the two of the MLP" * (inside > 2) + ", whose gate and linear part lie side by side" * c.gated
         way += "; the MLP's two lie beside these" * c.parallel
         return Note(
-            key="longest-path",
-            title="The longest path",
+            "longest-path", "The longest path",
             text=f"From a token to its prediction the longest path passes {self.longest_path:,} core layers "
             f"(operations with a weight matrix): the embedding, {NUMBERS[inside]} in each of the {c.n_layers} blocks "
             f"({way}) and the unembedding. Counting every operation it is {self.longest_path_operations:,} steps. "
             "There is no loop inside: making more text means running all of it again for each new token.",
-        )
+        )  # fmt: skip
 
     def _gpt3_note(self) -> list[Panel]:
         if self.config != PRESETS["gpt3"]:
@@ -238,7 +207,7 @@ class ArchitectureResult(Result):
             "These figures count every layer as dense, an upper bound for attention between positions; parameters "
             "are not affected."
         )
-        return [Note(key="sparse", title="Sparse attention", text=text)]
+        return [Note("sparse", "Sparse attention", text=text)]
 
 
 @analysis(place=90, runs=True)

@@ -3,14 +3,17 @@
 Question: for each head, how is the attention of a query spread over the keys, and does it follow one of the patterns
 that are easy to name?
 
-Method. Measures are means over the queries of a text for which they are defined; query 0, which can only look at
-itself, is never counted:
+Method. Measures are means over the queries of a text for which they are defined; query 0 of a decoder, which can only
+look at itself, is not counted:
 
 - `entropy`: of the pattern, in nats; 0 is one key, ln(keys) is all keys alike.
 - `first`: mass on the first token (the beginning-of-text token, when the analysis was given text).
 - `previous`: mass on the token just before the query.
 - `own`: mass on the query's own position.
-- `same`: mass on all earlier occurrences of the query's token; queries whose token occurred before.
+- `last` and `next`, where queries see what comes later: mass on the last token (the end token of a source), and on the
+  one just after the query. `previous`, `own` and `next` need queries and keys to be the same tokens.
+- `same`, where attention is causal: mass on all earlier occurrences of the query's token; queries whose token occurred
+  before.
 - `after_same`: mass on all tokens that come right after an earlier occurrence of the query's token; the same queries.
   This is where an induction head looks (Olsson et al., "In-context Learning and Induction Heads", 2022).
 - `surprise`: Kullback-Leibler divergence, in nats, from the average pattern of all heads to this head's pattern: high
@@ -30,54 +33,68 @@ tokens.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from analyses.shared.by_stack import StacksResult
 from analyses.shared.capabilities import analysis
-from analyses.shared.inputs import TextOrTokens, run_blocks, sequences, token_labels
-from analyses.shared.pair_patterns import encoder_patterns, translation_patterns
+from analyses.shared.inputs import TextOrTokens
 from analyses.shared.panels import AttentionGrid, Finding, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.patterns import cluster_heads, key_masks, measure, overlap, read_stacks, rollout
+from analyses.shared.patterns import read_patterns as read_patterns
+from analyses.shared.stacks import Reading, Stack, attentions, labels_of, readings
 from analyses.shared.statistics import Interval, bootstrap, methods
 from interp.errors import InputError
-from interp.hooks import HookPoint
 from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
 
-MASSES = ("first", "previous", "own", "same", "after_same")
+MASSES = ("first", "last", "previous", "own", "next", "same", "after_same")
 TITLES = {
     "entropy": "entropy of the pattern",
     "surprise": "surprise",
     "first": "first token",
+    "last": "last token",
     "previous": "previous token",
     "own": "own position",
+    "next": "next token",
     "same": "same token earlier",
     "after_same": "token after the same token earlier",
 }
+PHRASES = {
+    "previous": ("to the previous token", 0.7),
+    "next": ("to the next token", 0.7),
+    "last": ("to the last token", 0.35),
+    "after_same": ("to tokens that follow an earlier copy of its own token, the induction pattern,", 0.95),
+    "same": ("to earlier copies of its own token", 0.6),
+}
+"""Masses that the summary names, in words, with what a head that gives all of its attention weighs there."""
 NOTABLE = 0.4
 """Share of a head's attention from which the summary names it after a pattern."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPatternsResult(Result):
-    """Patterns of the texts kept, and measures of every head in every text."""
+    """Patterns of the texts kept, and measures of every head in every text, of one attention."""
 
     tokens: tuple[Tokens, ...]
-    """[text][pos]"""
+    """[text][key]"""
+    queries: tuple[Tokens, ...] = ()
+    """[text][query], where a pattern is not causal: it may have more keys than queries."""
     patterns: tuple[np.ndarray, ...]
     """One [layer head query key] for each of the first texts (option `keep`); rows sum to one."""
     value_norms: tuple[np.ndarray, ...]
     """One [layer head key] for each of these texts: how long each value vector is after W_O, its bias included (and
     after the gain of a norm that follows, where there is one)."""
     rollout: tuple[np.ndarray, ...]
-    """One [layer query key] for each of these texts: share of each token in the residual stream after the layer."""
+    """One [layer query key] for each of these texts: share of each token in the residual stream after the layer; none
+    for cross-attention, whose keys are no positions of its stream."""
     plain: Mapping[str, np.ndarray]
     """Measure -> [text layer head]; entropy and surprise in nats, masses 0 to 1; NaN where no query has it."""
     weighted: Mapping[str, np.ndarray]
@@ -114,38 +131,39 @@ class AttentionPatternsResult(Result):
         return frame.sort_values("surprise", ascending=False, ignore_index=True)
 
     def panels(self) -> list[Panel]:
+        return [self._grid(), *self._numbers(), *self._methods()]
+
+    @cached_property
+    def _shown(self) -> list[str]:
+        return [name for name in self.plain if not np.isnan(self.plain[name]).all()]
+
+    def _grid(self) -> AttentionGrid:
+        return AttentionGrid(
+            key="patterns",
+            title="Attention patterns",
+            caption="Each square is a head; rows are queries, columns keys. Every row sums to one. Value weighting "
+            "scales each key by the length of the value vector it would move.",
+            patterns=self.patterns,
+            tokens=self.tokens[: len(self.patterns)],
+            value_norms=self.value_norms,
+            measures={TITLES[name]: self.interval(name).value for name in ("surprise", *self._shown)},
+            queries=self.queries[: len(self.patterns)],
+        )
+
+    def _numbers(self) -> list[Panel]:
+        """Panels of the measures, the groups of heads and the rollout."""
         spread = _spread(len(self.tokens))
-        shown = [name for name in self.plain if not np.isnan(self.plain[name]).all()]
-        panels: list[Panel] = [
-            AttentionGrid(
-                key="patterns",
-                title="Attention patterns",
-                caption="Each square is a head; rows are queries, columns keys. Every row sums to one. Value weighting "
-                "scales each key by the length of the value vector it would move.",
-                patterns=self.patterns,
-                tokens=self.tokens[: len(self.patterns)],
-                value_norms=self.value_norms,
-                measures={TITLES[name]: self.interval(name).value for name in ("surprise", *shown)},
-            ),
-            self._table(),
-        ]
-        panels += [self._matrix(name, spread) for name in shown if name not in ("surprise", "own")]
+        panels: list[Panel] = [self._table()]
+        panels += [self._matrix(name, spread) for name in self._shown if name not in ("surprise", "own")]
         panels.append(self._matrix("first", spread, weighted=True))
-        if "same" not in shown:
+        if "same" in self.plain and "same" not in self._shown:
             text = "No token of the text occurs twice, so the two measures of repeated tokens are not defined here."
             panels.append(Note(key="no-repeats", title="No repeated tokens", text=text))
-        return [
-            *panels,
-            *self._cluster_panels(),
-            self._rollout_panel(),
-            *methods(
-                len(self.tokens),
-                share=True,
-                chosen_of=self.cluster.size,
-                more="Intervals of entropy are not of shares: Student's t below 8 texts, else by the bootstrap.",
-                seed=self.seed,
-            ),
-        ]
+        return [*panels, *self._cluster_panels(), *([self._rollout_panel()] if self.rollout else [])]
+
+    def _methods(self) -> list[Note]:
+        more = "Intervals of entropy are not of shares: Student's t below 8 texts, else by the bootstrap."
+        return methods(len(self.tokens), share=True, chosen_of=self.cluster.size, more=more, seed=self.seed)
 
     def _matrix(self, name: str, spread: str, *, weighted: bool = False) -> Matrix:
         found = self.interval(name, weighted=weighted)
@@ -167,7 +185,8 @@ class AttentionPatternsResult(Result):
 
     def _table(self) -> Table:
         frame = self.heads()
-        order = ["layer", "head", "surprise", "entropy", *MASSES, *(f"weighted_{name}" for name in MASSES), "cluster"]
+        order = ["layer", "head", "surprise", "entropy", *self.weighted]
+        order += [*(f"weighted_{name}" for name in self.weighted), "cluster"]
         return Table(
             key="heads",
             title="All heads, the most surprising first",
@@ -185,7 +204,7 @@ class AttentionPatternsResult(Result):
         rows = []
         for number, members in frame.groupby("cluster"):
             heads = sorted(zip(members["layer"], members["head"], strict=True))
-            means = members[["entropy", *MASSES]].mean()
+            means = members[["entropy", *self.weighted]].mean()
             rows.append(
                 {"cluster": number, "heads": len(heads), **means, "members": " ".join(f"L{i}H{j}" for i, j in heads)}
             )
@@ -230,12 +249,9 @@ class AttentionPatternsResult(Result):
 
     def findings(self) -> list[Finding]:
         found = []
-        words = {
-            "previous": ("to the previous token", 0.7),
-            "after_same": ("to tokens that follow an earlier copy of its own token, the induction pattern,", 0.95),
-            "same": ("to earlier copies of its own token", 0.6),
-        }
-        for name, (phrase, weight) in words.items():
+        for name, (phrase, weight) in PHRASES.items():
+            if name not in self.plain:
+                continue
             estimate = self.interval(name, chosen=True)
             if np.isnan(estimate.value).all() or np.nanmax(estimate.value) < NOTABLE:
                 continue
@@ -269,7 +285,121 @@ class AttentionPatternsResult(Result):
         return [Finding(text=text, key="first", weight=0.3 + 0.3 * count / total, value=count, unit="heads")]
 
 
-@analysis(place=20, needs=("causal",), runs=True, translation=("keep",), encoder=("keep",))
+@dataclass(frozen=True, kw_only=True)
+class StackPatternsResult(StacksResult):
+    """Patterns and measures of every head of every attention of a model that names them."""
+
+    stacks: tuple[AttentionPatternsResult, ...]
+    alignment: pd.DataFrame
+    """Columns text, written, source, share, head, head_share: for each token written the source token that all
+    cross-attention heads together attend to most (the end token left out), and the head that attends to it most."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of patches, for images."""
+
+    def panels(self) -> list[Panel]:
+        panels = super().panels()
+        patterns = [panel for panel in panels if isinstance(panel, AttentionGrid)]
+        others = [panel for panel in panels if not isinstance(panel, AttentionGrid)]
+        aligned = [self._alignment_table()] if len(self.alignment) else []
+        return [*aligned, *reversed(patterns), *others, *(self._image_panels(self.grid) if self.grid else [])]
+
+    def _alignment_table(self) -> Table:
+        return Table(
+            key="alignment",
+            title="What the decoder reads when it writes each token",
+            caption="Source token with the most attention of all cross-attention heads together, its share of what "
+            "does not go to the end token, and the head that attends to it most. Attention is where it looks, which "
+            "need not be what it uses. A query of cross-attention is a token that the decoder has read, and is used to "
+            "write the next one.",
+            frame=self.alignment.drop(columns="text" if self.alignment["text"].nunique() == 1 else []),
+            tokens=frozenset({"written", "source"}),
+        )
+
+    def _image_panels(self, grid: tuple[int, int]) -> list[Panel]:
+        pattern = self.stacks[0].patterns[0][:, :, 0, 1:]  # [layer head patch]: what the class token looks at
+        rows, columns = (tuple(map(str, range(size))) for size in grid)
+        panels: list[Panel] = []
+        for name, values in (("last", pattern[-1].mean(0)), ("all", pattern.mean((0, 1)))):
+            panels.append(
+                Matrix(
+                    key=f"image-{name}",
+                    title=f"Where the class token looks, {'last layer' if name == 'last' else 'all layers'}",
+                    caption="Mean over heads of its attention to each patch, laid out as in the image. First image.",
+                    values=values.reshape(grid),
+                    rows=rows,
+                    columns=columns,
+                    row_axis="row of patches",
+                    column_axis="column of patches",
+                    unit="share of attention",
+                )
+            )
+        return panels
+
+    def findings(self) -> list[Finding]:
+        found = super().findings()
+        if len(self.alignment):
+            inner = self.alignment[self.alignment["written"] != "</s>"]
+            best = (inner if len(inner) else self.alignment).sort_values("share").iloc[-1]
+            value = float(best["share"])
+            text = (
+                f"When it writes “{best['written'].strip()}”, {value:.0%} of all cross-attention that does not go to "
+                f"the end token goes to “{best['source'].strip()}”; head {best['head']} gives it "
+                f"{best['head_share']:.0%}."
+            )
+            found.append(Finding(text=text, key="alignment", weight=0.8 * value, value=value, unit="share"))
+        return found
+
+
+@dataclass(kw_only=True)
+class _Gathered:
+    """What is known of one attention, text by text."""
+
+    stack: Stack
+    tokens: list[Tokens] = field(default_factory=list)
+    queries: list[Tokens] = field(default_factory=list)
+    patterns: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    plain: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+    weighted: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+    closeness: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    counted: int = 0
+
+    def add(self, text: Reading, pattern: Tensor, norms: Tensor, *, kept: bool) -> None:
+        stack, length, keys = self.stack, *pattern.shape[2:]
+        ids = text.ids[stack.queries].cpu() if text.ids else np.arange(length)
+        masks = key_masks(torch.as_tensor(ids), causal=stack.causal, keys=keys if stack.crosses else None)
+        plain, weighted = measure(pattern, norms, masks, stack.first_query)
+        self.plain.append(plain)
+        self.weighted.append(weighted)
+        self.closeness = self.closeness + overlap(pattern, stack.first_query, causal=stack.causal)
+        self.counted += length - stack.first_query
+        self.tokens.append(text.labels[stack.keys])
+        self.queries.append(text.labels[stack.queries])
+        if kept:
+            self.patterns.append(pattern)
+            self.norms.append(norms)
+
+    def result(self, clusters: int, seed: int) -> AttentionPatternsResult:
+        distance = np.sqrt(np.clip(1 - self.closeness / self.counted, 0, 1))
+        np.fill_diagonal(distance, 0)
+        plain, weighted = (
+            {name: np.stack([one[name] for one in texts]) for name in texts[0]} for texts in (self.plain, self.weighted)
+        )
+        return AttentionPatternsResult(
+            tokens=tuple(self.tokens),
+            queries=() if self.stack.causal else tuple(self.queries),
+            patterns=tuple(pattern.numpy() for pattern in self.patterns),
+            value_norms=tuple(norms.numpy() for norms in self.norms),
+            rollout=() if self.stack.crosses else tuple(rollout(pattern).numpy() for pattern in self.patterns),
+            plain=plain,
+            weighted=weighted,
+            distance=distance,
+            cluster=cluster_heads(distance, clusters).reshape(self.stack.shape),
+            seed=seed,
+        )
+
+
+@analysis(place=20, runs=True)
 def attention_patterns(
     model: HookedGPT | HookedEncoderDecoder | HookedEncoder,
     tokens: TextOrTokens,
@@ -281,147 +411,46 @@ def attention_patterns(
     """Patterns and measures of every head on every text. Texts need at least two tokens, the first one included.
 
     A translation model gives its encoder, its decoder and its cross-attention; a text is a source, or `source |||
-    target`. An encoder over patches takes images. For both, options other than `keep` say nothing.
+    target`. An encoder over patches takes images.
 
     Raises InputError for unusable texts, or options below 1.
     """
     if keep < 1 or clusters < 1:
         raise InputError(f"keep = {keep}, clusters = {clusters}", "expected whole numbers of at least 1")
-    if isinstance(model, HookedEncoderDecoder):
-        return translation_patterns(model, tokens, keep=keep)
-    if isinstance(model, HookedEncoder):
-        return encoder_patterns(model, tokens, keep=keep)
-    rows = sequences(model, tokens, at_least=2)
-    measured: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
-    patterns, norms, rollouts = [], [], []
-    closeness, queries = np.zeros(()), 0
-    for number, row in enumerate(rows):
-        pattern, value_norm = read_patterns(model, row)
-        measured.append(measure(pattern, value_norm, row[0].cpu()))
-        closeness, queries = closeness + overlap(pattern), queries + row.shape[1] - 1
-        if number < keep:
-            patterns.append(pattern.numpy())
-            norms.append(value_norm.numpy())
-            rollouts.append(rollout(pattern).numpy())
-    distance = np.sqrt(np.clip(1 - closeness / queries, 0, 1))
-    np.fill_diagonal(distance, 0)
-    shape = (model.config.n_layers, model.config.n_heads)
-    return AttentionPatternsResult(
-        tokens=tuple(token_labels(model, row) for row in rows),
-        patterns=tuple(patterns),
-        value_norms=tuple(norms),
-        rollout=tuple(rollouts),
-        plain={name: np.stack([plain[name] for plain, _ in measured]) for name in measured[0][0]},
-        weighted={name: np.stack([weighted[name] for _, weighted in measured]) for name in MASSES},
-        distance=distance,
-        cluster=cluster_heads(distance, clusters).reshape(shape),
-        seed=seed,
-    )
+    gathered = [_Gathered(stack=stack) for stack in attentions(model)]
+    stacks = [one.stack for one in gathered]
+    aligned: list[dict[str, object]] = []
+    for number, text in enumerate(readings(model, tokens, at_least=1 + max(stack.first_query for stack in stacks))):
+        for one, (pattern, norms) in zip(gathered, read_stacks(model, stacks, text.run), strict=True):
+            one.add(text, pattern, norms, kept=number < keep)
+            if one.stack.crosses:
+                aligned += _alignment(number, pattern.numpy(), one.tokens[-1], labels_of(model, text.following))
+    results = tuple(one.result(clusters, seed) for one in gathered)
+    if not stacks[0].name:
+        return results[0]
+    grid = model.config.grid if getattr(model.config, "over_patches", False) else None  # type: ignore[union-attr]
+    return StackPatternsResult(kinds=tuple(stacks), stacks=results, alignment=pd.DataFrame(aligned), grid=grid)
 
 
-def read_patterns(model: HookedGPT, row: Tensor) -> tuple[Tensor, Tensor]:
-    """Pattern [layer head query key] and value norms [layer head key] of one text, float32 on the CPU."""
-    config, length = model.config, row.shape[1]
-    pattern = torch.empty(config.n_layers, config.n_heads, length, length)
-    norms = torch.empty(config.n_layers, config.n_heads, length)
-
-    def keep_pattern(x: Tensor, hook: HookPoint) -> None:
-        pattern[hook.layer] = x[0].float().cpu()
-
-    def keep_norm(v: Tensor, hook: HookPoint) -> None:
-        block = model.blocks[hook.layer]
-        own = v[0].float()[:, [block.attn.kv_head(head) for head in range(block.attn.n_heads)]]
-        moved = torch.einsum("phd,hdm->hpm", own, block.attn.W_O.float())
-        norms[hook.layer] = block.ln1_post.share(moved, moved.new_ones(())).norm(dim=-1).cpu()
-
-    with torch.inference_mode(), model.hooks([("pattern", keep_pattern), ("v", keep_norm)], reads_only=True):
-        run_blocks(model, row)
-    return pattern, norms
-
-
-def measure(pattern: Tensor, norms: Tensor, ids: Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Plain and value-weighted measures, each name -> [layer head], of one text.
-
-    Args:
-        pattern: [layer head query key].
-        norms: [layer head key].
-        ids: [pos].
-    """
-    masks = key_masks(ids)
-    plain: dict[str, list[Tensor]] = {name: [] for name in ("entropy", "surprise", *MASSES)}
-    weighted: dict[str, list[Tensor]] = {name: [] for name in MASSES}
-    log_average = pattern[:, :, 1:].mean((0, 1)).clamp(min=torch.finfo(torch.float32).tiny).log()
-    for layer, norm in zip(pattern[:, :, 1:], norms, strict=True):  # layer by layer: copies of one layer only
-        entropy = torch.special.entr(layer).sum(-1)
-        plain["entropy"].append(entropy.mean(-1))
-        plain["surprise"].append((-entropy - (layer * log_average).sum(-1)).mean(-1).clamp(min=0))
-        moved = layer * norm[:, None]
-        moved = moved / moved.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        for name, mask in masks.items():
-            plain[name].append(mass(layer, mask[1:]))
-            weighted[name].append(mass(moved, mask[1:]))
-    return _stacked(plain), _stacked(weighted)
-
-
-def _stacked(lists: dict[str, list[Tensor]]) -> dict[str, np.ndarray]:
-    return {name: torch.stack(parts).double().numpy() for name, parts in lists.items()}
-
-
-def key_masks(ids: Tensor) -> dict[str, Tensor]:
-    """For each mass the keys that count, [query key] of booleans; queries without any are not measured."""
-    length = len(ids)
-    position = torch.arange(length)
-    same = (ids[:, None] == ids).tril(-1)
-    after_same = torch.nn.functional.pad(same, (1, 0))[:, :length]
-    return {
-        "first": (position == 0).expand(length, -1),
-        "previous": position == position[:, None] - 1,
-        "own": position == position[:, None],
-        "same": same,
-        "after_same": after_same,
-    }
-
-
-def mass(pattern: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the queries that have such keys of the attention on them: [head query key], [query key] -> [head]."""
-    defined = mask.any(-1)
-    if not defined.any():
-        return torch.full(pattern.shape[:1], torch.nan)
-    return (pattern * mask).sum(-1)[:, defined].mean(-1)
-
-
-def rollout(pattern: Tensor) -> Tensor:
-    """Attention rollout [layer query key] of a pattern [layer head query key]."""
-    identity = torch.eye(pattern.shape[-1])
-    mixed, layers = identity, []
-    for layer in pattern:
-        mixed = (0.5 * layer.mean(0) + 0.5 * identity) @ mixed
-        layers.append(mixed)
-    return torch.stack(layers)
-
-
-def overlap(pattern: Tensor, chunk: int = 128) -> np.ndarray:
-    """Sum over queries, the first excepted, of the Bhattacharyya coefficients of all pairs of heads: [head head].
-
-    The squared Hellinger distance is one minus this coefficient.
-    """
-    total = np.zeros(())
-    for start in range(1, pattern.shape[2], chunk):
-        stop = min(start + chunk, pattern.shape[2])
-        roots = pattern[:, :, start:stop, :stop].sqrt().flatten(0, 1).flatten(1)  # [head query*key]
-        total = total + (roots @ roots.T).double().numpy()
-    return total
-
-
-def cluster_heads(distance: np.ndarray, clusters: int) -> np.ndarray:
-    """[head] number of each head's cluster from a distance [head head], from 1, the largest cluster first."""
-    if len(distance) == 1:
-        return np.ones(1, dtype=int)
-    tree = hierarchy.linkage(squareform(distance, checks=False), method="average")
-    raw = hierarchy.fcluster(tree, clusters, criterion="maxclust")
-    names, sizes = np.unique(raw, return_counts=True)
-    place = {name: number for number, name in enumerate(names[np.argsort(-sizes, kind="stable")], start=1)}
-    return np.array([place[name] for name in raw])
+def _alignment(text: int, cross: np.ndarray, keys: Tokens, written: Tokens) -> list[dict[str, object]]:
+    """A row for each token written, see `StackPatternsResult.alignment`; cross: [layer head query key]."""
+    inner = cross[..., : len(keys) - 1] if len(keys) > 1 else cross  # all but the end token
+    together = inner.mean((0, 1))
+    rows: list[dict[str, object]] = []
+    for query, word in enumerate(written):
+        key = int(together[query].argmax())
+        layer, head = divmod(int(inner[:, :, query, key].argmax()), inner.shape[1])
+        rows.append(
+            {
+                "text": text,
+                "written": word,
+                "source": keys[key],
+                "share": float(together[query, key] / max(together[query].sum(), 1e-12)),
+                "head": f"L{layer}H{head}",
+                "head_share": float(inner[layer, head, query, key]),
+            }
+        )
+    return rows
 
 
 def _spread(n_texts: int) -> str:

@@ -26,18 +26,19 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
-from analyses.shared.clean_corrupted import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
+from analyses.shared.clean_corrupted import Direction, PatchingMetric, measure, resolve_pairs
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.gradients import scores
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
-from analyses.shared.panels import Finding, Graph, Note, Panel, Result, Table, Tokens
+from analyses.shared.panels import Finding, Panel, Table
+from analyses.shared.patching_result import PatchingResult, depth_of, layered_graph
 from analyses.shared.paths import Paths, Receiver, all_receivers
 from analyses.shared.prompts import TextsOrPrompts
-from analyses.shared.statistics import bootstrap, independent, q_values, sign_flip_p_value
-from analyses.shared.statistics import methods as methods_note
+from analyses.shared.statistics import independent, q_values, sign_flip_p_value
 from interp.errors import InputError, nearest
 from interp.models.gpt import HookedGPT
 from interp.progress import tell
@@ -52,10 +53,9 @@ LISTED = 200
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AttributionPatchingResult(Result):
+class AttributionPatchingResult(PatchingResult):
     """Estimated effects of patching every node and edge, and true effects of some."""
 
-    pairs: Pairs
     methods: tuple[MethodName, ...]
     nodes: tuple[Component, ...]
     receivers: tuple[Receiver, ...]
@@ -71,36 +71,24 @@ class AttributionPatchingResult(Result):
     """[node] booleans: drawn at random for the check."""
     random_edges: np.ndarray
     """[node receiver] likewise."""
-    direction: Direction
-    measure: Measure
-    answers: Tokens
-    wrongs: Tokens
     steps: int
-    seed: int
-
-    @property
-    def gap(self) -> float:
-        """What patching everything would change, mean over texts."""
-        change = float((self.measure.corrupted - self.measure.clean).mean())
-        return change if self.direction == "noise" else -change
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per method and node or edge, means over texts; `true` is NaN where it was not patched truly."""
-        edge_from, edge_to = np.nonzero(np.isfinite(self.edge_scores[0, 0]))
-        frames = []
-        for m, method in enumerate(self.methods):
-            nodes = pd.DataFrame({"sender": [node.label for node in self.nodes], "receiver": None})
-            nodes["score"], nodes["true"] = self.node_scores[m].mean(0), self.true_nodes.mean(0)
-            nodes["sampled"] = self.random_nodes
-            edges = pd.DataFrame({"sender": [self.nodes[i].label for i in edge_from]})
-            edges["receiver"] = [self.receivers[i].label for i in edge_to]
-            edges["score"] = self.edge_scores[m].mean(0)[edge_from, edge_to]
-            edges["true"] = self.true_edges.mean(0)[edge_from, edge_to]
-            edges["sampled"] = self.random_edges[edge_from, edge_to]
-            for kind, frame in (("node", nodes), ("edge", edges)):
-                frames.append(frame.assign(method=method, kind=kind))
-        whole = pd.concat([frame.astype({"receiver": object}) for frame in frames], ignore_index=True)
-        return whole[["method", "kind", "sender", "receiver", "score", "true", "sampled"]]
+        labels = [part.label for part in self.nodes]
+        nodes = Axes.of(self.node_scores.mean(1), method=self.methods, sender=labels).frame(
+            "score", true=self.true_nodes.mean(0), sampled=self.random_nodes
+        )
+        nodes = nodes.assign(receiver=None, kind="node")
+        receivers = [receiver.label for receiver in self.receivers]
+        edges = Axes.of(self.edge_scores.mean(1), method=self.methods, sender=labels, receiver=receivers).frame(
+            "score", true=self.true_edges.mean(0), sampled=self.random_edges
+        )
+        edges = edges.dropna(subset="score").assign(kind="edge")
+        whole = pd.concat([frame.astype({"receiver": object}) for frame in (nodes, edges)])
+        whole = whole.sort_values("method", key=lambda names: names.map(self.methods.index), kind="stable")
+        columns = ["method", "kind", "sender", "receiver", "score", "true", "sampled"]
+        return whole[columns].reset_index(drop=True)
 
     def reliability(self) -> pd.DataFrame:
         """One row per method, kind and sample: correlations of estimate and truth over nodes or edges.
@@ -109,70 +97,48 @@ class AttributionPatchingResult(Result):
         patched members have no correlation.
         """
         kinds = np.array([node.kind for node in self.nodes])
+        parts = {"heads": kinds == "head", "mlps": kinds == "mlp", "nodes": kinds != ""}
         rows = []
         for m, method in enumerate(self.methods):
             node, edge = self.node_scores[m].mean(0), self.edge_scores[m].mean(0)
-            known_node, known_edge = np.isfinite(self.true_nodes[0]), np.isfinite(self.true_edges[0])
-            truth_node, truth_edge = self.true_nodes.mean(0), self.true_edges.mean(0)
             for sample in ("random", "largest"):
-                drawn_node = self.random_nodes if sample == "random" else self._largest(node, known_node)
-                drawn_edge = self.random_edges if sample == "random" else self._largest(edge, known_edge)
-                for name, chosen in (
-                    ("heads", drawn_node & (kinds == "head")),
-                    ("mlps", drawn_node & (kinds == "mlp")),
-                    ("nodes", drawn_node),
-                ):
-                    rows.append(
-                        {
-                            "method": method,
-                            "kind": name,
-                            "sample": sample,
-                            **_agreement(node[chosen], truth_node[chosen]),
-                        }
-                    )
-                chosen = drawn_edge
-                rows.append(
-                    {
-                        "method": method,
-                        "kind": "edges",
-                        "sample": sample,
-                        **_agreement(edge[chosen], truth_edge[chosen]),
-                    }
-                )
+                drawn = self.random_nodes if sample == "random" else _largest(node, self.true_nodes)
+                pairs = {kind: (node, self.true_nodes, drawn & those) for kind, those in parts.items()}
+                drawn = self.random_edges if sample == "random" else _largest(edge, self.true_edges)
+                for kind, (score, true, chosen) in (pairs | {"edges": (edge, self.true_edges, drawn)}).items():
+                    row = {"method": method, "kind": kind, "sample": sample}
+                    rows.append(row | _agreement(score[chosen], true.mean(0)[chosen]))
         return pd.DataFrame(rows)
-
-    def _largest(self, score: np.ndarray, known: np.ndarray) -> np.ndarray:
-        """Those patched truly that are at least as large as any that was not."""
-        size = np.abs(np.nan_to_num(score))
-        unknown = size[~known & np.isfinite(score)]
-        largest: np.ndarray = known & (size > (unknown.max() if unknown.size else -1.0))
-        return largest
 
     def panels(self) -> list[Panel]:
         panels: list[Panel] = []
         for m, method in enumerate(self.methods):
-            spread = bootstrap(self.node_scores[m], clusters=self.pairs.clusters, seed=self.seed)
             title = f"Estimated effect of patching {{}}, {METHODS[method]}"
             panels += component_panels(
-                f"{method}-nodes", title, self.nodes, spread, caption=self._caption(), unit=self.measure.unit
-            )
+                f"{method}-nodes", title, self.nodes, self.spread(self.node_scores[m]), caption=self._caption(),
+                unit=self.measure.unit,
+            )  # fmt: skip
+        reliability = Table(
+            "reliability", "How far the estimates can be trusted",
+            "Estimates against true patches of the same nodes or edges. random: drawn regardless of the score, the "
+            "fair figure; largest: the top of the list. slope: true over estimated size, 1 where sizes are right.",
+            frame=self.reliability(),
+        )  # fmt: skip
+        steps = [f"EAP-IG averages {self.steps} gradients."] if "eap-ig" in self.methods else []
+        more = "q is that of the estimates, nodes and edges each corrected among themselves."
         return [
-            *panels,
-            self._reliability_table(),
-            *self._graph(),
-            self._node_table(),
-            self._edge_table(),
-            self._note(),
-            *methods_note(
-                len(self.pairs.rows), clusters=self.pairs.clusters, seed=self.seed, test="sign flips",
-                tests=self._edges, chosen_of=self._edges,
-                more="q is that of the estimates, nodes and edges each corrected among themselves.",
-            ),
+            *panels, reliability, *self._graph(), self._node_table(), self._edge_table(), self.choices(steps),
+            *self.said_methods(tests=self._edges, chosen_of=self._edges, more=more),
         ]  # fmt: skip
 
     @property
     def _edges(self) -> int:
         return int(np.isfinite(self.edge_scores[-1, 0]).sum())
+
+    @property
+    def _best(self) -> np.ndarray:
+        """[node receiver] mean estimate of the last method; 0 where there is none."""
+        return np.asarray(np.nan_to_num(self.edge_scores[-1].mean(0)))
 
     def _q(self, scores: np.ndarray) -> np.ndarray | None:
         """[...] q-values of estimates [text ...], all corrected together; None where one text or template tells none.
@@ -185,121 +151,75 @@ class AttributionPatchingResult(Result):
         return q_values(np.where(np.isfinite(scores).all(0), p, np.nan))
 
     def _caption(self) -> str:
-        runs = "corrupted run into the clean" if self.direction == "noise" else "clean run into the corrupted"
-        texts = self.pairs.said()
-        return (
-            f"Estimated change of the {self.measure.title} if this were patched from the {runs}; patching everything "
-            f"changes it by {self.gap:+.3g}. {texts}"
-        )
-
-    def _reliability_table(self) -> Table:
-        return Table(
-            key="reliability", title="How far the estimates can be trusted", frame=self.reliability(),
-            caption="Estimates against true patches of the same nodes or edges. random: drawn regardless of the score, "
-            "the fair figure; largest: the top of the list. slope: true over estimated size, 1 where sizes are right.",
-        )  # fmt: skip
+        return self.caption("if this were patched", "Estimated change")
 
     def _node_table(self) -> Table:
-        frame = self.to_dataframe().query("kind == 'node'").drop(columns=["kind", "receiver"])
-        wide = frame.pivot(index=["sender", "true"], columns="method", values="score").reset_index()
-        wide = wide.rename(columns={"sender": "node"})[["node", *self.methods, "true"]]
-        wide.columns.name, shown = None, [*self.methods, "true"]
-        q = self._q(self.node_scores[-1])
-        if q is not None:
-            wide["q"] = wide["node"].map(dict(zip((node.label for node in self.nodes), q, strict=True)))
-        order = np.argsort(-wide[self.methods[-1]].abs().to_numpy(), kind="stable")
-        return Table(
-            key="nodes", title="Nodes, largest estimate first", frame=wide.iloc[order].reset_index(drop=True),
-            caption="true: measured by patching the node; empty where it was not." + self._said_q(q),
-            units=dict.fromkeys(shown, self.measure.unit), diverging=frozenset(shown),
-        )  # fmt: skip
+        said = "true: measured by patching the node; empty where it was not."
+        nodes = {"node": [part.label for part in self.nodes]}
+        return self._estimates("nodes", said, self.node_scores, self.true_nodes, nodes)
 
     def _edge_table(self) -> Table:
-        best = np.nan_to_num(self.edge_scores[-1].mean(0))
-        order = np.argsort(-np.abs(best), axis=None, kind="stable")[:LISTED]
-        rows, q = [], self._q(self.edge_scores[-1])
-        for node, receiver in zip(*np.unravel_index(order, best.shape), strict=True):
-            means = {str(name): self.edge_scores[m, :, node, receiver].mean() for m, name in enumerate(self.methods)}
-            true = self.true_edges[:, node, receiver].mean()
-            names = {"from": self.nodes[node].label, "to": self.receivers[receiver].label}
-            rows.append(names | means | {"true": true} | ({} if q is None else {"q": q[node, receiver]}))
-        total, shown = int(np.isfinite(self.edge_scores[0, 0]).sum()), [*map(str, self.methods), "true"]
-        cut = f" The {LISTED} largest of {total:,}." if total > LISTED else ""
+        said = "true: measured by patching this path alone; empty where it was not."
+        ends = {"from": [part.label for part in self.nodes], "to": [receiver.label for receiver in self.receivers]}
+        return self._estimates("edges", said, self.edge_scores, self.true_edges, ends)
+
+    def _estimates(
+        self, key: str, said: str, scores: np.ndarray, true: np.ndarray, labels: dict[str, list[str]]
+    ) -> Table:
+        """The table of estimates [method text ...], those of the last method deciding the order."""
+        *others, last = self.methods
+        q, shown = self._q(scores[-1]), [*self.methods, "true"]
+        beside = dict(zip(others, scores.mean(1), strict=False)) | {"true": true.mean(0)}
+        if q is not None:
+            beside |= {"q": q}
+            said += f" q: of the {METHODS[last]} estimate, corrected for all of them."
+        frame, cut = Axes.of(scores[-1].mean(0), **labels).largest(last, LISTED, **beside)
+        columns = [*labels, *shown, *(["q"] if q is not None else [])]
         return Table(
-            key="edges", title="Edges, largest estimate first", frame=pd.DataFrame(rows[:total]),
-            caption=f"true: measured by patching this path alone; empty where it was not.{self._said_q(q)}{cut}",
+            key, f"{key.capitalize()}, largest estimate first", said + cut, frame=frame[columns],
             units=dict.fromkeys(shown, self.measure.unit), diverging=frozenset(shown),
         )  # fmt: skip
 
-    def _said_q(self, q: np.ndarray | None) -> str:
-        return "" if q is None else f" q: of the {METHODS[self.methods[-1]]} estimate, corrected for all of them."
-
     def _graph(self) -> list[Panel]:
-        best = np.nan_to_num(self.edge_scores[-1].mean(0))
-        order = np.argsort(-np.abs(best), axis=None, kind="stable")[:EDGES]
-        chosen = [
-            (int(a), int(b)) for a, b in zip(*np.unravel_index(order, best.shape), strict=True) if best[a, b] != 0
-        ]
-        if not chosen:
-            return []
-        columns = {self.nodes[a].label: _column(self.nodes[a]) for a, _ in chosen}
-        for _, b in chosen:
-            receiver = self.receivers[b]
-            name = receiver.label.partition(".")[0]
-            columns[name] = 2 * receiver.layer + 1 + (receiver.head is None and name != "logits")
-        names = sorted(columns, key=lambda name: columns[name])
-        known = sorted(set(columns.values()))
-        weights: dict[tuple[int, int], float] = {}
-        for a, b in chosen:  # q, k and v of a head are drawn as one
-            ends = names.index(self.nodes[a].label), names.index(self.receivers[b].label.partition(".")[0])
-            weights[ends] = weights.get(ends, 0.0) + float(best[a, b])
-        return [
-            Graph(
-                key="graph", title=f"The {len(chosen)} largest edges, {METHODS[self.methods[-1]]}", nodes=tuple(names),
-                columns=tuple(known.index(columns[name]) for name in names), unit=self.measure.unit,
-                edges=tuple((a, b, weight) for (a, b), weight in weights.items()),
-                caption=self._caption() + " Edges to a head's queries, keys and values are added up.",
-            )
-        ]  # fmt: skip
-
-    def _note(self) -> Note:
-        steps = [f"EAP-IG averages {self.steps} gradients."] if "eap-ig" in self.methods else []
-        return self.pairs.choices(self.measure, self.answers, self.wrongs, steps)
+        depth, edges = {part.label: depth_of(part) for part in self.nodes}, []
+        for place in np.argsort(-np.abs(self._best), axis=None, kind="stable")[:EDGES]:
+            a, b = np.unravel_index(place, self._best.shape)
+            receiver, weight = self.receivers[b], float(self._best[a, b])
+            name = receiver.label.partition(".")[0]  # q, k and v of a head are drawn as one
+            depth[name] = 2 * receiver.layer + 1 + (receiver.head is None and name != "logits")
+            edges += [(self.nodes[a].label, name, weight)] if weight else []
+        title = f"The {len(edges)} largest edges, {METHODS[self.methods[-1]]}"
+        caption = self._caption() + " Edges to a head's queries, keys and values are added up."
+        return [layered_graph(title, caption, edges, depth, self.measure.unit)] if edges else []
 
     def findings(self) -> list[Finding]:
         if not self.gap:
             return []
         method, table = self.methods[-1], self.reliability()
-        rows = table[(table["method"] == method) & (table["sample"] == "random")]
-        known = [row for row in zip(rows["kind"], rows["pearson"], rows["n"], strict=True) if np.isfinite(row[1])]
-        said = [f"{pearson:.2f} for {kind} ({n} patched)" for kind, pearson, n in known]
+        rows = table[(table["method"] == method) & (table["sample"] == "random")].dropna(subset="pearson")
         found = []
-        if said:
-            value = float(known[-1][1])
-            found.append(
-                Finding(
-                    text=f"{METHODS[method]} estimates correlate with true patches drawn at random: {', '.join(said)}.",
-                    key="reliability", weight=0.5, value=value, unit="correlation",
-                )
-            )  # fmt: skip
-        best = np.nan_to_num(self.edge_scores[-1].mean(0))
-        a, b = np.unravel_index(np.argmax(np.abs(best)), best.shape)
-        spread = bootstrap(self.true_edges[:, a, b], clusters=self.pairs.clusters, chosen_of=self._edges)
-        true, (low, high), q = float(spread.value), spread.ends(), self._q(self.edge_scores[-1])
-        found.append(
-            Finding(
-                text=f"The largest edge by {METHODS[method]} leads from {self.nodes[a].label} to "
-                f"{self.receivers[b].label}: estimated {best[a, b]:+.3g}, truly {true:+.3g} {self.measure.unit}"
-                f"{'' if q is None else f' (q = {q[a, b]:.2g} of {self._edges:,} edges)'}.",
-                key="edges", weight=notable(true / self.gap, low, high, None if q is None else q[a, b]), value=true,
-                unit=self.measure.unit, low=low, high=high,
-            )
-        )  # fmt: skip
-        return found
+        if len(rows):
+            known = zip(rows["pearson"], rows["kind"], rows["n"], strict=True)
+            said = ", ".join(f"{pearson:.2f} for {kind} ({n} patched)" for pearson, kind, n in known)
+            text = f"{METHODS[method]} estimates correlate with true patches drawn at random: {said}."
+            found.append(Finding(text, "reliability", 0.5, float(rows["pearson"].iloc[-1]), "correlation"))
+        a, b = np.unravel_index(np.argmax(np.abs(self._best)), self._best.shape)
+        spread, q = self.spread(self.true_edges[:, a, b], chosen_of=self._edges), self._q(self.edge_scores[-1])
+        true, (low, high), of = float(spread.value), spread.ends(), None if q is None else float(q[a, b])
+        text = (
+            f"The largest edge by {METHODS[method]} leads from {self.nodes[a].label} to {self.receivers[b].label}: "
+            f"estimated {self._best[a, b]:+.3g}, truly {true:+.3g} {self.measure.unit}"
+            f"{'' if of is None else f' (q = {of:.2g} of {self._edges:,} edges)'}."
+        )
+        weight = self.weight(true, low, high, of)
+        return [*found, Finding(text, "edges", weight, true, self.measure.unit, low, high)]
 
 
-def _column(node: Component) -> int:
-    return 0 if node.layer is None else 2 * node.layer + 1 + (node.kind == "mlp")
+def _largest(score: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Those patched truly [text ...] whose score is at least as large as that of any that was not."""
+    size, known = np.abs(np.nan_to_num(score)), np.isfinite(true[0])
+    unknown = size[~known & np.isfinite(score)]
+    return np.asarray(known & (size > (unknown.max() if unknown.size else -1.0)))
 
 
 def _agreement(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:

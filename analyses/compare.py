@@ -20,15 +20,15 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from analyses.head_roles import Measurement, head_roles
+from analyses.shared.axes import Axes, largest_first, lines, said_mean
 from analyses.shared.capabilities import analysis, require
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.metrics import token_loss
-from analyses.shared.panels import Bars, Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
-from analyses.shared.statistics import bootstrap, methods, paired_effect, q_values
+from analyses.shared.panels import Finding, Note, Panel, Result, Table, Tokens, TokenStrip
+from analyses.shared.statistics import bootstrap, methods, paired_t_p_value, q_values
 from interp.errors import InputError
 from interp.lens_maps import divergence, read, streams
 from interp.models.gpt import HookedGPT
@@ -73,49 +73,43 @@ class CompareResult(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Tidy: one row a number, columns measure, part, layer, head, first, other, change."""
-        columns = ["measure", "part", "layer", "head", "first", "other", "change"]
-        rows: list[dict[str, object]] = [
-            {"measure": "weights", "part": part, "layer": layer, "change": change}
-            for part, layer, change in self.weights[["part", "layer", "change"]].itertuples(index=False, name=None)
-        ]
-        for measure, values in (
-            ("head weights", self.head_weights),
-            ("attention moved", None if self.patterns is None else self.patterns.mean(0)),
-        ):
+        columns = ["part", "layer", "head", "first", "other", "change"]
+        frames = {"weights": self.weights[["part", "layer", "change"]]}
+        moved = None if self.patterns is None else self.patterns.mean(0)
+        for measure, values in (("head weights", self.head_weights), ("attention moved", moved)):
             if values is not None:
-                for (layer, head), value in np.ndenumerate(values):
-                    rows.append({"measure": measure, "layer": layer, "head": head, "change": float(value)})
-        for row in self.role_changes.to_dict("records"):
-            rows.append({"measure": "role", "part": row["role"], **{name: row[name] for name in columns[2:]}})
+                frames[measure] = Axes.of(values, layer=None, head=None).frame("change")
+        frames["role"] = self.role_changes.rename(columns={"role": "part"}).reindex(columns=columns)
         if self.losses:
-            first, other = (float(np.mean([pair[i].mean() for pair in self.losses])) for i in range(2))
-            rows.append({"measure": "loss", "first": first, "other": other, "change": other - first})
-        return pd.DataFrame(rows, columns=columns)
+            first, other = self._losses.mean(0)
+            frames["loss"] = pd.DataFrame({"first": [first], "other": [other], "change": [other - first]})
+        known = [frame.assign(measure=measure) for measure, frame in frames.items() if len(frame)]
+        return pd.concat([pd.DataFrame(columns=["measure", *columns]), *known], ignore_index=True).infer_objects()
+
+    @property
+    def _losses(self) -> np.ndarray:
+        """[text model] mean loss over tokens, nats."""
+        return np.array([[one.mean() for one in pair] for pair in self.losses])
 
     @property
     def changed(self) -> pd.DataFrame:
         """Heads that do something else: columns head, what, first, other, change, q; the largest change first."""
-        rows = []
-        for row in self.role_changes.to_dict("records"):
-            if abs(row["change"]) >= CHANGED and row["q"] < 0.05:
-                name = f"L{row['layer']}H{row['head']}"
-                rows.append(
-                    (name, str(row["role"]).replace("_", " "), *(row[x] for x in ("first", "other", "change", "q")))
-                )
-        frame = pd.DataFrame(rows, columns=["head", "role", "first", "other", "change", "q"])
-        return frame.sort_values("change", key=abs, ascending=False, kind="stable").reset_index(drop=True)
+        frame = self.role_changes[(self.role_changes["change"].abs() >= CHANGED) & (self.role_changes["q"] < 0.05)]
+        head = [f"L{layer}H{head}" for layer, head in zip(frame["layer"], frame["head"], strict=True)]
+        frame = frame.assign(head=head, role=frame["role"].str.replace("_", " "))
+        frame = frame[["head", "role", "first", "other", "change", "q"]]
+        return largest_first(frame, "change", len(frame))[0]
 
     def panels(self) -> list[Panel]:
         panels: list[Panel] = []
         if self.identical:
             text = f"{self.names[0]} and {self.names[1]} have the same weights: everything below is equal."
-            panels.append(Note(key="identical", title="The same model", text=text))
-        panels += self._head_panels() + self._weight_panels() + self._output_panels()
+            panels.append(Note("identical", "The same model", text=text))
+        panels += self._head_panels() + self._weight_panels() + self._loss_panels() + self._lens_panels()
         if not self.config.empty:
-            title, caption = "Shapes", "Where the two models' shapes differ."
-            panels.append(Table(key="config", title=title, caption=caption, frame=self.config))
+            panels.append(Table("config", "Shapes", "Where the two models' shapes differ.", frame=self.config))
         if self.remarks:
-            panels.append(Note(key="remarks", title="Not compared", text="\n".join(self.remarks)))
+            panels.append(Note("remarks", "Not compared", text="\n".join(self.remarks)))
         return [*panels, *self._methods()]
 
     def _methods(self) -> list[Note]:
@@ -131,151 +125,94 @@ class CompareResult(Result):
     def _head_panels(self) -> list[Panel]:
         if self.patterns is None:
             return [self._role_table(i) for i in range(2)]
-        changed = self.changed
-        n, what = len(self.patterns), self.roles[0].what
-        first: Panel = Note(
-            key="changed",
-            title="Heads that changed",
-            text=f"No head's role changed by {CHANGED:g} or more beyond chance on {what}.",
-        )
+        changed, what = self.changed, self.roles[0].what
+        none = f"No head's role changed by {CHANGED:g} or more beyond chance on {what}."
+        first: Panel = Note("changed", "Heads that changed", text=none)
         if not changed.empty:
             first = Table(
-                key="changed",
-                title="Heads that changed",
-                caption=f"Roles whose score changed by {CHANGED:g} or more on {what}; q is corrected over all heads "
-                "and roles (paired t test over sequences, Benjamini-Hochberg).",
-                frame=changed,
-                diverging=frozenset({"change"}),
-            )
-        grids: list[Panel] = [
-            self._grid("patterns", "Attention that moved", self.patterns.mean(0), "share of the pattern",
-                       "0: the same pattern; 1: none of it. Mean over queries after the first, on the given text"
-                       + ("s." if n > 1 else ", one text."))
-        ]  # fmt: skip
-        biggest = self._role_matrices()
-        return [first, *grids, *biggest]
+                "changed", "Heads that changed", f"Roles whose score changed by {CHANGED:g} or more on {what}; q is "
+                "corrected over all heads and roles (paired t test over sequences, Benjamini-Hochberg).",
+                frame=changed, diverging=frozenset({"change"}),
+            )  # fmt: skip
+        moved = Axes.of(self.patterns.mean(0), layer=None, head=None).matrix(
+            "patterns", "Attention that moved", "0: the same pattern; 1: none of it. Mean over queries after the "
+            f"first, on the given text{'s.' if len(self.patterns) > 1 else ', one text.'}", unit="share of the pattern",
+        )  # fmt: skip
+        return [first, moved, *self._role_matrices()]
 
     def _role_matrices(self) -> list[Panel]:
         panels: list[Panel] = []
-        for role, frame in self.role_changes.groupby("role", sort=False):
-            values, low, high = (
-                frame.pivot(index="layer", columns="head", values=name).to_numpy() for name in ("change", "low", "high")
-            )
-            if np.nanmax(np.abs(values), initial=0) < CHANGED:
-                continue
-            name = str(role).replace("_", " ")
-            caption = f"Score of {self.names[1]} minus that of {self.names[0]}, with 95 % intervals."
-            panels.append(
-                self._grid(f"role-{str(role).replace('_', '-')}", f"Change of {name}", values, "share", caption,
-                           diverging=True, low=low, high=high)
-            )  # fmt: skip
+        caption = f"Score of {self.names[1]} minus that of {self.names[0]}, with 95 % intervals."
+        first, other = self.roles
+        for i, role in enumerate(first.roles):
+            found = bootstrap((other.scores - first.scores)[:, i], seed=self.seed)
+            if np.nanmax(np.abs(found.value), initial=0) >= CHANGED:
+                key, title = f"role-{role.replace('_', '-')}", f"Change of {role.replace('_', ' ')}"
+                grid = Axes.of(found, layer=None, head=None)
+                panels.append(grid.matrix(key, title, caption, unit="share", diverging=True))
         return panels
-
-    @staticmethod
-    def _grid(
-        key: str, title: str, values: np.ndarray, unit: str, caption: str, *, diverging: bool = False,
-        low: np.ndarray | None = None, high: np.ndarray | None = None,
-    ) -> Matrix:  # fmt: skip
-        return Matrix(
-            key=key,
-            title=title,
-            caption=caption,
-            values=values,
-            rows=tuple(map(str, range(values.shape[0]))),
-            columns=tuple(map(str, range(values.shape[1]))),
-            row_axis="layer",
-            column_axis="head",
-            unit=unit,
-            diverging=diverging,
-            low=low,
-            high=high,
-        )
 
     def _role_table(self, which: int) -> Panel:
         frame = self.roles[which].named
         key, title = f"roles-{('first', 'other')[which]}", f"Heads with a role in {self.names[which]}"
         if frame.empty:
-            return Note(key=key, title=title, text="No head is above its null.")
-        return Table(key=key, title=title, caption=f"Measured on {self.roles[which].what}.", frame=frame)
+            return Note(key, title, text="No head is above its null.")
+        return Table(key, title, f"Measured on {self.roles[which].what}.", frame=frame)
 
     def _weight_panels(self) -> list[Panel]:
         if self.head_weights is None:
             return []
-        caption = (
-            "Length of the difference of a head's query, key, value and output weights, relative to the first model. "
-            "Keys and values that several heads read count for each of them."
-        )
-        worst = self.weights.sort_values("change", ascending=False, kind="stable").head(40)
+        worst, _ = largest_first(self.weights, "change", 40)
         return [
-            self._grid("head-weights", "Change of each head's weights", self.head_weights, "relative change", caption),
-            Table(
-                key="weights",
-                title="Change of each part",
-                caption="Relative change, and cosine of the two models' weights (1 means the same direction). The "
-                "largest first; up to 40.",
-                frame=worst.replace({"layer": {-1: np.nan}}),
+            Axes.of(self.head_weights, layer=None, head=None).matrix(
+                "head-weights", "Change of each head's weights", "Length of the difference of a head's query, key, "
+                "value and output weights, relative to the first model. Keys and values that several heads read count "
+                "for each of them.", unit="relative change",
             ),
-        ]
+            Table(
+                "weights", "Change of each part", "Relative change, and cosine of the two models' weights (1 means the "
+                "same direction). The largest first; up to 40.", frame=worst.replace({"layer": {-1: np.nan}}),
+            ),
+        ]  # fmt: skip
 
-    def _output_panels(self) -> list[Panel]:
-        panels: list[Panel] = []
-        same_depth = self.lens[0].shape[1] == self.lens[1].shape[1]
-        for i, name in enumerate(self.names):
-            if same_depth and i:
-                break
-            both = range(2) if same_depth else [i]
-            found = {self.names[j]: bootstrap(self.lens[j], seed=self.seed) for j in both}
-            n = len(self.lens[i])
-            panels.append(
-                Lines(
-                    key="lens" if same_depth else f"lens-{('first', 'other')[i]}",
-                    title="Distance to the final prediction" + ("" if same_depth else f": {name}"),
-                    caption="Logit lens: divergence of the model's own final prediction from what is read before "
-                    "each block, mean over positions. "
-                    + ("One text, so no interval." if n == 1 else f"{n} texts, 95 % intervals."),
-                    x=tuple(f"L{layer}" for layer in range(self.lens[i].shape[1])),
-                    series={key: value.value for key, value in found.items()},
-                    low={key: value.low for key, value in found.items() if value.low is not None},
-                    high={key: value.high for key, value in found.items() if value.high is not None},
-                    x_axis="residual stream before",
-                    y_axis="KL(final || here), nats",
-                )
+    def _lens_panels(self) -> list[Panel]:
+        found = {name: bootstrap(lens, seed=self.seed) for name, lens in zip(self.names, self.lens, strict=True)}
+        title, keys = "Distance to the final prediction", ("lens-first", "lens-other")
+        shown = {key: (f"{title}: {name}", {name: found[name]}) for key, name in zip(keys, self.names, strict=True)}
+        if self.lens[0].shape[1] == self.lens[1].shape[1]:
+            shown = {"lens": (title, found)}
+        caption = (
+            "Logit lens: divergence of the model's own final prediction from what is read before each block, mean "
+            f"over positions. {said_mean(len(self.lens[0]))}"
+        )
+        return [
+            lines(
+                key, title, caption, curves, x=[f"L{i}" for i in range(len(next(iter(curves.values())).value))],
+                x_axis="residual stream before", y_axis="KL(final || here), nats",
             )
-        return self._loss_panels() + panels
+            for key, (title, curves) in shown.items()
+        ]  # fmt: skip
 
     def _loss_panels(self) -> list[Panel]:
         if not self.losses:
             return []
-        means = np.array([[one.mean() for one in pair] for pair in self.losses])
-        found = bootstrap(means, seed=self.seed)
-        difference = bootstrap(means[:, 1] - means[:, 0], seed=self.seed)
-        spread = "One text, so no interval."
+        found = bootstrap(self._losses, seed=self.seed)
+        difference = bootstrap(self._losses @ (-1, 1), seed=self.seed)
+        spread = said_mean(1)
         if difference.low is not None:
             ends = f"{difference.low:+.3f} to {difference.high:+.3f}, paired by text"
             spread = f"Difference {difference.value:+.3f} nats ({ends})."
         first, other = self.losses[0]
         return [
-            Bars(
-                key="loss",
-                title="Loss on the text",
-                caption=f"Mean over tokens, then over texts. {spread}",
-                labels=self.names,
-                values=found.value,
-                unit="nats per token",
-                low=found.low,
-                high=found.high,
+            Axes.of(found, model=self.names).bars(
+                "loss", "Loss on the text", f"Mean over tokens, then over texts. {spread}", unit="nats per token"
             ),
             TokenStrip(
-                key="loss-by-token",
-                title="Where the losses differ",
-                caption=f"Loss of {self.names[1]} minus that of {self.names[0]} on each token of the first text: "
-                f"negative where {self.names[1]} expects it more.",
-                tokens=Tokens(self.tokens[1:]),
-                values=other - first,
-                unit="nats",
-                diverging=True,
+                "loss-by-token", "Where the losses differ", f"Loss of {self.names[1]} minus that of {self.names[0]} on "
+                f"each token of the first text: negative where {self.names[1]} expects it more.",
+                tokens=Tokens(self.tokens[1:]), values=other - first, unit="nats", diverging=True,
             ),
-        ]
+        ]  # fmt: skip
 
     def _ends(self, head: str, role: str) -> tuple[float | None, float | None]:
         """The interval of a change that is told because it is the largest of all."""
@@ -286,40 +223,31 @@ class CompareResult(Result):
         return bootstrap(difference, chosen_of=len(self.role_changes)).ends()
 
     def findings(self) -> list[Finding]:
-        found = []
         if self.identical:
             text = f"{self.names[0]} and {self.names[1]} are the same model: every weight is equal."
-            return [Finding(text=text, key="identical", weight=0.9, value=0.0, unit="relative change")]
+            return [Finding(text, "identical", 0.9, 0.0, "relative change")]
+        found, changed = [], self.changed
         if self.losses:
-            difference = float(np.mean([pair[1].mean() - pair[0].mean() for pair in self.losses]))
+            mean = bootstrap(self._losses @ (-1, 1))
+            difference, (low, high) = float(mean.value), mean.ends()
             word = "lower" if difference < 0 else "higher"
             text = f"{self.names[1]} has a loss {abs(difference):.3f} nats a token {word} than {self.names[0]}."
-            low, high = bootstrap(np.array([pair[1].mean() - pair[0].mean() for pair in self.losses])).ends()
             weight = 0.6 if low is None or high is None or low * high > 0 else 0.1
-            found.append(
-                Finding(text=text, key="loss", weight=weight, value=difference, unit="nats", low=low, high=high)
-            )
-        changed = self.changed
+            found.append(Finding(text, "loss", weight, difference, "nats", low, high))
         if len(changed):
-            top = changed.iloc[0]
-            heads = changed["head"].nunique()
+            top, heads = changed.iloc[0], changed["head"].nunique()
             text = (
                 f"{heads} head{'s' * (heads != 1)} changed role; most of all {top['head']}, whose {top['role']} score "
                 f"goes from {top['first']:.2f} to {top['other']:.2f}."
             )
-            low, high = self._ends(str(top["head"]), str(top["role"]))
-            found.append(
-                Finding(
-                    text=text, key="changed", weight=0.8, value=float(top["change"]), unit="share", low=low, high=high
-                )
-            )
+            ends = self._ends(str(top["head"]), str(top["role"]))
+            found.append(Finding(text, "changed", 0.8, float(top["change"]), "share", *ends))
         elif self.patterns is not None:
             moved = self.patterns.mean(0)
             layer, head = np.unravel_index(int(moved.argmax()), moved.shape)
-            text = (
-                f"No head changed its role; attention moved most in L{layer}H{head} ({moved.max():.0%} of its pattern)."
-            )
-            found.append(Finding(text=text, key="patterns", weight=0.4, value=float(moved.max()), unit="share"))
+            where = f"L{layer}H{head} ({moved.max():.0%} of its pattern)"
+            text = f"No head changed its role; attention moved most in {where}."
+            found.append(Finding(text, "patterns", 0.4, float(moved.max()), "share"))
         return found
 
 
@@ -440,29 +368,10 @@ def pattern_changes(model: HookedGPT, other: HookedGPT, rows: Sequence[Tensor]) 
 def role_changes(first: Measurement, other: Measurement, *, seed: int) -> pd.DataFrame:
     """The difference of every head's score in every role, with interval and q-value, over the same sequences."""
     difference = other.scores - first.scores
-    found = bootstrap(difference, seed=seed)
-    n = (~np.isnan(difference)).sum(0)
-    effect = paired_effect(difference)
-    no_spread = np.isnan(effect) & (n >= 2)
-    effect[no_spread] = np.where(found.value[no_spread] != 0, np.inf, 0.0)
-    q = q_values(np.where(n >= 2, 2 * stats.t.sf(np.abs(effect) * np.sqrt(n), np.maximum(n - 1, 1)), np.nan))
-    none = np.full(found.value.shape, np.nan)
+    found = Axes.of(bootstrap(difference, seed=seed), role=first.roles, layer=None, head=None)
     before, after = first.interval.value, other.interval.value
-    role, layer, head = np.indices(found.value.shape).reshape(3, -1)
-    return pd.DataFrame(
-        {
-            "layer": layer,
-            "head": head,
-            "role": np.array(first.roles, dtype=object)[role],
-            "first": before.ravel(),
-            "other": after.ravel(),
-            "change": found.value.ravel(),
-            "low": (none if found.low is None else found.low).ravel(),
-            "high": (none if found.high is None else found.high).ravel(),
-            "q": q.ravel(),
-        },
-        columns=ROLE_COLUMNS,
-    )
+    frame = found.frame("change", first=before, other=after, q=q_values(paired_t_p_value(difference)))
+    return frame.reindex(columns=ROLE_COLUMNS)
 
 
 def _run(model: HookedGPT, row: Tensor) -> Mapping[str, Tensor]:

@@ -16,9 +16,11 @@ is that of a key `distance` positions before the query, 0 for the query itself.
 
 What it shows: that the weights of two heads match. Not that any text uses the match: the later head also reads the
 embeddings, all other heads and the MLPs, and parts that every head shares (such as a few directions of large norm)
-raise all scores alike. Biases, scales of norms and caps are left out.
+raise all scores alike. Biases, scales of norms and caps are left out. Where norms follow sums (a BERT, a translation
+model), what a head wrote goes through the gains of all that lie between the two heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -29,14 +31,19 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from analyses.shared.by_stack import by_stack
 from analyses.shared.capabilities import analysis
 from analyses.shared.distributions import one_thread
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.panels import Finding, Graph, Matrix, Note, Panel, Result, Table
+from analyses.shared.stacks import Model, Stack, attentions
 from analyses.shared.statistics import methods_note
-from analyses.shared.weight_circuits import Circuits, circuits
+from analyses.shared.weight_circuits import Circuits, arriving, circuits
 from interp.errors import InputError
+from interp.models.encoder import HookedEncoder
+from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
+from interp.residual import writes as writes_of
 
 KINDS = ("Q", "K", "V")
 ROTATIONS = 32
@@ -170,33 +177,44 @@ _READS = {"Q": "query", "K": "key", "V": "value"}
 @analysis(place=64, runs=True)
 @torch.no_grad()
 def composition(
-    model: HookedGPT,
+    model: HookedGPT | HookedEncoderDecoder | HookedEncoder,
     tokens: TextOrTokens | None = None,
     *,
     edges: Annotated[int, "strongest pairs of each kind in the graphs and the table"] = 15,
     distance: Annotated[int, "how far before the query the key lies, where positions are rotary"] = 0,
     seed: Annotated[int, "seed of the random rotations"] = 0,
-) -> CompositionResult:
+) -> Result:
     """Q-, K- and V-composition of all pairs of heads. The weights alone decide; `tokens` is not read.
+
+    Of a translation model the heads of its encoder, and those of its decoder's self-attention. Cross-attention is left
+    out: its keys and values come from another stream than the one that it writes to.
 
     Raises InputError for fewer than one edge, or a distance that the model cannot tell from 0.
     """
     if edges < 1:
         raise InputError(f"edges = {edges}", "expected at least 1")
-    writes, reads = cores(circuits(model, distance))
+    stacks = [stack for stack in attentions(model) if not stack.crosses]
+    return by_stack(stacks, [_measured(model, stack, edges, distance, seed) for stack in stacks])
+
+
+def _measured(model: Model, stack: Stack, edges: int, distance: int, seed: int) -> CompositionResult:
+    writes, reads = cores(circuits(model, distance, stack))
     n_layers, n_heads, d_head, d_model = writes.shape
-    width = d_model - model.blocks[0].ln1.centred  # layer norm takes one direction
+    width = d_model - stack.blocks[0].ln1.centred  # layer norm takes one direction
     turns = _rotations(width, d_head, seed).to(writes)
     later = np.arange(n_layers)[:, None] < np.arange(n_layers)
     allowed = np.repeat(np.repeat(later, n_heads, 0), n_heads, 1)
+    groups = [(tuple(range(n_layers)), writes)]
+    if writes_of(stack.blocks[0])[0].after:
+        groups = [((layer,), arriving(stack, writes, layer) if layer else writes) for layer in range(n_layers)]
     scores, baseline, spread, limit = {}, {}, {}, {}
     for kind, read in reads.items():
-        shares = _shares(writes), _shares(read.mT)
-        mean, deviation = _turned(*shares, turns)
-        limit[kind] = np.where(allowed, _limit(*shares, width, 3 * int(allowed.sum())), np.nan)
+        found = [_pairs(early, read, layers, turns, width, 3 * int(allowed.sum())) for layers, early in groups]
+        score, mean, deviation, most = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        limit[kind] = np.where(allowed, most, np.nan)
         baseline[kind] = np.where(allowed, mean, np.nan)
         spread[kind] = np.where(allowed, deviation, np.nan)
-        scores[kind] = np.where(np.isnan(baseline[kind]), np.nan, _norms(writes, read))
+        scores[kind] = np.where(np.isnan(baseline[kind]), np.nan, score)
     return CompositionResult(
         scores=scores,
         baseline=baseline,
@@ -207,6 +225,16 @@ def composition(
         distance=distance,
         seed=seed,
     )
+
+
+def _pairs(
+    writes: Tensor, read: Tensor, layers: Sequence[int], turns: Tensor, width: int, pairs: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Score, mean and deviation under rotation and limit [head head] of all heads into those of some layers, from what
+    is left of their writes there."""
+    late = read[list(layers)]
+    shares = _shares(writes), _shares(late.mT)
+    return _norms(writes, late, layers), *_turned(*shares, turns), _limit(*shares, width, pairs)
 
 
 @one_thread()
@@ -223,15 +251,15 @@ def cores(
     return triangle["v"] @ c.o, reads
 
 
-def _norms(writes: Tensor, read: Tensor) -> np.ndarray:
-    """[head head] scores of all pairs; 0 where the first head is in no earlier layer."""
+def _norms(writes: Tensor, read: Tensor, layers: Sequence[int]) -> np.ndarray:
+    """[head head] scores of all pairs, the second heads in these layers; 0 where the first is in no earlier one."""
     n_layers, n_heads, d_head, d_model = writes.shape
-    out = writes.new_zeros(n_layers, n_heads, n_layers, n_heads)
-    for late in range(1, n_layers):
-        columns = read[late].transpose(0, 1).reshape(d_model, -1)
+    out = writes.new_zeros(n_layers, n_heads, len(layers), n_heads)
+    for n, late in enumerate(layers):
+        columns = read[n].transpose(0, 1).reshape(d_model, -1)
         for early in range(late):
             product = writes[early].reshape(-1, d_model) @ columns
-            out[early, :, late] = product.view(n_heads, d_head, n_heads, -1).square().sum((1, 3))
+            out[early, :, n] = product.view(n_heads, d_head, n_heads, -1).square().sum((1, 3))
     size = writes.flatten(-2).norm(dim=-1)[:, :, None, None] * read.flatten(-2).norm(dim=-1)
     scores: np.ndarray = (out.sqrt() / size).flatten(2).flatten(0, 1).double().cpu().numpy()
     return scores

@@ -9,6 +9,9 @@ the unembedding column of the answer (Elhage et al. 2021, "A Mathematical Framew
 way by Wang et al. 2022, "Interpretability in the Wild"). A head's part is further split by the position it reads from:
 its pattern times the part of each value vector.
 
+Where a layer norm follows every sum (a translation model's decoder), a part goes through all later norms in the same
+way, each at the scale it had in the run.
+
 What it shows: direct effects, exactly; the parts sum to the logit. What it does not: anything a component does by way
 of later components, nor what would happen without it (later layers often compensate; see `ablation`). A plain logit
 has no natural zero, as softmax ignores what all logits share; the figures therefore show a plain logit relative to the
@@ -16,8 +19,9 @@ mean logit over the vocabulary, and a difference of two logits is the better que
 """
 
 import re
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -25,17 +29,18 @@ import torch
 from torch import Tensor
 
 from analyses.shared.capabilities import analysis
-from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels
+from analyses.shared.grids import GridsResult, NumberGrid, head_grid, list_grid
+from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import TokenChoice, token_ids
-from analyses.shared.pair_attribution import translation_attribution
 from analyses.shared.panels import Bars, Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
 from analyses.shared.prompts import PromptSet
+from analyses.shared.stacks import Reading, Stack, attentions, labels_of, readings
 from analyses.shared.statistics import Interval, bootstrap, methods
 from interp.errors import InputError
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
 from interp.models.parts import NoNorm, Norm
-from interp.residual import decompose, decompose_names
+from interp.residual import Reader, decompose, decompose_names, leaving, norm_at, stream_of, writes
 
 TOP = 30
 """Rows of the table of the strongest components."""
@@ -244,7 +249,19 @@ class DirectLogitAttributionResult(Result):
         ]  # fmt: skip
 
 
-@analysis(place=40, needs=("next token",), translation=("answer", "wrong", "pos"))
+@dataclass(frozen=True, kw_only=True)
+class ContributionsResult(GridsResult):
+    """Contributions grid by grid: of a model whose blocks have more than one attention."""
+
+    def _panel(self, grid: NumberGrid) -> Panel:
+        if grid.key != "neurons":
+            return super()._panel(grid)
+        order = np.argsort(-np.abs(grid.values.mean(0)[:, 0]), kind="stable")[:TOP]
+        names = tuple(grid.names[i] for i in order)
+        return super()._panel(replace(grid, values=grid.values[:, order], names=names))
+
+
+@analysis(place=40, needs=("next token",))
 @torch.no_grad()
 def direct_logit_attribution(
     model: HookedGPT | HookedEncoderDecoder,
@@ -258,31 +275,32 @@ def direct_logit_attribution(
 ) -> Result:
     """Split the answer's logit, or its difference to a wrong answer's, over the parts of the model.
 
+    A translation model's decoder is explained; a text is a source, or `source ||| target`, the answer by default what
+    is written there, and -1 the last position before the end token's. A BERT's logits are no sum of parts: a layer with
+    a non-linearity lies between its stream and them.
+
     Args:
         tokens: text, texts, ids [batch pos], or a prompt set, whose answers are then used.
         answer, wrong: a single token as text or id, or one for each text.
 
     Raises InputError for text that is no single token, a position outside a text, or unusable tokens.
     """
-    if isinstance(model, HookedEncoderDecoder):
-        return translation_attribution(model, tokens, answer=answer, wrong=wrong, pos=pos, seed=seed)
+    stacks = [stack for stack in attentions(model) if stack.path == stream_of(model)[0]]
     clusters: list[str] | None = None
     if isinstance(tokens, PromptSet):
+        if len(stacks) > 1:
+            raise InputError("a prompt set for a translation model", "expected texts: source, or source ||| target")
         if answer is None:
             answer = [prompt.answer for prompt in tokens if prompt.answer] or None
             wrong = [prompt.wrong for prompt in tokens if prompt.wrong] or None if wrong is None else wrong
         clusters = [prompt.template for prompt in tokens]
         clusters = clusters if len(set(clusters)) > 1 else None
         tokens = [prompt.clean for prompt in tokens]
-    rows = sequences(model, tokens)
-    for row in rows:
-        if not -row.shape[1] <= pos < row.shape[1]:
-            raise InputError(f"pos = {pos}", f"expected {-row.shape[1]} to {row.shape[1] - 1}, a position of the text")
-    runs = [_Run(model, row, pos) for row in rows]
-    answers = (
-        [int(run.logits.argmax()) for run in runs] if answer is None else token_ids(model, answer, len(rows)).tolist()
-    )
-    wrongs = None if wrong is None else token_ids(model, wrong, len(rows)).tolist()
+    texts = readings(model, tokens)
+    places = [text.place(pos) for text in texts]
+    runs = [_Run(model, stacks[-1], text, place) for text, place in zip(texts, places, strict=True)]
+    answers = [run.written for run in runs] if answer is None else token_ids(model, answer, len(texts)).tolist()
+    wrongs = None if wrong is None else token_ids(model, wrong, len(texts)).tolist()
     mean = _Target(_wide(model.W_U.mean(1)), _bias(model).mean())
     names: tuple[str, ...] = ()
     contributions, common, total, by_source = [], [], [], []
@@ -296,14 +314,53 @@ def direct_logit_attribution(
         common.append(shared)
         total.append(float(value))
         by_source.append(run.by_source(target - mean if wrongs is None else target))
-    return DirectLogitAttributionResult(
+    result = DirectLogitAttributionResult(
         components=names, contributions=np.stack(contributions), common=np.stack(common), total=np.array(total),
-        by_source=tuple(by_source), texts=text_names(model, rows),
-        tokens=tuple(token_labels(model, row) for row in rows),
-        answers=token_labels(model, answers), wrongs=Tokens() if wrongs is None else token_labels(model, wrongs),
-        pos=pos, chosen_by_model=answer is None, weights=weights_kind(model),
-        shape=(model.config.n_layers, model.config.n_heads), clusters=clusters, seed=seed,
-        softcap=model.config.logit_softcap,
+        by_source=tuple(by_source), texts=tuple(text.name for text in texts),
+        tokens=tuple(text.labels[stacks[-1].keys] for text in texts),
+        answers=labels_of(model, answers), wrongs=Tokens() if wrongs is None else labels_of(model, wrongs),
+        pos=pos, chosen_by_model=answer is None, weights=weights_kind(model), shape=stacks[-1].shape,
+        clusters=clusters, seed=seed, softcap=getattr(model.config, "logit_softcap", None),
+    )  # fmt: skip
+    return result if len(stacks) == 1 else _by_attention(result, stacks, places[0])
+
+
+def _by_attention(result: DirectLogitAttributionResult, stacks: Sequence[Stack], place: int) -> ContributionsResult:
+    """The same numbers with a grid for each kind of head, for neurons and for the rest; `place` is the first text's."""
+    names = [name.replace("unembed bias", "logits' bias") for name in result.components]
+    values, grids, used = result.relative, [], set[int]()
+    for stack in stacks:
+        index = [i for i, name in enumerate(names) if name.startswith(f"{stack.short} L")]
+        used.update(index)
+        heads, kind = (
+            values[:, index].reshape(-1, *stack.shape),
+            "cross-attention" if stack.crosses else "self-attention",
+        )
+        caption = "Direct contribution of each head."
+        grids.append(head_grid(f"{stack.short}-heads", f"By {kind} head", caption, heads, stack.short))
+    split = [i for i, name in enumerate(names) if re.match(r"L\d+N", name)]
+    rest = [i for i in range(len(names)) if i not in used.union(split)]
+    caption = "Direct contribution of every other part; norm bias is what the biases of all layer norms came to."
+    grids.append(list_grid("others", "By other part", caption, values[:, rest], [names[i] for i in rest]))
+    if split:
+        caption = f"Direct contribution of the {min(TOP, len(split))} of {len(split)} neurons with the largest."
+        grids.append(list_grid("neurons", "By neuron", caption, values[:, split], [names[i] for i in split]))
+    over = "the wrong answer" if result.wrongs else "the vocabulary's mean"
+    what = f"logit of {result.answers[0]!r}"
+    what += f" over {result.wrongs[0]!r}" if result.wrongs else ""
+    note = (
+        f"The {what}, written at target position {place}, counted from {over}. The parts sum to the model's own number "
+        f"within {result.error:.1e} logits. Layer norms are held at the scale they had in the run."
+    )
+    strip = TokenStrip(
+        key="by-source", title="By source token", tokens=result.tokens[0], values=result.by_source[0].sum((0, 1)),
+        unit="logits", diverging=True,
+        caption="What all cross-attention heads contribute directly, summed by the source token they read. First text.",
+    )  # fmt: skip
+    return ContributionsResult(
+        what=f"contribution to the {what if len(result.texts) == 1 else 'answers logits'}", unit="logits",
+        texts=result.texts, grids=tuple(grids), notes=(Note(key="what", title="What is explained", text=note),),
+        strips=(strip,), seed=result.seed,
     )  # fmt: skip
 
 
@@ -315,7 +372,7 @@ class _Target:
     bias: Tensor  # []
 
     @classmethod
-    def logit(cls, model: HookedGPT, token: int) -> "_Target":
+    def logit(cls, model: Reader, token: int) -> "_Target":
         return cls(_wide(model.W_U[:, token]), _bias(model)[token])
 
     def __sub__(self, other: "_Target") -> "_Target":
@@ -325,20 +382,21 @@ class _Target:
 class _Run:
     """One text's run, kept at one position (the values at all), to be split along a direction of the logits."""
 
-    def __init__(self, model: HookedGPT, row: Tensor, pos: int) -> None:
-        self.model = model
+    def __init__(self, model: Reader, stack: Stack, text: Reading, place: int) -> None:
+        self.model, self.stack = model, stack
         self.values: dict[int, Tensor] = {}
-        ends = ("hook_pattern", "mlp.hook_post", "ln2_post.hook_scale", "ln_final.hook_scale")
-        last = f"blocks.{model.config.n_layers - 1}.hook_resid_post"
-        names = {*decompose_names(model), last} | {name for name in model.hook_points if name.endswith(ends)}
-        with model.hooks([("v", lambda v, hook: self.values.update({hook.layer: v}))], reads_only=True):
-            _, self.cache = model.run_with_cache(row, names=list(names), pos=[pos])
-        self.logits = model.unembedded(model.ln_final(self.cache[last]), capped=False)[0, 0]
+        ends = (f"{stack.part}.hook_pattern", "mlp.hook_post", "ln2_post.hook_scale")
+        inside = [name for name in model.hook_points if name.startswith(f"{stack.path}.") and name.endswith(ends)]
+        final = ["ln_final.hook_scale"] if norm_at(model, "ln_final").hooked else []
+        names = {*decompose_names(model), leaving(model), *inside, *final}
+        keep = (list(stack.hooks("hook_v")), lambda v, hook: self.values.update({hook.layer: v}))
+        with model.hooks([keep], reads_only=True):
+            _, self.cache = model.run_with_cache(*text.inputs, names=list(names), pos=[place])
+        capped: Any = {} if getattr(model.config, "logit_softcap", None) is None else {"capped": False}
+        self.logits: Tensor = model.unembedded(model.ln_final(self.cache[leaving(model)]), **capped)[0, 0]
         """[d_vocab] before a soft-cap, where they are the sum of the parts."""
-
-    def direction(self, target: _Target) -> Tensor:
-        """[d_model] what the residual stream is multiplied by to give the target, the final norm's bias left out."""
-        return self._before(self.model.ln_final, "ln_final", target.column)
+        self.written = int(text.following[place] if text.given else self.logits.argmax())
+        """The token that the text gives as written here; else the model's own choice."""
 
     def _before(self, norm: Norm | NoNorm, name: str, direction: Tensor) -> Tensor:
         """[d_model] the direction that what enters a norm is multiplied by, given the one for what leaves it."""
@@ -346,43 +404,59 @@ class _Run:
             return direction
         return norm.centre(direction * _wide(norm.gain)) / _wide(self.cache[f"{name}.hook_scale"]).squeeze()
 
+    def direction(self, target: _Target) -> Tensor:
+        """[d_model] what the last residual stream is multiplied by to give the target, norms' biases left out."""
+        return self._before(norm_at(self.model, "ln_final"), "ln_final", target.column)
+
+    def directions(self, target: _Target) -> dict[tuple[int, str], Tensor]:
+        """(layer, part) -> [d_model], the same for what a part writes, before any norm that it passes."""
+        stack, blocks = stream_of(self.model)
+        direction, found = self.direction(target), {}
+        for layer in reversed(range(len(blocks))):
+            for write in reversed(writes(blocks[layer])):
+                at = f"{stack}.{layer}."
+                direction = self._before(norm_at(blocks[layer], write.after), at + write.after, direction)
+                found[layer, write.part] = self._before(norm_at(blocks[layer], write.post), at + write.post, direction)
+        return found
+
     def split(self, target: _Target, neurons: bool) -> tuple[tuple[str, ...], np.ndarray]:
         """Names of the components and their parts of the target, [component]."""
-        direction = self.direction(target)
         components, labels = decompose(self.model, self.cache)
-        parts = dict(zip(labels, _wide(components[:, 0, 0]) @ direction, strict=True))
+        parts = dict(zip(labels, _wide(components[:, 0, 0]) @ self.direction(target), strict=True))
         if neurons:
-            split = [self._neurons(label, part, direction) for label, part in parts.items()]
+            inner = self.directions(target)
+            split = [self._neurons(label, part, inner, target) for label, part in parts.items()]
             parts = {name: part for some in split for name, part in some.items()}
-        if self.model.ln_final.b is not None:
-            parts["ln_final bias"] = _wide(self.model.ln_final.b) @ target.column
+        bias = norm_at(self.model, "ln_final").b
+        if bias is not None:
+            parts["ln_final bias"] = _wide(bias) @ target.column
         parts["unembed bias"] = target.bias
         return tuple(parts), torch.stack(list(parts.values())).numpy()
 
-    def _neurons(self, label: str, part: Tensor, direction: Tensor) -> dict[str, Tensor]:
+    def _neurons(
+        self, label: str, part: Tensor, inner: dict[tuple[int, str], Tensor], target: _Target
+    ) -> dict[str, Tensor]:
         """An MLP's part split by neuron, its output bias apart; any other component as it is."""
         if not label.startswith("mlp"):
             return {label: part}
         layer = int(label.split()[1])
-        block = self.model.blocks[layer]
-        mlp, post = block.mlp, block.ln2_post
-        assert mlp is not None
-        inner = self._before(post, f"blocks.{layer}.ln2_post", direction)
-        parts = _wide(self.cache["post", layer][0, 0]) * (_wide(mlp.W_out) @ inner)
-        bias = torch.zeros_like(part) if mlp.b_out is None else _wide(mlp.b_out) @ inner
-        bias = bias if post.b is None else bias + _wide(post.b) @ direction
+        block, direction = stream_of(self.model)[1][layer], inner[layer, "mlp"]
+        post = self.cache[f"{self.stack.path}.{layer}.mlp.hook_post"][0, 0]
+        parts = _wide(post) * (_wide(block.mlp.W_out) @ direction)
+        bias = torch.zeros_like(part) if block.mlp.b_out is None else _wide(block.mlp.b_out) @ direction
+        passed = norm_at(block, "ln2_post").b
+        bias = bias if passed is None else bias + _wide(passed) @ self.direction(target)
         return {f"L{layer}N{neuron}": each for neuron, each in enumerate(parts)} | {f"mlp bias {layer}": bias}
 
     def by_source(self, target: _Target) -> np.ndarray:
         """[layer head source]: each head's part by the position it reads from."""
-        direction = self.direction(target)
-        layers = []
-        for layer, values in self.values.items():
-            block = self.model.blocks[layer]
-            inner = self._before(block.ln1_post, f"blocks.{layer}.ln1_post", direction)
-            own = _wide(values[0])[:, [block.attn.kv_head(head) for head in range(block.attn.n_heads)]]
-            written = torch.einsum("phd,hd->hp", own, _wide(block.attn.W_O) @ inner)
-            layers.append(_wide(self.cache["pattern", layer][0, :, 0]) * written)
+        inner, layers = self.directions(target), []
+        for (name, layer), attention in zip(
+            self.stack.hooks("hook_pattern").items(), self.stack.attentions, strict=True
+        ):
+            own = _wide(self.values[layer][0])[:, [attention.kv_head(head) for head in range(attention.n_heads)]]
+            written = torch.einsum("phd,hd->hp", own, _wide(attention.W_O) @ inner[layer, self.stack.part])
+            layers.append(_wide(self.cache[name][0, :, 0]) * written)
         return torch.stack(layers).numpy()
 
 
@@ -391,12 +465,12 @@ def _wide(x: Tensor) -> Tensor:
     return x.detach().cpu().double()
 
 
-def _bias(model: HookedGPT) -> Tensor:
+def _bias(model: Reader) -> Tensor:
     """[d_vocab] the logits' bias, zero for a model without one."""
-    return torch.zeros(model.config.d_vocab_out, dtype=torch.double) if model.b_U is None else _wide(model.b_U)
+    return torch.zeros(model.W_U.shape[1], dtype=torch.double) if model.b_U is None else _wide(model.b_U)
 
 
-def weights_kind(model: HookedGPT) -> str:
+def weights_kind(model: Reader) -> str:
     """`folded` when every norm has gain one and bias zero (its work is in the weights), else `raw`."""
     norms = [module for module in model.modules() if isinstance(module, Norm)]
     neutral = all(bool((norm.gain == 1).all()) and (norm.b is None or not bool(norm.b.any())) for norm in norms)

@@ -25,10 +25,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes, lines, similarity
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences, token_labels
-from analyses.shared.panels import Finding, Lines, Matrix, Panel, Result, Table, Tokens, TokenStrip
-from analyses.shared.statistics import null_p_value
+from analyses.shared.panels import Finding, Panel, Result, Table, Tokens, TokenStrip
+from analyses.shared.statistics import Interval, null_p_value
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 
@@ -131,8 +132,8 @@ class EmbeddingsResult(Result):
 
     def _images(self) -> list[Panel]:
         cut = min(len(self.tokens), SHOWN_TOKENS)
-        more = f" The first {cut} of {len(self.tokens)} tokens." if cut < len(self.tokens) else ""
-        first = f" The first of {self.n_texts} texts." if self.n_texts > 1 else ""
+        more = f" The first of {self.n_texts} texts." if self.n_texts > 1 else ""
+        more += f" The first {cut} of {len(self.tokens)} tokens." if cut < len(self.tokens) else ""
         words = "One column a token: equal tokens have equal columns."
         parts = [("token", "Token embeddings", self.token_embedding, words)]
         if self.positions is not None:
@@ -141,168 +142,108 @@ class EmbeddingsResult(Result):
             total = ("sum", "What the first block reads", self.token_embedding + at, words)
             parts += [("position", "Position embeddings", at, "One column a position, whatever the token."), total]
         return [
-            Matrix(
-                key=f"{key}-embedding",
-                title=title,
-                caption=f"{caption} One row a coordinate.{first}{more}",
-                values=values[:cut].T,
-                rows=tuple(str(i) for i in range(values.shape[1])),
-                columns=Tokens(self.tokens[:cut]),
-                row_axis="coordinate",
-                column_axis="token",
-                unit="activation",
-                diverging=True,
+            Axes.of(values[:cut].T, coordinate=None, token=Tokens(self.tokens[:cut])).matrix(
+                f"{key}-embedding", title, f"{caption} One row a coordinate.{more}", unit="activation", diverging=True,
                 image=True,
             )
             for key, title, values, caption in parts
-        ]
+        ]  # fmt: skip
+
+    @property
+    def _chance(self) -> str:
+        """Mean and standard deviation of the cosine of random pairs."""
+        mean, spread = self.random_cosine
+        return f"{_plain(mean)} ± {spread:.2f}"
 
     def _similarities(self) -> list[Panel]:
-        cut = min(len(self.tokens), SHOWN_TOKENS)
+        tokens = Tokens(self.tokens[:SHOWN_TOKENS])
         titles = {"token": "token embeddings", "position": "position embeddings", "sum": "their sums"}
-        mean, spread = self.random_cosine
+        chance = {"token": f" Random pairs of the vocabulary's tokens have {self._chance}."}
         return [
-            Matrix(
-                key=f"{kind}-similarity",
-                title=f"Similarity of {title} in the text",
-                caption=f"Cosine. Random pairs of the vocabulary's tokens have {_plain(mean)} ± {spread:.2f}."
-                if kind == "token"
-                else "Cosine.",
-                values=self.similarity[kind][:cut, :cut],
-                rows=Tokens(self.tokens[:cut]),
-                columns=Tokens(self.tokens[:cut]),
-                row_axis="token",
-                column_axis="token",
-                unit="cosine",
-                diverging=True,
-                image=True,
+            similarity(
+                f"{kind}-similarity", f"Similarity of {title} in the text", f"Cosine.{chance.get(kind, '')}",
+                self.similarity[kind][: len(tokens), : len(tokens)], "token", tokens,
             )
             for kind, title in titles.items()
             if kind in self.similarity
-        ]
-
-    def _all_positions(self, learned: Positions) -> Matrix:
-        labels = tuple(str(i) for i in learned.shown)
-        return Matrix(
-            key="position-similarity-all",
-            title="Similarity of all the model's positions",
-            caption="Cosine of the position embeddings. Vectors in random order would show no bands."
-            + (f" One position in {learned.shown[1]}." if learned.spectrum.n_positions > len(labels) else ""),
-            values=learned.similarity,
-            rows=labels,
-            columns=labels,
-            row_axis="position",
-            column_axis="position",
-            unit="cosine",
-            diverging=True,
-            image=True,
-        )
+        ]  # fmt: skip
 
     def _spectra(self, learned: Positions) -> list[Panel]:
-        found, n = learned.spectrum, len(learned.variance)
+        found, shown = learned.spectrum, learned.shown
+        cut = f" One position in {shown[1]}." if found.n_positions > len(shown) else ""
+        null = Interval(
+            value=found.null_middle[::-1], low=found.null_low[::-1], high=found.null_high[::-1], n=found.shuffles
+        )
         return [
-            self._all_positions(learned),
-            Lines(
-                key="spectrum",
-                title="Order in the position embeddings",
-                caption="Share of the variance over positions by length of period, beside the same vectors in "
-                f"shuffled order (95 % of {found.shuffles} shuffles). Neighbouring positions have cosine "
-                f"{_plain(found.neighbour_cosine)}, shuffled ones {_plain(found.neighbour_cosine_null)}.",
-                x=found.periods[::-1].copy(),
-                series={
-                    "position embeddings": found.power[::-1].copy(),
-                    "shuffled": found.null_middle[::-1].copy(),
-                },
-                low={"shuffled": found.null_low[::-1].copy()},
-                high={"shuffled": found.null_high[::-1].copy()},
-                x_axis="period (tokens)",
-                y_axis="share of variance",
-                log_x=True,
-                log_y=True,
+            similarity(
+                "position-similarity-all", "Similarity of all the model's positions",
+                f"Cosine of the position embeddings. Vectors in random order would show no bands.{cut}",
+                learned.similarity, "position", shown.tolist(),
+            ),
+            lines(
+                "spectrum", "Order in the position embeddings", "Share of the variance over positions by length of "
+                f"period, beside the same vectors in shuffled order (95 % of {found.shuffles} shuffles). Neighbouring "
+                f"positions have cosine {_plain(found.neighbour_cosine)}, shuffled ones "
+                f"{_plain(found.neighbour_cosine_null)}.", {"position embeddings": found.power[::-1], "shuffled": null},
+                x=found.periods[::-1], x_axis="period (tokens)", y_axis="share of variance", log_x=True, log_y=True,
             ),
             Table(
-                key="periods",
-                title="Strongest periods",
-                caption=f"Above the null: stronger than every period in 95 % of the shuffles ({found.null_max:.2%}). "
-                "Times the null: against the middle of the shuffles' 95 % at that period, "
-                "half way between the ends. A period as long as the "
-                "context or "
-                "half of it is a slow drift rather than a repetition.",
-                frame=self._period_table(),
-                units={"period": "tokens"},
+                "periods", "Strongest periods", "Above the null: stronger than every period in 95 % of the shuffles "
+                f"({found.null_max:.2%}). Times the null: against the middle of the shuffles' 95 % at that period, "
+                "half way between the ends. A period as long as the context or half of it is a slow drift rather than "
+                "a repetition.", frame=self._period_table(), units={"period": "tokens"},
             ),
-            Lines(
-                key="variance",
-                title="Directions used by the position embeddings",
-                caption="Share of the variance by principal direction, and with each coordinate shuffled on its own: "
-                "a few directions carry most of it when positions lie on a curve rather than scattered.",
-                x=np.arange(1, n + 1),
-                series={"position embeddings": learned.variance, "shuffled coordinates": learned.variance_null},
-                x_axis="direction",
-                y_axis="share of variance",
-                log_x=True,
+            lines(
+                "variance", "Directions used by the position embeddings", "Share of the variance by principal "
+                "direction, and with each coordinate shuffled on its own: a few directions carry most of it when "
+                "positions lie on a curve rather than scattered.",
+                {"position embeddings": learned.variance, "shuffled coordinates": learned.variance_null},
+                x=np.arange(1, len(learned.variance) + 1), x_axis="direction", y_axis="share of variance", log_x=True,
                 log_y=True,
             ),
-        ]
+        ]  # fmt: skip
 
     def _period_table(self, count: int = 10) -> pd.DataFrame:
         found = self.spectrum
         order = np.argsort(-found.power, kind="stable")[:count]
-        return pd.DataFrame(
-            {
-                "period": found.periods[order],
-                "share of variance": found.power[order],
-                "times the null": found.power[order] / np.maximum(found.null_middle[order], 1e-30),
-                "above the null": found.power[order] > found.null_max,
-            }
-        )
+        power = found.power[order]
+        return pd.DataFrame({
+            "period": found.periods[order], "share of variance": power,
+            "times the null": power / np.maximum(found.null_middle[order], 1e-30),
+            "above the null": power > found.null_max,
+        })  # fmt: skip
 
     def _neighbours(self) -> list[Panel]:
-        mean, spread = self.random_cosine
-        norms = np.linalg.norm(self.token_embedding, axis=1)
+        caption = "Common tokens often have shorter embeddings; it is read off the weights and says nothing of use."
         return [
             TokenStrip(
-                key="norms",
-                title="Length of each token's embedding",
-                caption="Common tokens often have shorter embeddings; it is read off the weights and says nothing of "
-                "use.",
-                tokens=self.tokens,
-                values=norms,
-                unit="length",
+                "norms", "Length of each token's embedding", caption, tokens=self.tokens,
+                values=np.linalg.norm(self.token_embedding, axis=1), unit="length",
             ),
             Table(
-                key="nearest",
-                title="Nearest tokens",
-                caption=f"Cosine of token embeddings. Random pairs have {_plain(mean)} ± {spread:.2f} (standard "
-                "deviation).",
-                frame=self.nearest,
-                tokens=frozenset({"token", "neighbour"}),
+                "nearest", "Nearest tokens",
+                f"Cosine of token embeddings. Random pairs have {self._chance} (standard deviation).",
+                frame=self.nearest, tokens=frozenset({"token", "neighbour"}),
             ),
-        ]
+        ]  # fmt: skip
 
     def findings(self) -> list[Finding]:
         if self.positions is None:
             return []
-        order = self.spectrum
-        found = order.found
+        order, found = self.spectrum, self.spectrum.found
         if not len(found):
             text = (
                 f"The position embeddings show no order: no period stands out (p = {order.p_value:.2g}), and "
                 f"neighbours have cosine {_plain(order.neighbour_cosine)}."
             )
-            return [Finding(text=text, key="spectrum", weight=0.2, value=order.neighbour_cosine, unit="cosine")]
+            return [Finding(text, "spectrum", 0.2, order.neighbour_cosine, "cosine")]
         share = float(order.power[found].sum())
-        return [
-            Finding(
-                text=f"The position embeddings have an order: {len(found)} of {len(order.power)} periods "
-                f"hold {share:.0%} of their variance, where shuffled positions would put "
-                f"{order.null_middle[found].sum():.1%}; the strongest is {order.periods[found[0]]:,.0f} tokens long.",
-                key="spectrum",
-                weight=0.45,
-                value=share,
-                unit="share of variance",
-            )
-        ]
+        text = (
+            f"The position embeddings have an order: {len(found)} of {len(order.power)} periods hold {share:.0%} of "
+            f"their variance, where shuffled positions would put {order.null_middle[found].sum():.1%}; the strongest "
+            f"is {order.periods[found[0]]:,.0f} tokens long."
+        )
+        return [Finding(text, "spectrum", 0.45, share, "share of variance")]
 
 
 @analysis(place=74, runs=True)

@@ -27,13 +27,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.shared.by_stack import by_stack
 from analyses.shared.capabilities import analysis
-from analyses.shared.inputs import TextOrTokens, token_labels, token_list
+from analyses.shared.inputs import TextOrTokens, token_list
 from analyses.shared.panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
-from analyses.shared.weight_circuits import Circuits, added, circuits, factor_svd
-from interp.errors import InputError
+from analyses.shared.stacks import Model, Stack, attentions, labels_of
+from analyses.shared.weight_circuits import Circuits, circuits, factor_svd, toward_logits
+from interp.errors import InputError, NotApplicable
+from interp.models.encoder import HookedEncoder
+from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
+from interp.residual import Reader, stream_of
 
 CAUTION = (
     "The copying score says that a head's eigenvalues are positive, not that it copies: L11H10 of GPT-2 small lowers "
@@ -56,11 +61,14 @@ class HeadCircuitsResult(Result):
     read: dict[str, tuple[Tokens, ...]]
     """`QK` and `OV` -> [layer x head x direction] top tokens of the side that reads: the query's, the source's."""
     written: dict[str, tuple[Tokens, ...]]
-    """The same for the other side: the key's, the logits'."""
+    """The same for the other side: the key's, the logits' (or, of a stack that no logits read, that of the embeddings
+    which lie along what is written)."""
     directions: int
     """Singular directions of each head that have tokens."""
     distance: int
     """How many positions before the query the key of QK lies; 0 where positions do not turn anything."""
+    has_logits: bool = True
+    """Whether logits read what the heads write."""
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per head, circuit and singular value: layer head circuit direction singular_value share copying
@@ -109,7 +117,11 @@ class HeadCircuitsResult(Result):
             x_axis="singular direction", y_axis="singular value, mean over heads",
             caption="Singular values of W_QK and W_OV, averaged over the heads of a layer.",
         ))  # fmt: skip
-        return [*panels, self._table("QK", "query", "key"), self._table("OV", "source", "logits raised")]
+        return [
+            *panels,
+            self._table("QK", "query", "key"),
+            self._table("OV", "source", "logits raised" if self.has_logits else "written"),
+        ]
 
     def _table(self, circuit: str, read: str, written: str) -> Table:
         values = self.singular_values[circuit]
@@ -121,7 +133,7 @@ class HeadCircuitsResult(Result):
             f"{read} tokens": list(map(token_list, self.read[circuit])),
             f"{written} tokens": list(map(token_list, self.written[circuit])),
         })  # fmt: skip
-        if circuit == "OV":
+        if circuit == "OV" and self.has_logits:
             frame.insert(4, "copying", self.copying[layer, head])
         return Table(
             key=f"tokens-{circuit.lower()}", frame=frame, units={"share": "of squares"},
@@ -171,49 +183,72 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 @analysis(place=62, runs=True)
 @torch.no_grad()
 def head_circuits(
-    model: HookedGPT,
+    model: HookedGPT | HookedEncoderDecoder | HookedEncoder,
     tokens: TextOrTokens | None = None,
     *,
     directions: Annotated[int, "leading singular directions of each head that are named by tokens"] = 1,
     top: Annotated[int, "tokens shown for each side of a direction"] = 6,
     distance: Annotated[int, "how far before the query the key lies, where positions are rotary"] = 0,
-) -> HeadCircuitsResult:
+) -> Result:
     """Decompose the QK and OV circuit of every head. The weights alone decide; `tokens` is not read.
 
+    A translation model has those of its encoder, its decoder and its cross-attention, whose OV circuit goes from source
+    to target. No logits read what an encoder writes: it is named by the embeddings that lie along it, and its heads
+    have no copying score.
+
     Raises InputError for fewer than one direction or token, more directions than d_head, or a distance that the model
-    cannot tell from 0.
+    cannot tell from 0; NotApplicable for a model of images, whose directions no token names.
     """
+    if not model.config.d_vocab:
+        raise NotApplicable("a model without tokens", "expected one of text: directions are named by tokens")
     if not 1 <= directions <= model.config.d_head:
         raise InputError(f"directions = {directions}", f"expected 1 to {model.config.d_head}, the width of a head")
     if not 1 <= top <= model.config.d_vocab:
         raise InputError(f"top = {top}", f"expected 1 to {model.config.d_vocab}, the vocabulary")
-    c = circuits(model, distance)
-    reads, writes = wide(model.W_E).T, wide(model.W_U)  # [d_model d_vocab]
+    stacks = attentions(model)
+    return by_stack(stacks, [_measured(model, stack, directions, top, distance) for stack in stacks])
+
+
+def _measured(model: Model, stack: Stack, directions: int, top: int, distance: int) -> HeadCircuitsResult:
+    c = circuits(model, distance, stack)
+    reader = _reader(model, stack)
+    reads = wide(model.W_E).T  # [d_model d_vocab]
     values, read, written = {}, {}, {}
     for name, left, right in (("QK", c.q, c.k), ("OV", c.v, c.o.mT)):
         ours, values[name], theirs = _directions(left, right, directions)
         scores = ours @ reads
         sign = torch.where(scores.amax(-1) >= -scores.amin(-1), 1.0, -1.0)[:, None]
         read[name] = _top_tokens(model, sign * scores, top)
-        other = theirs @ reads if name == "QK" else added(model.ln_final, theirs) @ writes
+        if name == "OV" and reader is not None:
+            passed = toward_logits(reader, stack.part, theirs.unflatten(0, (len(stack.blocks), -1)))
+            other = passed.flatten(0, 1) @ wide(reader.W_U)
+        else:
+            other = theirs @ reads
         written[name] = _top_tokens(model, sign * other, top)
+    copying = np.full(stack.shape, np.nan) if reader is None else copying_scores(reader, c, stack.part)
     return HeadCircuitsResult(
-        singular_values=values, copying=copying_scores(model, c), read=read, written=written, directions=directions,
-        distance=distance,
+        singular_values=values, copying=copying, read=read, written=written, directions=directions, distance=distance,
+        has_logits=reader is not None,
     )  # fmt: skip
 
 
-def copying_scores(model: HookedGPT, c: Circuits) -> np.ndarray:
+def _reader(model: Model, stack: Stack) -> Reader | None:
+    """The model, where its logits are linear in what this stack's stream holds at the end."""
+    linear = getattr(model, "ln_final", None) is not None and stack.path == stream_of(model)[0]
+    return model if linear else None  # type: ignore[return-value]
+
+
+def copying_scores(model: Reader, c: Circuits, part: str = "attn") -> np.ndarray:
     """[layer head]: sum of eigenvalues over sum of absolute eigenvalues of W_E W_V W_O W_U; 0 where all are zero.
 
     A product A B has the non-zero eigenvalues of B A, so W_O (W_U W_E) W_V, d_head x d_head, has them all. Logits are
     centred over the vocabulary; that is a product of two means, so that no second table is needed.
     """
-    if model.config.d_vocab_out != model.config.d_vocab:
-        return np.full(c.o.shape[:2], np.nan)
     embed, unembed = wide(model.W_E), wide(model.W_U)
+    if unembed.shape[1] != len(embed):
+        return np.full(c.o.shape[:2], np.nan)
     through = unembed @ embed - len(embed) * torch.outer(unembed.mean(1), embed.mean(0))
-    small = (added(model.ln_final, c.o) @ through @ c.v).cpu().double().numpy()
+    small = (toward_logits(model, part, c.o) @ through @ c.v).cpu().double().numpy()
     eigenvalues = np.linalg.eigvals(small)  # torch's fails to converge on a matrix of almost nothing
     return ratio(eigenvalues.sum(-1).real, np.abs(eigenvalues).sum(-1))
 
@@ -224,9 +259,9 @@ def _directions(left: Tensor, right: Tensor, count: int) -> tuple[Tensor, np.nda
     return u.mT.flatten(0, 2), s.cpu().numpy(), v.mT.flatten(0, 2)
 
 
-def _top_tokens(model: HookedGPT, scores: Float[Tensor, "row d_vocab"], top: int) -> tuple[Tokens, ...]:
+def _top_tokens(model: Model, scores: Float[Tensor, "row d_vocab"], top: int) -> tuple[Tokens, ...]:
     """The best of each row; numbers of outputs where these are not the vocabulary."""
     ids = scores.topk(min(top, scores.shape[-1]), dim=-1).indices
     if scores.shape[-1] == model.config.d_vocab:
-        return tuple(token_labels(model, row) for row in ids)
+        return tuple(labels_of(model, row) for row in ids)
     return tuple(Tokens(f"output {number}" for number in row) for row in ids.tolist())

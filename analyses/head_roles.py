@@ -28,14 +28,14 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
+from analyses.shared.axes import Axes, said_mean
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences
 from analyses.shared.metrics import TokenChoice, token_ids
 from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table
-from analyses.shared.statistics import Interval, bootstrap, methods, paired_effect, q_values
+from analyses.shared.statistics import Interval, bootstrap, methods, paired_t_p_value, q_values
 from analyses.shared.weight_circuits import added, reading
 from interp.errors import InputError
 from interp.hooks import HookPoint
@@ -86,12 +86,7 @@ class Measurement:
     @cached_property
     def q(self) -> np.ndarray:
         """[role layer head], q-values that a score is no higher than its null; NaN for fewer than two sequences."""
-        difference = self.scores - self.nulls
-        n = (~np.isnan(difference)).sum(0)
-        effect = paired_effect(difference)
-        same = np.isnan(effect) & (n >= 2)  # no spread at all
-        effect[same] = np.where((self.interval.value - self.null)[same] > 0, np.inf, 0.0)
-        return q_values(np.where(n >= 2, stats.t.sf(effect * np.sqrt(n), np.maximum(n - 1, 1)), np.nan))
+        return q_values(paired_t_p_value(self.scores - self.nulls, greater=True))
 
     def chosen(self, role: int, layer: int, head: int) -> tuple[float | None, float | None]:
         """The interval of a score that is told because it is the highest of its role."""
@@ -101,30 +96,15 @@ class Measurement:
     @cached_property
     def named(self) -> pd.DataFrame:
         """Heads above their null: columns head, role, score, low, high, null, q; strongest first within each role."""
-        interval, null, q = self.interval, self.null, self.q
-        none = np.full_like(null, np.nan)
-        low = none if interval.low is None else interval.low
-        high = none if interval.high is None else interval.high
-        above = np.nan_to_num(interval.value - null, nan=-1.0) >= MARGIN
-        columns = (interval.value, low, high, null, q)
-        rows = [
-            (f"L{layer}H{head}", self.roles[role], *(column[role, layer, head] for column in columns))
-            for role, layer, head in np.argwhere(above & ~(q >= 0.05))
-        ]
-        frame = pd.DataFrame(rows, columns=["head", "role", "score", "low", "high", "null", "q"])
-        order = frame.role.map(self.roles.index)
-        frame = frame.assign(order=order).sort_values(["order", "score"], ascending=[True, False], kind="stable")
-        return frame.drop(columns="order").reset_index(drop=True)
+        frame = self.to_dataframe().assign(q=self.q.ravel(), order=np.arange(self.q.size) // self.q[0].size)
+        frame["head"] = [f"L{layer}H{head}" for layer, head in zip(frame["layer"], frame["head"], strict=True)]
+        frame = frame[(frame["score"] - frame["null"] >= MARGIN) & ~(frame["q"] >= 0.05)]
+        frame = frame.sort_values(["order", "score"], ascending=[True, False], kind="stable", ignore_index=True)
+        return frame[["head", "role", "score", "low", "high", "null", "q"]]
 
     def to_dataframe(self) -> pd.DataFrame:
-        interval, none = self.interval, np.full(self.scores.shape[1:], np.nan)
-        index = np.indices(self.scores.shape[1:]).reshape(3, -1)
-        return pd.DataFrame({
-            "layer": index[1], "head": index[2], "role": np.array(self.roles, dtype=object)[index[0]],
-            "score": interval.value.ravel(), "null": self.null.ravel(),
-            "low": (none if interval.low is None else interval.low).ravel(),
-            "high": (none if interval.high is None else interval.high).ravel(),
-        })  # fmt: skip
+        scores = Axes.of(self.interval, role=self.roles, layer=None, head=None).frame("score", null=self.null)
+        return scores.reindex(columns=["layer", "head", "role", "score", "null", "low", "high"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +121,11 @@ class HeadRolesResult(Result):
         return self.measured.to_dataframe()
 
     def panels(self) -> list[Panel]:
-        panels = [self._table(self.random, "named", "Heads with a role")]
-        panels += [self._matrix(role) for role in self.random.roles]
+        panels = [self._table(self.random, "named", "Heads with a role"), *map(self._matrix, self.random.roles)]
         if self.measured is not self.random:
             panels += [self._table(self.measured, "named-text", "Heads with a role on the given text"), self._on_text()]
         panels.append(Note(
-            key="null", title="What chance would give",
+            "null", "What chance would give",
             text="Roles of content are compared with the same places in a run of shuffled tokens, roles of place with "
             f"any other earlier place. A head is named when its score is {MARGIN:g} above that and, where there are "
             "several sequences, q is below .05 (paired t test, Benjamini-Hochberg over all heads and roles). A head "
@@ -162,40 +141,32 @@ class HeadRolesResult(Result):
     def _table(self, measured: Measurement, key: str, title: str) -> Panel:
         frame = measured.named
         if frame.empty:
-            return Note(key=key, title=title, text=f"No head is above its null on {measured.what}.")
+            return Note(key, title, text=f"No head is above its null on {measured.what}.")
         frame = frame.dropna(axis=1, how="all").assign(role=frame.role.str.replace("_", " "))
+        said = f"Measured on {measured.what}, with 95 % intervals over sequences, each for itself."
         return Table(
-            key=key, title=title, frame=frame, units={"score": "share", "null": "share"},
-            caption=f"Measured on {measured.what}, with 95 % intervals over sequences, each for itself."
-            if "low" in frame else f"Measured on {measured.what}: one text, so no interval.",
+            key, title, said if "low" in frame else f"Measured on {measured.what}. {said_mean(1)}", frame=frame,
+            units={"score": "share", "null": "share"},
         )  # fmt: skip
 
     def _matrix(self, role: str) -> Matrix:
         measured, index = self.random, self.random.roles.index(role)
-        interval, null = measured.interval, measured.null[index]
-        values = interval.value[index]
-        low, high = (None if end is None else end[index] for end in (interval.low, interval.high))
-        return Matrix(
-            key=role.replace("_", "-"), title=role.replace("_", " ").capitalize(), values=values, low=low, high=high,
-            rows=tuple(map(str, range(len(values)))), columns=tuple(map(str, range(values.shape[1]))),
-            row_axis="layer", column_axis="head", unit="share",
-            caption=f"{MEANING[role].capitalize()}, on {measured.what}. Chance gives {null.mean():.2f} on average over "
-            f"heads, {null.max():.2f} at most.",
+        null, found = measured.null[index], bootstrap(measured.scores[:, index], seed=measured.seed)
+        return Axes.of(found, layer=None, head=None).matrix(
+            role.replace("_", "-"), role.replace("_", " ").capitalize(),
+            f"{MEANING[role].capitalize()}, on {measured.what}. Chance gives {null.mean():.2f} on average over heads, "
+            f"{null.max():.2f} at most.", unit="share",
         )  # fmt: skip
 
     def _on_text(self) -> Matrix:
         """All roles by all heads, on the given texts."""
-        measured = self.measured
-        n_heads = measured.scores.shape[-1]
-        values, ends = measured.interval.value, (measured.interval.low, measured.interval.high)
-        low, high = (None if end is None else end.reshape(len(end), -1) for end in ends)
-        return Matrix(
-            key="text", title="All roles on the given text", values=values.reshape(len(values), -1), low=low, high=high,
-            rows=tuple(role.replace("_", " ") for role in measured.roles), row_axis="role", column_axis="head",
-            columns=tuple(f"L{i // n_heads}H{i % n_heads}" for i in range(values[0].size)), unit="share",
-            diverging=bool(np.nanmin(values) < 0), image=values[0].size > 40,
-            caption=f"The same scores on {measured.what}. Empty where a role is not defined, such as induction where "
-            "no token occurs twice.",
+        measured, (layers, heads) = self.measured, self.measured.scores.shape[2:]
+        names = [f"L{layer}H{head}" for layer, head in np.ndindex(layers, heads)]
+        found = bootstrap(measured.scores.reshape(*measured.scores.shape[:2], -1), seed=measured.seed)
+        return Axes.of(found, role=[role.replace("_", " ") for role in measured.roles], head=names).matrix(
+            "text", "All roles on the given text", f"The same scores on {measured.what}. Empty where a role is not "
+            "defined, such as induction where no token occurs twice.", unit="share",
+            diverging=bool(np.nanmin(found.value) < 0), image=len(names) > 40,
         )  # fmt: skip
 
     def findings(self) -> list[Finding]:
@@ -208,10 +179,8 @@ class HeadRolesResult(Result):
             layer, column = (int(part) for part in str(best["head"])[1:].split("H"))
             low, high = self.random.chosen(self.random.roles.index(str(role)), layer, column)
             text = f"{_count(n, str(role))}: {best['head']} scores {best.score:.2f} where chance gives {best.null:.2f}"
-            found.append(Finding(
-                text=f"{text}{others}.", key=str(role).replace("_", "-"), weight=weights.get(str(role), 0.3),
-                value=float(best.score), unit="share", low=low, high=high,
-            ))  # fmt: skip
+            key, weight = str(role).replace("_", "-"), weights.get(str(role), 0.3)
+            found.append(Finding(f"{text}{others}.", key, weight, float(best.score), "share", low, high))
         return found
 
 

@@ -20,9 +20,9 @@ that is readable early need not be why it is predicted at the end.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,19 +31,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.shared.capabilities import analysis
-from analyses.shared.inputs import TextOrTokens, run_blocks, sequences, token_labels
+from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import token_ids
 from analyses.shared.panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens, TokenStrip
+from analyses.shared.stacks import labels_of, readings
 from analyses.shared.statistics import Interval, bootstrap, methods
-from analyses.shared.translations import pair_labels, translations
 from interp.errors import InputError
-from interp.hooks import HookPoint
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
-from interp.translation_residual import streams
+from interp.residual import Reader, stream_places, streams
 
-Model: TypeAlias = HookedGPT | HookedEncoderDecoder
 ROWS = 1024
 """Most rows (places times positions) read at once."""
 COLUMNS_SHOWN = 64
@@ -309,35 +307,28 @@ def logit_lens(
     """
     if top_k < 1 or chunk < 1:
         raise InputError(f"top_k = {top_k}, chunk = {chunk}", "expected whole numbers of at least 1")
-    pair = isinstance(model, HookedEncoderDecoder)
     wanted = None if target is None else int(token_ids(model, target, 1)[0])
     lenses: list[Lens] = []
     target_ids: list[list[int]] = []
     others: list[int] = []
-    rows: list[Tensor] = []
-    read = _translated(model, tokens) if isinstance(model, HookedEncoderDecoder) else _read(model, tokens)
-    for row, after, stream in read:
-        following = after if wanted is None else torch.full_like(row[0], wanted)
+    texts = readings(model, tokens)
+    for text in texts:
+        after = text.following
+        following = after if wanted is None else torch.full_like(after, wanted)
         with torch.inference_mode():
+            stream = streams(model, text.run)[:, 0]
             if not lenses:
                 others = _candidates(model, stream, after[after >= 0])
-            also = torch.tensor(others if not lenses else [], dtype=torch.long, device=row.device)
+            also = torch.tensor(others if not lenses else [], dtype=torch.long, device=after.device)
             lenses.append(read_lens(model, stream, following, top_k=top_k, chunk=chunk, others=also))
         target_ids.append(following.tolist())
-        rows.append(row)
     seen = {i for lens in lenses for i in lens.top_ids.unique().tolist()}
     ids = sorted((seen | {i for t in target_ids for i in t} | set(others)) - {-1})
-    n_layers = model.stack_sizes["decoder" if pair else "blocks"]
-    parts: tuple[str, ...] = ("attn", "cross", "mlp") if pair else ("attn", "mlp")
-    if isinstance(model, HookedGPT):  # blocks whose parts run side by side are read once
-        parts = ("attn",) if model.config.attn_only else ("block",) if model.config.parallel else parts
-    places = [f"L{layer} {part}" for layer in range(n_layers) for part in parts]
-    label: Callable[..., Tokens] = pair_labels if pair else token_labels
-    labels = dict(zip(ids, label(model, torch.tensor(ids)), strict=True))
+    labels = dict(zip(ids, labels_of(model, ids), strict=True))
     numbers = {name: tuple(getattr(lens, name).cpu().double().numpy() for lens in lenses) for name in MEASURES}
     return LogitLensResult(
-        places=("embed", *places),
-        tokens=tuple(label(model, row) for row in rows),
+        places=tuple(stream_places(model)),
+        tokens=tuple(text.labels[text.side] for text in texts),
         targets=tuple(Tokens(labels[i] if i >= 0 else "" for i in one) for one in target_ids),
         target=None if wanted is None else labels[wanted],
         top_ids=tuple(lens.top_ids.cpu().numpy() for lens in lenses),
@@ -351,44 +342,15 @@ def logit_lens(
     )
 
 
-def _read(model: HookedGPT, tokens: TextOrTokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of each text the ids [1 pos], the next tokens [pos] (-1: none) and the residual streams [place pos d_model]."""
-    for row in sequences(model, tokens):
-        with torch.inference_mode():
-            stream = residuals(model, row)
-        yield row, torch.cat([row[0, 1:], row.new_tensor([-1])]), stream
-
-
-def _translated(model: HookedEncoderDecoder, tokens: TextOrTokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The same of each target; its streams have passed a layer norm already."""
-    for one in translations(model, tokens):
-        with torch.inference_mode():
-            stream = streams(model, lambda one=one: model(one.source, one.target))[:, 0]  # type: ignore[misc]
-        yield one.target, one.following[0], stream
-
-
-def _candidates(model: Model, stream: Float[Tensor, "place pos d_model"], nexts: Int[Tensor, " pos"]) -> list[int]:
+def _candidates(model: Reader, stream: Float[Tensor, "place pos d_model"], nexts: Int[Tensor, " pos"]) -> list[int]:
     """Ids worth following, most frequent first: final predictions and next tokens of the positions that are shown."""
     final = model.unembedded(model.ln_final(stream[-1:, -COLUMNS_SHOWN:]))[0].argmax(-1).tolist()
     counted = Counter(final[::-1] + nexts[-COLUMNS_SHOWN:].tolist()[::-1])
     return [i for i, _ in counted.most_common(CANDIDATES)]
 
 
-def residuals(model: HookedGPT, row: Int[Tensor, "1 pos"]) -> Float[Tensor, "place pos d_model"]:
-    """The residual stream after the embedding and after every half-block."""
-    kept: list[Tensor] = []
-
-    def keep(x: Tensor, hook: HookPoint) -> None:
-        kept.append(x[0])
-
-    between = () if model.config.parallel or model.config.attn_only else ("resid_mid",)
-    with model.hooks([([("resid_pre", 0), *between, "resid_post"], keep)], reads_only=True):
-        run_blocks(model, row)
-    return torch.stack(kept)
-
-
 def read_lens(
-    model: Model,
+    model: Reader,
     residual: Float[Tensor, "place pos d_model"],
     targets: Int[Tensor, " pos"],
     *,
@@ -411,11 +373,11 @@ def read_lens(
     return Lens(*(torch.cat(one, dim=1) for one in zip(*parts, strict=True)))
 
 
-def _read_positions(model: Model, residual: Tensor, targets: Tensor, others: Tensor, top_k: int, chunk: int) -> Lens:
+def _read_positions(model: Reader, residual: Tensor, targets: Tensor, others: Tensor, top_k: int, chunk: int) -> Lens:
     x = model.ln_final(residual)
     x = wide(x)
     shape, d_vocab = x.shape[:2], model.config.d_vocab
-    cap = model.config.logit_softcap if isinstance(model, HookedGPT) else None
+    cap = getattr(model.config, "logit_softcap", None)
 
     def read(tokens: slice | Tensor) -> Tensor:
         logits = x @ model.W_U[:, tokens].to(x.dtype) + bias[tokens]

@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes, lines
 from analyses.shared.capabilities import analysis
 from analyses.shared.chains import (
     closed_classes,
@@ -39,7 +40,7 @@ from analyses.shared.chains import (
     stationary,
 )
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels, token_list
-from analyses.shared.panels import Bars, Finding, Graph, Lines, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.panels import Bars, Finding, Graph, Lines, Note, Panel, Result, Table, Tokens
 from interp.errors import InputError
 from interp.models.gpt import Batch, HookedGPT
 
@@ -133,24 +134,19 @@ class MarkovChainResult(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per arrow: state, token, to, probability, time share of the state, and how often the text has it."""
-        share = self.time_share
-        rows = []
-        listed = [(state, False) for state in self.shorter] + [(state, True) for state in self.states]
+        listed, before = [*self.shorter, *self.states], np.zeros(len(self.shorter))
+        to = [[self.name((*state, token)[-self.context :]) for token in range(len(self.alphabet))] for state in listed]
         both = np.concatenate([self.shorter_transitions, self.transitions])
-        for number, (state, full) in enumerate(listed):
-            index = number - len(self.shorter)
-            for token, label in enumerate(self.alphabet):
-                row: dict[str, Any] = {
-                    "state": self.name(state),
-                    "token": label,
-                    "to": self.name((*state, token)[-self.context :]),
-                    "probability": both[number, token],
-                    "time share": share[index] if full else 0.0,
-                }
-                if self.seen is not None:
-                    row["seen"] = int(self.seen[index, token]) if full else 0
-                rows.append(row)
-        return pd.DataFrame(rows)
+        share = np.concatenate([before, self.time_share])[:, None]
+        names = [self.name(state) for state in listed]
+        frame = Axes.of(both, state=names, token=self.alphabet).frame(
+            "probability", to=np.array(to, dtype=object), **{"time share": share}
+        )
+        frame = frame[["state", "token", "to", "probability", "time share"]]
+        if self.seen is None:
+            return frame
+        seen = np.concatenate([np.zeros((len(self.shorter), len(self.alphabet)), dtype=int), self.seen])
+        return frame.assign(seen=seen.astype(int).ravel())
 
     def facts(self) -> dict[str, Any]:
         """Numbers of states, classes with period and entropy rate, mixing time and second eigenvalue."""
@@ -169,141 +165,100 @@ class MarkovChainResult(Result):
         }  # fmt: skip
 
     def panels(self) -> list[Panel]:
-        found: list[Panel] = [self.picture(), self._long_run()]
-        if len(self.distance):
-            found.append(self._settling())
-        return [*found, self._arrows(), self._words()]
+        settling = [self._settling()] if len(self.distance) else []
+        words = Note("long-run", "The long run", text=self.words())
+        return [self.picture(), self._long_run(), *settling, self._arrows(), words]
 
     def picture(self, key: str = "graph", title: str = "The chain") -> Panel:
         """The chain as a graph, or as a heat map of its arrows where the states are too many for one."""
         if len(self.states) <= DRAWN:
             return self.graph(key, title)
-        return Matrix(
-            key=key,
-            title=title,
-            caption="The probability of each next token (across) after each state (down); too many states for a graph.",
-            values=self.transitions,
-            rows=self.names,
-            columns=self.alphabet,
-            row_axis="state",
-            column_axis="next token",
-            unit="probability",
-            image=True,
+        caption = "The probability of each next token (across) after each state (down); too many states for a graph."
+        return Axes.of(self.transitions, state=self.names, **{"next token": self.alphabet}).matrix(
+            key, title, caption, unit="probability", image=True
         )
 
     def graph(self, key: str = "graph", title: str = "The chain") -> Graph:
         """The states as circles, darker where more time is spent, and the arrows with their probabilities."""
-        edges = edge_list(self.transitions)
-        return Graph(
-            key=key,
-            title=title,
-            caption="Each circle is a state, the last tokens read; an arrow puts one token at the end. The number is "
-            "the model's probability. The stronger a state's colour, the more time is spent in it in the long run.",
-            nodes=self.names,
-            columns=tuple(sum(state) for state in self.states),
-            edges=edges,
-            unit="probability",
-            places=places(self.states, len(self.alphabet)),
-            values=self.time_share,
+        caption = (
+            "Each circle is a state, the last tokens read; an arrow puts one token at the end. The number is the "
+            "model's probability. The stronger a state's colour, the more time is spent in it in the long run."
         )
+        return Graph(
+            key, title, caption, nodes=self.names, columns=tuple(map(sum, self.states)), unit="probability",
+            edges=edge_list(self.transitions), places=places(self.states, len(self.alphabet)), values=self.time_share,
+        )  # fmt: skip
 
     def _long_run(self) -> Bars:
         share = self.time_share
         order = np.argsort(-share, kind="stable")[:DRAWN]
-        several = len(self.classes) > 1
-        return Bars(
-            key="stationary",
-            title="Where the chain is in the long run",
-            caption="The stationary distribution: the share of time in each state"
-            + (f", after starting in each of the {len(self.classes)} closed classes equally often" * several)
-            + (f"; the {DRAWN} most visited of {len(share)} states." if len(share) > DRAWN else "."),
-            labels=tuple(self.names[i] for i in order),
-            values=share[order],
-            unit="share of time",
-        )
+        classes = f", after starting in each of the {len(self.classes)} closed classes equally often"
+        cut = f"; the {DRAWN} most visited of {len(share)} states" if len(share) > DRAWN else ""
+        return Axes.of(share[order], state=[self.names[i] for i in order]).bars(
+            "stationary", "Where the chain is in the long run", "The stationary distribution: the share of time in "
+            f"each state{classes * (len(self.classes) > 1)}{cut}.", unit="share of time",
+        )  # fmt: skip
 
     def _settling(self) -> Lines:
-        return Lines(
-            key="settling",
-            title="How fast the start is forgotten",
-            caption="Distance between where the chain is after so many steps and the stationary distribution, for the "
-            "worst start (total variation, 1 means no overlap). Mixed, by convention, at 1/4.",
-            x=np.array(self.times),
-            series={"worst start": self.distance, "mixed": np.full(len(self.times), 0.25)},
-            x_axis="steps",
-            y_axis="distance",
-        )
+        return lines(
+            "settling", "How fast the start is forgotten", "Distance between where the chain is after so many steps "
+            "and the stationary distribution, for the worst start (total variation, 1 means no overlap). Mixed, by "
+            "convention, at 1/4.", {"worst start": self.distance, "mixed": np.full(len(self.times), 0.25)},
+            x=np.array(self.times), x_axis="steps", y_axis="distance",
+        )  # fmt: skip
 
     def _arrows(self) -> Table:
-        return Table(
-            key="arrows",
-            title="Every arrow",
-            caption="Shorter states come first; they lead into the full ones and are never returned to."
-            + (" The last column counts the text's own transitions." if self.seen is not None else ""),
-            frame=self.to_dataframe(),
-            tokens=frozenset({"token"}),
-        )
-
-    def _words(self) -> Note:
-        return Note(key="long-run", title="The long run", text=self.words())
+        caption = "Shorter states come first; they lead into the full ones and are never returned to."
+        caption += " The last column counts the text's own transitions." * (self.seen is not None)
+        return Table("arrows", "Every arrow", caption, frame=self.to_dataframe(), tokens=frozenset({"token"}))
 
     def words(self) -> str:
         """Classes, entropy rate and mixing time in plain sentences."""
-        sentences = [
-            f"{len(self.states)} states of {self.context} tokens, {len(self.states) + len(self.shorter)} counting "
-            "shorter ones."
-        ]
-        only = self.only_class
-        if only is None:
-            parts = [
-                f"{{{', '.join(self.names[i] for i in part.members[:6])}{', …' * (len(part.members) > 6)}}}"
-                for part in self.classes[:8]
-            ]
-            sentences.append(
-                f"There are {len(self.classes)} closed classes ({'; '.join(parts)}"
-                f"{'; …' * (len(self.classes) > 8)}): which one is entered depends on the start, there is no single "
-                "stationary distribution, and no mixing time."
-            )
-        else:
-            outside = len(self.states) - len(only.members)
-            if outside:
-                sentences.append(f"{outside} of them are left for good sooner or later.")
-            sentences.append(f"The entropy rate is {only.entropy_rate:.3f} bits a token.")
-            if only.period > 1:
-                sentences.append(
-                    f"The chain has period {only.period}: it goes round in turn and never settles, so there is no "
-                    f"mixing "
-                    "time; the shares of time are still right as averages."
-                )
-            elif self.mixing_time is None:
-                sentences.append("It does not mix within a million steps.")
-            else:
-                sentences.append(
-                    f"The mixing time is {self.mixing_time} step{'s' * (self.mixing_time != 1)} (to within 1/4 of the "
-                    f"stationary distribution, whatever the start); each step leaves "
-                    f"{self.second_eigenvalue:.3f} of the slowest part."
-                )
+        whole = len(self.states) + len(self.shorter)
+        said = [f"{len(self.states)} states of {self.context} tokens, {whole} counting shorter ones."]
+        said += self._said_of_classes() if self.only_class is None else self._said_of_class(self.only_class)
         if self.seen is not None and not self.seen.sum():
-            sentences.append("The text is too short to hold a transition.")
-        return " ".join(sentences)
+            said.append("The text is too short to hold a transition.")
+        return " ".join(said)
+
+    def _said_of_classes(self) -> list[str]:
+        few = [[self.names[i] for i in part.members[:6]] + ["…"] * (len(part.members) > 6) for part in self.classes[:8]]
+        parts = "; ".join([f"{{{', '.join(names)}}}" for names in few] + ["…"] * (len(self.classes) > 8))
+        return [
+            f"There are {len(self.classes)} closed classes ({parts}): which one is entered depends on the start, there "
+            "is no single stationary distribution, and no mixing time."
+        ]
+
+    def _said_of_class(self, only: ClosedClass) -> list[str]:
+        outside = len(self.states) - len(only.members)
+        said = [f"{outside} of them are left for good sooner or later."] * (outside > 0)
+        said.append(f"The entropy rate is {only.entropy_rate:.3f} bits a token.")
+        if only.period > 1:
+            said.append(
+                f"The chain has period {only.period}: it goes round in turn and never settles, so there is no mixing "
+                "time; the shares of time are still right as averages."
+            )
+        elif self.mixing_time is None:
+            said.append("It does not mix within a million steps.")
+        else:
+            said.append(
+                f"The mixing time is {self.mixing_time} step{'s' * (self.mixing_time != 1)} (to within 1/4 of the "
+                f"stationary distribution, whatever the start); each step leaves {self.second_eigenvalue:.3f} of the "
+                "slowest part."
+            )
+        return said
 
     def findings(self) -> list[Finding]:
         only = self.only_class
         if only is None:
             text = f"The chain has {len(self.classes)} closed classes; where it ends depends on where it starts."
-            return [Finding(text=text, key="long-run", weight=0.5, value=float(len(self.classes)), unit="classes")]
+            return [Finding(text, "long-run", 0.5, float(len(self.classes)), "classes")]
         top = int(np.argmax(only.stationary))
-        return [
-            Finding(
-                text=f"In the long run the model is in state {self.names[top]} for {only.stationary[top]:.0%} of the "
-                f"time, "
-                f"and each token holds {only.entropy_rate:.2f} bits.",
-                key="stationary",
-                weight=0.5,
-                value=only.entropy_rate,
-                unit="bits a token",
-            )
-        ]
+        text = (
+            f"In the long run the model is in state {self.names[top]} for {only.stationary[top]:.0%} of the time, and "
+            f"each token holds {only.entropy_rate:.2f} bits."
+        )
+        return [Finding(text, "stationary", 0.5, only.entropy_rate, "bits a token")]
 
 
 @analysis(place=76, needs=("next token",), runs=True)

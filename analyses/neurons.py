@@ -29,10 +29,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes, said_mean
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels, token_list
 from analyses.shared.metrics import Readout
-from analyses.shared.panels import Bars, Finding, Matrix, Panel, Result, Table, Tokens
+from analyses.shared.panels import Bars, Finding, Panel, Result, Table, Tokens
 from analyses.shared.statistics import Interval, bootstrap, methods, q_values, said_clear, sign_flip_p_value
 from analyses.shared.weight_circuits import added, reading
 from interp.cache import ActivationCache
@@ -84,22 +85,16 @@ class NeuronsResult(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per text and neuron: text neuron layer share mean_activation max_activation max_token loss kl."""
-        rows = []
-        for text, (activations, labels) in enumerate(zip(self.activations, self.tokens, strict=True)):
-            for i, (name, (layer, _)) in enumerate(zip(self.names, self.neurons, strict=True)):
-                peak = int(activations[i].argmax())
-                measured = (self.share[text, i], activations[i].mean(), activations[i, peak], labels[peak])
-                rows.append((text, name, layer, *measured, *(self.effect[metric][text, i] for metric in METRICS)))
-        names = ["share", "mean_activation", "max_activation", "max_token", *METRICS]
-        return pd.DataFrame(rows, columns=["text", "neuron", "layer", *names])
+        peaks = [activations.argmax(1) for activations in self.activations]  # [text][neuron]
+        words = [[labels[peak] for peak in at] for labels, at in zip(self.tokens, peaks, strict=True)]
+        return Axes.of(self.share, text=None, neuron=self.names).frame(
+            "share", mean_activation=np.stack([a.mean(1) for a in self.activations]),
+            max_activation=np.stack([a.max(1) for a in self.activations]), max_token=np.array(words, dtype=object),
+            layer=[layer for layer, _ in self.neurons], **{metric: self.effect[metric] for metric in METRICS},
+        )[["text", "neuron", "layer", "share", "mean_activation", "max_activation", "max_token", *METRICS]]  # fmt: skip
 
     def _spread(self, values: np.ndarray) -> Interval:
         return bootstrap(values, seed=self.seed)
-
-    @property
-    def _over(self) -> str:
-        n = len(self.texts)
-        return "One text, so no interval." if n == 1 else f"Mean of {n} texts with 95 % intervals over texts."
 
     @property
     def q(self) -> np.ndarray | None:
@@ -110,11 +105,10 @@ class NeuronsResult(Result):
         which = "" if len(self.texts) == 1 else f" Text {self.texts[0]}."
         return [
             self._table(),
-            Matrix(
-                key="activations", title="Activations", values=self.activations[0], rows=self.names, diverging=True,
-                columns=self.tokens[0], row_axis="neuron", column_axis="token", unit="activation",
-                caption="Activation of each neuron after the non-linearity"
-                f"{', times the linear part' * bool(self.scaled_by)}, at each token.{which}",
+            Axes.of(self.activations[0], neuron=self.names, token=self.tokens[0]).matrix(
+                "activations", "Activations", "Activation of each neuron after the non-linearity"
+                f"{', times the linear part' * bool(self.scaled_by)}, at each token.{which}", unit="activation",
+                diverging=True,
             ),
             self._effect(),
             *methods(
@@ -140,42 +134,35 @@ class NeuronsResult(Result):
         } | {name: list(map(token_list, side)) for name, side in sides.items()})  # fmt: skip
         chosen = "The neurons asked for." if self.chosen else "The neurons with the largest share of a layer's output."
         return Table(
-            key="neurons", title="Neurons", frame=frame,
-            tokens=frozenset({"at"}), diverging=frozenset({"loss"}),
-            units={"share": "of output", "loss": "nats"},
-            caption=f"{chosen} Loss: its change without the neuron{'' if self.q is None else ', q: of that change'}. "
-            "Highest: on these texts, first position left out. "
-            "Then tokens it matches best on reading, and whose logits it raises or lowers most, by the weights alone.",
+            "neurons", "Neurons",
+            f"{chosen} Loss: its change without the neuron{'' if self.q is None else ', q: of that change'}. Highest: "
+            "on these texts, first position left out. Then tokens it matches best on reading, and whose logits it "
+            "raises or lowers most, by the weights alone.", frame=frame, tokens=frozenset({"at"}),
+            diverging=frozenset({"loss"}), units={"share": "of output", "loss": "nats"},
         )  # fmt: skip
 
     def _effect(self) -> Bars:
         values = np.concatenate([self.effect["loss"], self.control["loss"].mean(1, keepdims=True)], 1)
-        spread = self._spread(values)
-        return Bars(
-            key="effect", title="Loss without the neuron", labels=(*self.names, "random neurons"), values=spread.value,
-            low=spread.low, high=spread.high, unit="nats a token",
-            caption="Change in loss when the neuron's activation is replaced, at every position, by "
-            f"{self._value}; at the end the mean of {self.control['loss'].shape[1]} random neurons "
-            f"(seed {self.seed}). {self._over}",
+        by = "zero" if self.value == "zero" else "its mean over the texts' positions but the first"
+        return Axes.of(self._spread(values), neuron=[*self.names, "random neurons"]).bars(
+            "effect", "Loss without the neuron",
+            f"Change in loss when the neuron's activation is replaced, at every position, by {by}; at the end the mean "
+            f"of {self.control['loss'].shape[1]} random neurons (seed {self.seed}). {said_mean(len(self.texts))}",
+            unit="nats a token",
         )  # fmt: skip
-
-    @property
-    def _value(self) -> str:
-        return "zero" if self.value == "zero" else "its mean over the texts' positions but the first"
 
     def findings(self) -> list[Finding]:
         spread = self._spread(self.effect["loss"])
         best = int(spread.value.argmax())
         low, high = bootstrap(self.effect["loss"][:, best], chosen_of=len(self.neurons)).ends()
-        random = float(self.control["loss"].mean())
+        value, random = float(spread.value[best]), float(self.control["loss"].mean())
         known = "" if self.q is None else f"; {said_clear(self.q, len(self.texts))}"
         sure = self.q is None or (self.q[best] <= 0.05 and low is not None and low > 0)
-        return [Finding(
-            text=f"Without neuron {self.names[best]} the loss changes by {spread.value[best]:+.3f} nats a token, "
-            f"without a random neuron by {random:+.3f}: the largest rise of {len(self.names)}{known}.",
-            key="effect", weight=0.3 if sure else 0.1, value=float(spread.value[best]), unit="nats a token",
-            low=low, high=high,
-        )]  # fmt: skip
+        text = (
+            f"Without neuron {self.names[best]} the loss changes by {value:+.3f} nats a token, without a random neuron "
+            f"by {random:+.3f}: the largest rise of {len(self.names)}{known}."
+        )
+        return [Finding(text, "effect", 0.3 if sure else 0.1, value, "nats a token", low, high)]
 
 
 @analysis(place=70, needs=("mlp", "next token"), sweeps=True)

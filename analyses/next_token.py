@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.shared.axes import Axes, lines
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences, text_names, token_labels
-from analyses.shared.panels import Bars, Finding, Lines, Note, Panel, Result, Table, TokenGrid, Tokens, TokenStrip
+from analyses.shared.panels import Finding, Note, Panel, Result, Table, TokenGrid, Tokens, TokenStrip
 from analyses.shared.statistics import bootstrap
 from interp.errors import InputError
 from interp.generation import sampling_distribution
@@ -91,32 +92,19 @@ class NextTokenResult(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One row a candidate: text, step (0: the prediction after the text; then each turn of the loop), rank, token,
         probability, sampling_probability, entropy (nats), chosen (in the loop)."""
-        rows = []
-        for text, first in enumerate(self.after):
-            rows += self._rows(text, 0, first, drawn=False)
-        for number, step in enumerate(self.loop, start=1):
-            rows += self._rows(0, number, step, drawn=True)
-        return pd.DataFrame(rows)
+        after = [self._rows(text, 0, first) for text, first in enumerate(self.after)]
+        return pd.concat([*after, *(self._rows(0, i, step) for i, step in enumerate(self.loop, 1))], ignore_index=True)
 
-    def _rows(self, text: int, number: int, step: Step, drawn: bool) -> list[dict[str, object]]:
-        candidates = list(zip(step.ids, step.probabilities, step.sampling_probabilities, strict=True))
-        ranks = list(range(1, len(candidates) + 1))
-        if step.rank > len(candidates):
-            candidates.append((step.chosen, step.probability, step.sampling_probability))
-            ranks.append(step.rank)
-        return [
-            {
-                "text": text,
-                "step": number,
-                "rank": rank,
-                "token": self.vocabulary[int(token)],
-                "probability": float(probability),
-                "sampling_probability": float(sampling),
-                "entropy": step.entropy,
-                "chosen": drawn and int(token) == step.chosen,
-            }
-            for rank, (token, probability, sampling) in zip(ranks, candidates, strict=True)
-        ]
+    def _rows(self, text: int, number: int, step: Step) -> pd.DataFrame:
+        ids, ranks = [int(token) for token in step.ids], list(range(1, len(step.ids) + 1))
+        columns = {"probability": step.probabilities, "sampling_probability": step.sampling_probabilities}
+        if step.rank > len(ids):
+            ids, ranks = [*ids, step.chosen], [*ranks, step.rank]
+            drawn = (step.probability, step.sampling_probability)
+            columns = {name: np.append(x, one) for (name, x), one in zip(columns.items(), drawn, strict=True)}
+        labels = {"text": text, "step": number, "rank": ranks, "token": [self.vocabulary[token] for token in ids]}
+        chosen = [number > 0 and token == step.chosen for token in ids]
+        return pd.DataFrame(labels | columns | {"entropy": step.entropy, "chosen": chosen})
 
     @property
     def continuation(self) -> Tokens:
@@ -124,143 +112,87 @@ class NextTokenResult(Result):
         return Tokens(self.vocabulary[step.chosen] for step in self.loop)
 
     def panels(self) -> list[Panel]:
-        first = self.after[0]
-        several = len(self.after) > 1
-        whole: list[Panel] = [
-            Bars(
-                key="distribution",
-                title="After the text",
-                caption=f"The {len(first.ids)} most likely of the vocabulary's tokens"
-                + (" after the first text" if several else "")
-                + f": together {first.probabilities.sum():.0%}. Entropy {first.entropy:.2f} nats, as undecided as "
-                f"among {np.exp(first.entropy):,.1f} equally likely tokens.",
-                labels=Tokens(self.vocabulary[int(token)] for token in first.ids),
-                values=first.probabilities,
-                unit="probability",
-            )
-        ]
-        if several:
-            whole.append(self._text_table())
-        return [*whole, *self._settings_panels(), self._entropy_strip(), *self._loop_panels()]
+        first, several = self.after[0], len(self.after) > 1
+        caption = (
+            f"The {len(first.ids)} most likely of the vocabulary's tokens{' after the first text' * several}: together "
+            f"{first.probabilities.sum():.0%}. Entropy {first.entropy:.2f} nats, as undecided as among "
+            f"{np.exp(first.entropy):,.1f} equally likely tokens."
+        )
+        labels = Tokens(self.vocabulary[int(token)] for token in first.ids)
+        bars = Axes.of(first.probabilities, token=labels).bars(
+            "distribution", "After the text", caption, unit="probability"
+        )
+        texts = [self._text_table()] if several else []
+        return [bars, *texts, *self._settings_panels(), self._entropy_strip(), *self._loop_panels()]
 
     def _text_table(self) -> Table:
         entropy = bootstrap(np.array([step.entropy for step in self.after]), seed=self.seed)
-        frame = pd.DataFrame(
-            {
-                "text": self.names,
-                "most likely": [self.vocabulary[step.chosen] for step in self.after],
-                "probability": [step.probability for step in self.after],
-                "entropy": [step.entropy for step in self.after],
-            }
-        )
-        assert entropy.low is not None
-        assert entropy.high is not None
+        frame = pd.DataFrame({"text": self.names, "most likely": [self.vocabulary[step.chosen] for step in self.after]})
+        for name in ("probability", "entropy"):
+            frame[name] = [getattr(step, name) for step in self.after]
         return Table(
-            key="texts",
-            title="After each text",
-            caption=f"Mean entropy {entropy.value:.2f} nats (95 % interval {entropy.low:.2f} to {entropy.high:.2f}, "
-            "bootstrap by text).",
-            frame=frame,
-            tokens=frozenset({"most likely"}),
+            "texts", "After each text", f"Mean entropy {entropy.value:.2f} nats (95 % interval {entropy.low:.2f} to "
+            f"{entropy.high:.2f}, bootstrap by text).", frame=frame, tokens=frozenset({"most likely"}),
             units={"entropy": "nats"},
-        )
+        )  # fmt: skip
 
     def _settings_panels(self) -> list[Panel]:
+        caption = "What may be drawn after the text under usual settings; the first row is the one used below."
         return [
             Table(
-                key="settings",
-                title="Temperature, top-k and top-p",
-                caption="What may be drawn after the text under usual settings; the first row is the one used below.",
-                frame=self.settings,
-                units={"entropy": "nats"},
+                "settings", "Temperature, top-k and top-p", caption, frame=self.settings, units={"entropy": "nats"}
             ),
-            Lines(
-                key="cumulative",
-                title="How many tokens hold how much",
-                caption="Probability of the most likely tokens together, by temperature. Top-k cuts at a number of "
-                "tokens (across), top-p at a probability (up).",
-                x=self.ranks,
-                series={f"temperature {t:g}": values for t, values in self.cumulative.items()},
-                x_axis="most likely tokens",
-                y_axis="probability together",
-                log_x=True,
+            lines(
+                "cumulative", "How many tokens hold how much", "Probability of the most likely tokens together, by "
+                "temperature. Top-k cuts at a number of tokens (across), top-p at a probability (up).",
+                {f"temperature {t:g}": values for t, values in self.cumulative.items()}, x=self.ranks,
+                x_axis="most likely tokens", y_axis="probability together", log_x=True,
             ),
-        ]
+        ]  # fmt: skip
 
     def _entropy_strip(self) -> TokenStrip:
         return TokenStrip(
-            key="entropy",
-            title="How undecided the model is after each token",
-            caption="Entropy of the prediction made at that token: the model predicts at every position, only the "
-            "last one is used to go on. One text.",
-            tokens=self.tokens,
-            values=self.entropies,
-            unit="nats",
-        )
+            "entropy", "How undecided the model is after each token", "Entropy of the prediction made at that token: "
+            "the model predicts at every position, only the last one is used to go on. One text.", tokens=self.tokens,
+            values=self.entropies, unit="nats",
+        )  # fmt: skip
 
     def _loop_panels(self) -> list[Panel]:
         if not self.loop:
-            text = (
-                "No steps were asked for."
-                if not self.left_out
-                else "The text fills the whole context: no room for more."
-            )
-            return [Note(key="loop", title="The loop", text=text)]
+            full = "The text fills the whole context: no room for more."
+            return [Note("loop", "The loop", text=full if self.left_out else "No steps were asked for.")]
         shown = min(len(step.ids) for step in self.loop)
         drawn = "greedy: the most likely token" if self.temperature == 0 else f"drawn with seed {self.seed}"
         cut = f" {self.left_out} more would not fit into the context." if self.left_out else ""
-        frame = pd.DataFrame(
-            {
-                "step": range(1, len(self.loop) + 1),
-                "chosen": self.continuation,
-                "probability": [step.probability for step in self.loop],
-                "when drawn": [step.sampling_probability for step in self.loop],
-                "rank": [step.rank for step in self.loop],
-                "entropy": [step.entropy for step in self.loop],
-                "tokens kept": [step.kept for step in self.loop],
-            }
-        )
+        frame = pd.DataFrame({"step": range(1, len(self.loop) + 1), "chosen": self.continuation})
+        columns = {"probability": "probability", "when drawn": "sampling_probability", "rank": "rank",
+                   "entropy": "entropy", "tokens kept": "kept"}  # fmt: skip
+        for name, attribute in columns.items():
+            frame[name] = [getattr(step, attribute) for step in self.loop]
         return [
             TokenGrid(
-                key="loop",
-                title="The loop, step by step",
-                caption=f"Columns are the new tokens ({drawn}); below each, what the model held most likely at that "
-                f"step.{cut}",
-                tokens=self.continuation,
-                rows=tuple(str(rank + 1) for rank in range(shown)),
-                row_axis="rank",
+                "loop", "The loop, step by step", f"Columns are the new tokens ({drawn}); below each, what the model "
+                f"held most likely at that step.{cut}", tokens=self.continuation,
+                rows=tuple(str(rank + 1) for rank in range(shown)), row_axis="rank",
                 cells=tuple(Tokens(self.vocabulary[int(step.ids[r])] for step in self.loop) for r in range(shown)),
-                measures={
-                    "probability": np.array([[step.probabilities[r] for step in self.loop] for r in range(shown)])
-                },
-                units={"probability": ""},
-                targets=self.continuation,
+                measures={"probability": np.stack([step.probabilities[:shown] for step in self.loop], axis=1)},
+                units={"probability": ""}, targets=self.continuation,
             ),
             Table(
-                key="steps",
-                title="The tokens chosen",
-                caption="Probability as the model gave it, and when drawn, after temperature, top-k and top-p. Each "
-                "step reads the whole text so far, the model's own words included.",
-                frame=frame,
-                tokens=frozenset({"chosen"}),
-                units={"entropy": "nats"},
+                "steps", "The tokens chosen", "Probability as the model gave it, and when drawn, after temperature, "
+                "top-k and top-p. Each step reads the whole text so far, the model's own words included.", frame=frame,
+                tokens=frozenset({"chosen"}), units={"entropy": "nats"},
             ),
-        ]
+        ]  # fmt: skip
 
     def findings(self) -> list[Finding]:
         first = self.after[0]
-        token = self.vocabulary[first.chosen]
-        return [
-            Finding(
-                text=f"After the {'first text' if len(self.after) > 1 else 'text'} the model expects {token!r} "
-                f"({first.probability:.0%}); it is as undecided as among {np.exp(first.entropy):,.1f} equally likely "
-                f"tokens (entropy {first.entropy:.2f} nats).",
-                key="distribution",
-                weight=0.4,
-                value=first.probability,
-                unit="probability",
-            )
-        ]
+        text = (
+            f"After the {'first text' if len(self.after) > 1 else 'text'} the model expects "
+            f"{self.vocabulary[first.chosen]!r} ({first.probability:.0%}); it is as undecided as among "
+            f"{np.exp(first.entropy):,.1f} equally likely tokens (entropy {first.entropy:.2f} nats)."
+        )
+        return [Finding(text, "distribution", 0.4, first.probability, "probability")]
 
 
 @analysis(place=10, needs=("next token",), runs=True)

@@ -25,16 +25,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
-from analyses.shared.clean_corrupted import Direction, Measure, Pairs, PatchingMetric, measure, notable, resolve_pairs
+from analyses.shared.clean_corrupted import Direction, Measure, Pairs, PatchingMetric, measure, resolve_pairs
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import TokenChoice
-from analyses.shared.panels import Finding, Graph, Note, Panel, Result, Table, Tokens
+from analyses.shared.panels import Finding, Panel
+from analyses.shared.patching_result import PatchingResult, depth_of, layered_graph
 from analyses.shared.paths import Paths, Receiver, inputs_of, parse_receivers
 from analyses.shared.prompts import TextsOrPrompts
-from analyses.shared.statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 from interp.progress import tell
@@ -47,98 +48,56 @@ EDGES = 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PathPatchingResult(Result):
+class PathPatchingResult(PatchingResult):
     """What patching each path from a sender to a receiver does to the metric."""
 
-    pairs: Pairs
     senders: tuple[Component, ...]
     receivers: tuple[str, ...]
     """Each one or several joined by plus signs."""
     values: np.ndarray
     """[text receiver sender] the metric of each patched run; NaN where the sender writes after the receiver reads."""
-    direction: Direction
-    measure: Measure
-    """The metric, and its values on the two unpatched runs."""
-    answers: Tokens
-    wrongs: Tokens
     notes: tuple[str, ...]
-    seed: int
 
     @property
     def effects(self) -> np.ndarray:
         """[text receiver sender] the patched metric minus that of the run patched into."""
-        base = self.measure.clean if self.direction == "noise" else self.measure.corrupted
-        return np.asarray(self.values - base[:, None, None])
+        return np.asarray(self.values - self.base[:, None, None])
 
     @property
-    def gap(self) -> float:
-        """What patching everything would change, mean over texts."""
-        change = float((self.measure.corrupted - self.measure.clean).mean())
-        return change if self.direction == "noise" else -change
+    def labels(self) -> tuple[str, ...]:
+        """[sender]"""
+        return tuple(part.label for part in self.senders)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per text, receiver and sender that precedes it; column `text` only where there are several."""
-        text, receiver, sender = (axis.ravel() for axis in np.indices(self.values.shape))
-        chosen = [self.senders[i] for i in sender]
-        frame = pd.DataFrame(
-            {
-                "sender": [one.label for one in chosen],
-                "layer": pd.array([one.layer for one in chosen], dtype="Int64"),
-                "head": pd.array([one.index for one in chosen], dtype="Int64"),
-                "receiver": np.array(self.receivers)[receiver],
-                "clean": self.measure.clean[text],
-                "corrupted": self.measure.corrupted[text],
-                "value": self.values.ravel(),
-                "text": text,
-            }
-        )
-        frame = frame[frame["value"].notna()].reset_index(drop=True)
-        return frame if len(self.pairs.rows) > 1 else frame.drop(columns="text")
+        clean, corrupted = (x[:, None, None] for x in (self.measure.clean, self.measure.corrupted))
+        frame = Axes.of(self.values, text=None, receiver=self.receivers, sender=self.labels).frame(
+            layer=np.array([part.layer for part in self.senders], dtype=object),
+            head=np.array([part.index for part in self.senders], dtype=object), clean=clean, corrupted=corrupted,
+        )  # fmt: skip
+        frame = frame.dropna(subset="value", ignore_index=True).astype({"layer": "Int64", "head": "Int64"})
+        columns = ["sender", "layer", "head", "receiver", "clean", "corrupted", "value", "text"]
+        return frame[columns if len(self.pairs.rows) > 1 else columns[:-1]]
 
     def summary(self) -> pd.DataFrame:
         """One row per path: mean effect over texts, share of the whole gap; with several texts interval, p and q."""
-        effects = self.effects
-        spread = bootstrap(effects, clusters=self.pairs.clusters, seed=self.seed)
-        receiver, sender = (axis.ravel() for axis in np.indices(effects.shape[1:]))
-        frame = pd.DataFrame(
-            {
-                "sender": [self.senders[i].label for i in sender],
-                "receiver": np.array(self.receivers)[receiver],
-                "effect": spread.value.ravel(),
-            }
-        )
-        frame["share"] = frame["effect"] / self.gap if self.gap else np.nan
-        if spread.low is not None and spread.high is not None:
-            p = sign_flip_p_value(effects, clusters=self.pairs.clusters, seed=self.seed).ravel()
-            frame = frame.assign(low=spread.low.ravel(), high=spread.high.ravel(), p=p)
-        frame = frame[frame["effect"].notna()]
-        return frame.assign(q=q_values(frame["p"].to_numpy())) if "p" in frame else frame
+        frame = self.tested(Axes.of(self.effects, text=None, receiver=self.receivers, sender=self.labels))
+        return frame[["sender", "receiver", *frame.columns[2:]]].dropna(subset="effect")
 
     def panels(self) -> list[Panel]:
         panels: list[Panel] = []
         for r, receiver in enumerate(self.receivers):
-            heard = [i for i in range(len(self.senders)) if np.isfinite(self.values[:, r, i]).all()]
-            if heard:
-                spread = bootstrap(self.effects[:, r, heard], clusters=self.pairs.clusters, seed=self.seed)
-                parts, title = [self.senders[i] for i in heard], f"From {{}} straight to {receiver}"
-                key, unit = f"to-{_key(receiver)}", self.measure.unit
-                panels += component_panels(key, title, parts, spread, caption=self._caption(), unit=unit)
-        return [*panels, *self._graph(), self._table(), self._note(), *self._methods()]
-
-    def _methods(self) -> list[Note]:
+            heard = np.flatnonzero(np.isfinite(self.values[:, r]).all(0))
+            parts, title = [self.senders[i] for i in heard], f"From {{}} straight to {receiver}"
+            spread, key, unit = self.spread(self.effects[:, r, heard]), f"to-{_key(receiver)}", self.measure.unit
+            panels += component_panels(key, title, parts, spread, caption=self._caption(), unit=unit)
         heard = np.isfinite(self.values).all(0)  # [receiver sender]
-        return methods(
-            len(self.pairs.rows), clusters=self.pairs.clusters, seed=self.seed, test="sign flips",
-            tests=int(heard.sum()), chosen_of=int(heard.sum(1).max()),
-        )  # fmt: skip
+        table = self.largest_first(self.summary(), "paths")
+        said = self.said_methods(tests=int(heard.sum()), chosen_of=int(heard.sum(1).max()))
+        return [*panels, *self._graph(), table, self.choices(self.notes), *said]
 
     def _caption(self) -> str:
-        runs = "corrupted into the clean" if self.direction == "noise" else "clean into the corrupted"
-        texts = self.pairs.said()
-        return (
-            f"Change of the {self.measure.title} when only this path is patched from the {runs} run; patching "
-            f"everything would change it by {self.gap:+.3g}. {texts}"
-        )
+        return self.caption("when only this path is patched")
 
     def _graph(self) -> list[Panel]:
         """The strongest paths, drawn from left to right by layer."""
@@ -146,82 +105,29 @@ class PathPatchingResult(Result):
         frame = frame[frame["effect"] != 0].sort_values("effect", key=lambda x: -x.abs()).head(EDGES)
         if frame.empty or len(self.receivers) < 2:
             return []
-        names = list(dict.fromkeys([*frame["sender"], *frame["receiver"]]))
-        depth = {
-            part.label: 0 if part.layer is None else 2 * part.layer + 1 + (part.kind == "mlp") for part in self.senders
-        }
+        depth = {part.label: depth_of(part) for part in self.senders}
         last = 1 + max(depth.values())
-        shared = {f"L{part.layer}KV": depth[part.label] for part in self.senders if part.kind == "head"}
-
-        def column(name: str) -> int:
+        shared = {f"L{part.layer}KV": depth_of(part) for part in self.senders if part.kind == "head"}
+        for name in self.receivers:
             one = name.split(".")[0].split("+")[0]
-            return depth.get(one, shared.get(one.rstrip("0123456789"), last))
-
-        columns = [column(name) for name in names]
-        order = sorted(range(len(names)), key=lambda i: columns[i])
-        place = {names[i]: n for n, i in enumerate(order)}
-        known = sorted({columns[i] for i in order})
-        edges = zip(frame["sender"], frame["receiver"], frame["effect"], strict=True)
+            depth.setdefault(name, depth.get(one, shared.get(one.rstrip("0123456789"), last)))
+        edges = list(frame[["sender", "receiver", "effect"]].itertuples(index=False, name=None))
         return [
-            Graph(
-                key="graph", title=f"The {len(frame)} strongest paths", caption=self._caption(), unit=self.measure.unit,
-                nodes=tuple(names[i] for i in order), columns=tuple(known.index(columns[i]) for i in order),
-                edges=tuple((place[sender], place[receiver], float(effect)) for sender, receiver, effect in edges),
-            )
-        ]  # fmt: skip
-
-    def _table(self) -> Table:
-        frame = self.summary()
-        frame, most = (
-            frame.iloc[np.argsort(-frame["effect"].abs().to_numpy(), kind="stable")].reset_index(drop=True),
-            500,
-        )
-        cut = f" The {most} largest of {len(frame):,} effects." if len(frame) > most else ""
-        n, unit = independent(len(self.pairs.rows), self.pairs.clusters)
-        tests = f" 95 % intervals over {n} {unit}; p by flipping the signs of {unit}, q corrected for all paths."
-        share = "share: the effect over what patching everything would change."
-        return Table(
-            key="table", title="Every path, largest effect first", frame=frame.head(most),
-            caption=share + (tests if "q" in frame else "") + cut,
-            units={"effect": self.measure.unit}, diverging=frozenset({"effect"}),
-        )  # fmt: skip
-
-    def _note(self) -> Note:
-        return self.pairs.choices(self.measure, self.answers, self.wrongs, self.notes)
+            layered_graph(f"The {len(edges)} strongest paths", self._caption(), edges, depth, self.measure.unit),
+        ]
 
     def findings(self) -> list[Finding]:
         frame = self.summary()
-        found = []
-        for receiver in self.receivers:
-            rows = frame[frame["receiver"] == receiver]
-            if len(rows):
-                found.append(self._finding(rows, receiver))
-        return found
+        rows = [frame[frame["receiver"] == receiver] for receiver in self.receivers]
+        return [self._finding(of, str(of["receiver"].iloc[0])) for of in rows if len(of)]
 
     def _finding(self, rows: pd.DataFrame, receiver: str) -> Finding:
-        top = rows.iloc[int(rows["effect"].abs().argmax())]
-        labels = [part.label for part in self.senders]
-        chosen = self.effects[:, self.receivers.index(str(top["receiver"])), labels.index(str(top["sender"]))]
-        low, high = bootstrap(chosen, clusters=self.pairs.clusters, chosen_of=len(rows)).ends()
-        clear = said_clear(rows["q"], *independent(len(self.pairs.rows), self.pairs.clusters)) if "q" in rows else ""
-        known = f"; {len(rows)} paths were tested: {clear}" if clear else ""
-        effect, gap = float(top["effect"]), self.gap
-        share = (
-            f", {100 * effect / gap:z.0f} % of what patching everything does ({gap:+.3g})" if abs(gap) > 1e-6 else ""
-        )
-        is_head = any(part.label == top["sender"] and part.kind == "head" for part in self.senders)
-        return Finding(
-            text=f"Straight to {receiver}, {top['sender']} has the largest effect: patching that path alone changes "
-            f"the {self.measure.title} by {effect:+.3g}{share}{known}.",
-            key=f"to-{_key(receiver)}-{'heads' if is_head else 'others'}",
-            weight=notable(
-                effect / gap if abs(gap) > 1e-6 else 0.0, low, high, float(top["q"]) if "q" in rows else None
-            ),
-            value=effect,
-            unit=self.measure.unit,
-            low=low,
-            high=high,
-        )
+        best = int(rows["effect"].abs().argmax())
+        sender = self.labels.index(str(rows["sender"].iloc[best]))
+        effects = self.effects[:, self.receivers.index(receiver), sender]
+        start = f"Straight to {receiver}, {self.labels[sender]} has the largest effect: patching that path alone"
+        key = f"to-{_key(receiver)}-{'heads' if self.senders[sender].kind == 'head' else 'others'}"
+        return self.finding(start, key, effects, rows, best, "paths")
 
 
 def _key(receiver: str) -> str:

@@ -14,8 +14,8 @@ and shows what the predictions lose; `interp probe` measures any label on any am
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from analyses.probes.data import Held, run_model, split_texts, words_of
-from analyses.probes.layers import ProbeLayersResult
+from analyses.probes.layers import NAMES, ProbeLayersResult
 from analyses.probes.probe_layers import probe_layers, random_twin
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
+from analyses.shared.statistics import Interval
 from analyses.shared.token_features import TASKS
 from interp.errors import InputError, check_seed
 from interp.models.gpt import HookedGPT
@@ -69,93 +71,62 @@ class ProbingResult(Result):
 
     def panels(self) -> list[Panel]:
         if not self.sweeps:
-            return [Note(key="remark", title="Too little text", text=self.remark)]
-        panels: list[Panel] = [self._matrix(), self._table()]
-        figure, *_ = self.sweeps[self.label].panels() if self.label in self.sweeps else [None]
-        panels += [figure] if figure is not None else []
-        if len(self.tokens):
-            panels.append(self._strip())
-        return [*panels, *next(iter(self.sweeps.values())).methods()]
+            return [Note("remark", "Too little text", text=self.remark)]
+        figure = self.sweeps[self.label].panels()[:1] if self.label in self.sweeps else []
+        strip = [self._strip()] if len(self.tokens) else []
+        return [self._matrix(), self._table(), *figure, *strip, *next(iter(self.sweeps.values())).methods()]
 
     def _matrix(self) -> Matrix:
-        gains = {name: sweep.difference("probe", "majority") for name, sweep in self.sweeps.items()}
-        lows = [gain.low for gain in gains.values() if gain.low is not None]
-        highs = [gain.high for gain in gains.values() if gain.high is not None]
-        first = next(iter(self.sweeps.values()))
-        return Matrix(
-            key="knows",
-            title="Which layer knows what",
-            caption="How much more often a probe is right than the majority class, on held-out texts "
-            f"({self.texts} texts, {self.positions:,} positions in all). Compare with the controls in the table: much "
-            "of it may come from the token alone.",
-            values=np.stack([gain.value for gain in gains.values()]),
-            rows=tuple(self.sweeps),
-            columns=first.labels,
-            row_axis="label",
-            column_axis="where in the model",
-            unit="accuracy above the majority class",
-            low=np.stack(lows) if len(lows) == len(gains) else None,
-            high=np.stack(highs) if len(highs) == len(gains) else None,
-        )
+        gains = [sweep.difference("probe", "majority") for sweep in self.sweeps.values()]
+        lows = [gain.low for gain in gains if gain.low is not None]
+        highs = [gain.high for gain in gains if gain.high is not None]
+        known = len(lows) == len(gains)
+        found = Interval(
+            value=np.stack([gain.value for gain in gains]), low=np.stack(lows) if known else None,
+            high=np.stack(highs) if known else None, n=self.texts,
+        )  # fmt: skip
+        where = next(iter(self.sweeps.values())).labels
+        return Axes.of(found, label=list(self.sweeps), **{"where in the model": where}).matrix(
+            "knows", "Which layer knows what", "How much more often a probe is right than the majority class, on "
+            f"held-out texts ({self.texts} texts, {self.positions:,} positions in all). Compare with the controls in "
+            "the table: much of it may come from the token alone.", unit="accuracy above the majority class",
+        )  # fmt: skip
 
     def _table(self) -> Table:
-        rows = []
-        for name, sweep in self.sweeps.items():
-            frame, best = sweep.to_dataframe(), sweep.best
-            row: dict[str, Any] = {"label": name, "best layer": sweep.labels[best]}
-            for column, shown in (
-                ("accuracy", "accuracy"), ("accuracy_low", "low"), ("accuracy_high", "high"),
-                ("majority", "majority"), ("token", "token alone"), ("embedding", "embedding"),
-                ("random", "random model"), ("shuffled", "shuffled labels"), ("control", "control task"),
-                ("selectivity", "selectivity"), ("selectivity_low", "selectivity, low"),
-                ("selectivity_high", "selectivity, high"),
-            ):  # fmt: skip
-                row[shown] = round(float(frame[column].iloc[best]), 3)
-            rows.append(row)
+        shown = {"accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high"}
+        shown |= {name: NAMES[name] for name in ("majority", "token", "embedding", "random", "shuffled", "control")}
+        shown |= {"majority": "majority", "selectivity": "selectivity"}
+        shown |= {f"selectivity_{end}": f"selectivity, {end}" for end in ("low", "high")}
+        rows = {name: sweep.to_dataframe().iloc[sweep.best] for name, sweep in self.sweeps.items()}
+        frame = pd.DataFrame({"label": list(rows), "best layer": [row["layer"] for row in rows.values()]})
+        for column, name in shown.items():
+            frame[name] = [round(float(row[column]), 3) for row in rows.values()]
         return Table(
-            key="table",
-            title="The best layer of each, and what it has to beat",
-            caption="The layer is chosen on texts of its own, the figures are from texts that no probe has seen; low "
-            "and high are the 95 % interval over texts. Random model, shuffled labels and control task (the mean of "
-            "several draws): at that layer.",
-            frame=pd.DataFrame(rows).dropna(axis=1, how="all"),
-        )
+            "table", "The best layer of each, and what it has to beat", "The layer is chosen on texts of its own, the "
+            "figures are from texts that no probe has seen; low and high are the 95 % interval over texts. Random "
+            "model, shuffled labels and control task (the mean of several draws): at that layer.",
+            frame=frame.dropna(axis=1, how="all"),
+        )  # fmt: skip
 
     def _strip(self) -> TokenStrip:
         sweep = self.sweeps[self.label]
+        last = f"“{sweep.classes[-1]}”"
         return TokenStrip(
-            key="reading",
-            title=f"Reading this text: {self.label}",
-            caption=f"Probability that the probe at {sweep.labels[sweep.best]} gives to “{sweep.classes[-1]}” at each "
-            "token of the given text, which it has not seen.",
-            tokens=self.tokens,
-            values=self.reading,
-            unit=f"probability of “{sweep.classes[-1]}”",
-        )
+            "reading", f"Reading this text: {self.label}", f"Probability that the probe at {sweep.labels[sweep.best]} "
+            f"gives to {last} at each token of the given text, which it has not seen.", tokens=self.tokens,
+            values=self.reading, unit=f"probability of {last}",
+        )  # fmt: skip
 
     def findings(self) -> list[Finding]:
         found = []
-        for name, sweep in self.sweeps.items():
+        for sweep in self.sweeps.values():
             for finding in sweep.findings():
                 if sweep.accuracy and finding.weight > 0.3:
                     best = float(sweep.interval("probe").value[sweep.best])
                     rest = [float(np.nanmax(sweep.interval(one).value)) for one in ("token", "embedding", "random")]
                     weight = float(np.clip(0.15 + 2 * (best - max(rest)), 0.0, 0.5))
-                    found.append((weight, name, finding))
-        if not found:
-            return []
-        weight, _, finding = max(found, key=lambda one: one[0])
-        return [
-            Finding(
-                text=finding.text,
-                key="knows",
-                weight=weight,
-                value=finding.value,
-                unit="",
-                low=finding.low,
-                high=finding.high,
-            )
-        ]
+                    found.append(replace(finding, key="knows", weight=weight))
+        return [max(found, key=lambda one: one.weight)] if found else []
 
 
 @analysis()

@@ -15,7 +15,8 @@ tend to park attention and where norms can be a hundred times larger, is counted
 the number of positions less one, so ranks of short texts are small whatever the model does.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -23,11 +24,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.by_stack import by_stack
 from analyses.shared.capabilities import analysis
-from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels
+from analyses.shared.inputs import TextOrTokens
 from analyses.shared.panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.stacks import Model, Reading, Stack, attentions, readings
 from analyses.shared.statistics import Interval, bootstrap, methods
+from interp.models.encoder import HookedEncoder
+from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
+from interp.residual import finish, stream_places, writes
 
 MEASURES = ("norm", "first_norm", "turn", "similarity", "rank")
 ABSOLUTE, RELATIVE = 100.0, 1000.0
@@ -49,7 +55,7 @@ class ResidualStreamResult(Result):
     cosine: np.ndarray
     """[text stage stage] mean over positions of the cosine between stages."""
     components: tuple[str, ...]
-    """[component]: `attn 0`, `mlp 0`, `attn 1`, ..."""
+    """[component]: `attn 0`, `mlp 0`, `attn 1`, ...; in a translation model's decoder `cross 0` between the two."""
     write: np.ndarray
     """[text component] mean norm of what is written, over the norm of the stream it is written to."""
     write_cosine: np.ndarray
@@ -93,7 +99,11 @@ class ResidualStreamResult(Result):
 
     def panels(self) -> list[Panel]:
         m, layers = self.measures, tuple(str(layer) for layer in range(len(self.stages) - 1))
-        kinds = {"attn": "attention", "mlp": "MLP"}  # the parts that every block has, in turn
+        kinds = {
+            "attn": "attention",
+            "cross": "cross-attention",
+            "mlp": "MLP",
+        }  # the parts that every block has, in turn
         parts = list(dict.fromkeys(name.split()[0] for name in self.components))
         write = {kinds[part]: self.write[:, n :: len(parts)] for n, part in enumerate(parts)}
         cosine = {kinds[part]: self.write_cosine[:, n :: len(parts)] for n, part in enumerate(parts)}
@@ -153,9 +163,10 @@ class ResidualStreamResult(Result):
             per_layer = self._spread((norms[:, -1] / norms[:, 0])[:, None] ** (1 / (len(self.stages) - 1)))
         low, high = (None if end is None else float(end[0]) for end in (per_layer.low, per_layer.high))
         growth = float(per_layer.value[0])
+        turn = "grows" if growth >= 1 else "falls"
         found = [
             Finding(
-                text=f"The residual stream's norm grows from {norms[:, 0].mean():.3g} to {norms[:, -1].mean():.3g}, "
+                text=f"The residual stream's norm {turn} from {norms[:, 0].mean():.3g} to {norms[:, -1].mean():.3g}, "
                 f"a factor of {growth:.2f} a layer.",
                 key="norm", weight=0.3, value=growth, unit="factor a layer", low=low, high=high,
             )
@@ -174,24 +185,33 @@ class ResidualStreamResult(Result):
 @analysis(place=72, runs=True)
 @torch.no_grad()
 def residual_stream(
-    model: HookedGPT,
+    model: HookedGPT | HookedEncoderDecoder | HookedEncoder,
     tokens: TextOrTokens,
     *,
     seed: Annotated[int, "seed of the bootstrap intervals"] = 0,
-) -> ResidualStreamResult:
-    """Norm, direction, rank and largest activations of the residual stream at every stage, and sizes of all writes."""
-    rows = sequences(model, tokens)
-    stages = ("embed", *(f"after {layer}" for layer in range(model.config.n_layers)))
-    parts = ("attn",) if model.config.attn_only else ("attn", "mlp")
-    components = tuple(f"{part} {layer}" for layer in range(model.config.n_layers) for part in parts)
+) -> Result:
+    """Norm, direction, rank and largest activations of the residual stream at every stage, and sizes of all writes.
+
+    Where norms follow sums (a BERT, a translation model), the stream is what has passed them: what the next part reads.
+    A translation model has two streams, its encoder's and its decoder's.
+    """
+    stacks = [replace(stack, words=f"the {stack.path}") for stack in attentions(model) if not stack.crosses]
+    texts = readings(model, tokens)
+    return by_stack(stacks, [_measured(model, stack, texts, seed) for stack in stacks])
+
+
+def _measured(model: Model, stack: Stack, texts: Sequence[Reading], seed: int) -> ResidualStreamResult:
+    stages = ("embed", *(f"after {layer}" for layer in range(len(stack.blocks))))
+    parts = [write.part.removesuffix("_attn") for write in writes(stack.blocks[0])]
+    components = tuple(f"{part} {layer}" for layer in range(len(stack.blocks)) for part in parts)
     measures: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES}
     cosine, write, write_cosine, largest = [], [], [], []
-    for number, row in enumerate(rows):
-        labels = token_labels(model, row)
-        stream, steps = _run(model, row)
+    for number, text in enumerate(texts):
+        labels = text.labels[stack.queries]
+        stream, steps = _run(model, stack, text)
         largest.append(_largest(stream, number, stages, labels))
         norms = stream.norm(dim=-1)
-        kept = slice(1, None) if row.shape[1] > 1 else slice(None)  # the first position is counted apart
+        kept = slice(1, None) if len(labels) > 1 else slice(None)  # the first position is counted apart
         stream, written, before = stream[:, kept], steps[0][:, kept], steps[1][:, kept]
         unit = torch.nn.functional.normalize(stream, dim=-1)
         between = torch.einsum("apd,bpd->ab", unit, unit) / unit.shape[1]
@@ -206,25 +226,27 @@ def residual_stream(
         stages=stages, measures={name: np.stack(values) for name, values in measures.items()}, cosine=np.stack(cosine),
         components=components, write=np.stack(write), write_cosine=np.stack(write_cosine),
         largest=pd.concat(largest).sort_values("ratio", ascending=False, kind="stable", ignore_index=True),
-        tokens=tuple(token_labels(model, row) for row in rows), texts=text_names(model, rows), seed=seed,
+        tokens=tuple(text.labels[stack.queries] for text in texts), texts=tuple(text.name for text in texts), seed=seed,
     )  # fmt: skip
 
 
-def _run(model: HookedGPT, row: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _run(model: Model, stack: Stack, text: Reading) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The stream [stage pos d_model]; what each component writes, and the stream before it, [component pos d_model]."""
-    outs = ["attn_out"] if model.config.attn_only else ["attn_out", "mlp_out"]
-    reads = (
-        ["resid_pre"]
-        if model.config.attn_only
-        else ["resid_pre", "resid_pre" if model.config.parallel else "resid_mid"]
-    )
-    names = [*dict.fromkeys(reads), "resid_post", *outs]
-    _, cache = model.run_with_cache(row, names=names, device="cpu", dtype=torch.float64)
-    layers = range(model.config.n_layers)
-    stream = torch.stack([cache["resid_pre", 0][0], *(cache["resid_post", layer][0] for layer in layers)])
-    written = torch.stack([cache[name, layer][0] for layer in layers for name in outs])
-    before = torch.stack([cache[name, layer][0] for layer in layers for name in reads])
-    return stream, (written, before)
+    places = stream_places(model, stack.path)
+    starts = [f"{stack.path}.{layer}.hook_resid_pre" for layer in range(len(stack.blocks))]
+    outs = list[str]()
+    for layer, block in enumerate(stack.blocks):
+        outs += [f"{stack.path}.{layer}.hook_{write.part}_out" for write in writes(block)]
+    names = dict.fromkeys([*starts, *(name for name, _ in places.values()), *outs])
+    _, cache = model.run_with_cache(*text.inputs, names=list(names), device="cpu", dtype=torch.float64)
+    after = {place: finish(norm, cache[name][0]) for place, (name, norm) in places.items()}
+    stream, before = [after["embed"]], list[Tensor]()
+    for layer, start in enumerate(starts):
+        own = [x for place, x in after.items() if place.startswith(f"L{layer} ")]
+        reads = [cache[start][0], *own[:-1]]
+        before += reads if len(own) > 1 else reads * len(writes(stack.blocks[layer]))
+        stream.append(own[-1])
+    return torch.stack(stream), (torch.stack([cache[name][0] for name in outs]), torch.stack(before))
 
 
 def _similarity(unit: Tensor) -> np.ndarray:

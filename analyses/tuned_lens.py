@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes, lines, said_mean
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens
@@ -75,107 +76,65 @@ class TunedLensResult(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns text, place, lens, kl, loss (nats, means over the held-out positions of the text)."""
-        index = [(t, p, n) for t in range(len(self.kl)) for p in range(len(self.places)) for n in range(2)]
-        return pd.DataFrame(
-            {
-                "text": [t for t, _, _ in index],
-                "place": [self.places[p] for _, p, _ in index],
-                "lens": [LENSES[n] for _, _, n in index],
-                "kl": [float(self.kl[i]) for i in index],
-                "loss": [float(self.loss[i]) for i in index],
-            }
-        )
+        return Axes.of(self.kl, text=None, place=self.places, lens=LENSES).frame("kl", loss=self.loss)
 
     def mean(self, measure: str) -> Interval:
         """[place lens] mean over held-out texts with its interval (none for one text)."""
         return bootstrap(getattr(self, measure), least=0.0, seed=self.seed)
 
     def panels(self) -> list[Panel]:
-        remark = [Note(key="remark", title="Too little text", text=self.remark)] if not self.held_out else []
-        if remark:
-            return list(remark)
+        if not self.held_out:
+            return [Note("remark", "Too little text", text=self.remark)]
         source = "given translators" if self.given else "translators fitted on the rest of the text"
-        n = len(self.kl)
-        spread = "one text, so no interval" if n == 1 else f"{n} texts, 95 % intervals over texts"
         trained = f"{self.trained:,} tokens" if self.trained else "an unknown number of tokens"
         measured = "positions of this text" if self.given else "held-out positions"
-        about = f"{self.held_out:,} {measured}; {source} ({trained}); {spread}."
-        panels: list[Panel] = [
+        about = f"{self.held_out:,} {measured}; {source} ({trained}). {said_mean(len(self.kl))}"
+        remark = [Note("remark", "Keep in mind", text=self.remark)] if self.remark else []
+        return [
             self._curves("kl", "Distance to the final prediction", "KL(final || lens), nats", about),
             self._curves("loss", "Loss of the lenses", "cross-entropy with the next token, nats", about),
-            self._grid(),
-        ]
-        if self.remark:
-            panels.append(Note(key="remark", title="Keep in mind", text=self.remark))
-        return [*panels, *methods(n, chosen_of=len(self.places), seed=self.seed)]
+            self._grid(), *remark, *methods(len(self.kl), chosen_of=len(self.places), seed=self.seed),
+        ]  # fmt: skip
 
     def _curves(self, measure: str, title: str, axis: str, about: str) -> Lines:
-        found = self.mean(measure)
-        series = {name: found.value[:, i] for i, name in enumerate(LENSES)}
+        values, found = getattr(self, measure), dict[str, np.ndarray | Interval]()
+        for i, name in enumerate(LENSES):
+            found[name] = bootstrap(values[:, :, i], least=0.0, seed=self.seed)
         if measure == "loss":
-            series["the model itself"] = np.full(len(self.places), self.final_loss.mean())
-        low = {} if found.low is None else {name: found.low[:, i] for i, name in enumerate(LENSES)}
-        high = {} if found.high is None else {name: found.high[:, i] for i, name in enumerate(LENSES)}
-        return Lines(
-            key=measure,
-            title=title,
-            caption=f"Lower is closer to what the model ends with. {about[0].upper()}{about[1:]}",
-            x=self.places,
-            series=series,
-            x_axis="residual stream before",
-            y_axis=axis,
-            low=low,
-            high=high,
-        )
+            found["the model itself"] = np.full(len(self.places), self.final_loss.mean())
+        caption = f"Lower is closer to what the model ends with. {about}"
+        return lines(measure, title, caption, found, x=self.places, x_axis="residual stream before", y_axis=axis)
 
     def _grid(self) -> TokenGrid:
-        shown = slice(max(0, len(self.tokens) - SHOWN), None)
+        shown, cut = slice(max(0, len(self.tokens) - SHOWN), None), f" The last {SHOWN} positions."
+        kl = {f"KL, {name}": self.kl_by_position[LENSES.index(name)][:, shown] for name in reversed(LENSES)}
         return TokenGrid(
-            key="words",
-            title="What each layer would say, tuned",
-            caption="The most likely next token by the tuned lens at each depth (row) and held-out position "
-            "(column); the last row is the model's own output."
-            + (f" The last {SHOWN} positions." if len(self.tokens) > SHOWN else ""),
-            tokens=Tokens(self.tokens[shown]),
-            rows=(*self.places, "output"),
-            row_axis="residual stream before",
-            cells=tuple(Tokens(row[shown]) for row in self.words),
-            measures={
-                "probability": self.probability[:, shown],
-                "KL, tuned lens": self.kl_by_position[1][:, shown],
-                "KL, logit lens": self.kl_by_position[0][:, shown],
-            },
-            units={"probability": "", "KL, tuned lens": "nats", "KL, logit lens": "nats"},
-        )
+            "words", "What each layer would say, tuned", "The most likely next token by the tuned lens at each depth "
+            "(row) and held-out position (column); the last row is the model's own output."
+            f"{cut * (len(self.tokens) > SHOWN)}", tokens=Tokens(self.tokens[shown]), rows=(*self.places, "output"),
+            row_axis="residual stream before", cells=tuple(Tokens(row[shown]) for row in self.words),
+            measures={"probability": self.probability[:, shown]} | kl,
+            units={"probability": ""} | dict.fromkeys(kl, "nats"),
+        )  # fmt: skip
 
     def findings(self) -> list[Finding]:
         if not self.held_out:
             return []
         kl = self.mean("kl").value
-        better = kl[:, 1] < kl[:, 0]
-        gain = kl[:, 0] - kl[:, 1]
+        gain, better = kl[:, 0] - kl[:, 1], int((kl[:, 1] < kl[:, 0]).sum())
         best = int(gain.argmax())
-        per_text = self.kl[:, best, 0] - self.kl[:, best, 1]
-        low, high = bootstrap(per_text, chosen_of=len(kl)).ends()
+        low, high = bootstrap(self.kl[:, best, 0] - self.kl[:, best, 1], chosen_of=len(kl)).ends()
+        if not better:
+            text = "The translators do not help on this text: at every layer the plain logit lens is closer to the "
+            return [Finding(f"{text}output.", "kl", 0.2, float(gain[best]), "nats")]
         sure = "" if low is None or high is None else f" (less by {low:.2f} to {high:.2f})"
-        if not better.any():
-            text = (
-                "The translators do not help on this text: at every layer the plain logit lens is closer to the output."
-            )
-            return [Finding(text=text, key="kl", weight=0.2, value=float(gain[best]), unit="nats")]
-        return [
-            Finding(
-                text=f"Read through the tuned lens, {better.sum()} of {len(kl)} layers are closer to the final "
-                f"prediction than the plain lens shows; {self.places[best]} falls from {kl[best, 0]:.2f} to "
-                f"{kl[best, 1]:.2f} nats{sure} on {'this' if self.given else 'held-out'} text.",
-                key="kl",
-                weight=0.35 if low is None or low > 0 else 0.1,
-                value=float(gain[best]),
-                unit="nats",
-                low=low,
-                high=high,
-            )
-        ]
+        text = (
+            f"Read through the tuned lens, {better} of {len(kl)} layers are closer to the final prediction than the "
+            f"plain lens shows; {self.places[best]} falls from {kl[best, 0]:.2f} to {kl[best, 1]:.2f} nats{sure} on "
+            f"{'this' if self.given else 'held-out'} text."
+        )
+        weight = 0.35 if low is None or low > 0 else 0.1
+        return [Finding(text, "kl", weight, float(gain[best]), "nats", low, high)]
 
 
 @analysis(place=31, needs=("next token",))

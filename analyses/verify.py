@@ -31,6 +31,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
 from analyses.shared.metrics import logit_difference
 from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table
@@ -125,44 +126,30 @@ class VerifyResult(Result):
         frames = []
         for one in self.expectations:
             grid = one.values if one.values.ndim == 2 else one.values[:, None]
-            row, column = (axis.ravel() for axis in np.indices(grid.shape))
-            found = self.measured.get(one.key)
-            measured = np.full(grid.size, np.nan) if found is None else found.ravel()
-            frame = pd.DataFrame({"table": one.key, "row": row, "column": column, "published": grid.ravel()})
-            frame["measured"], frame["difference"] = measured, measured - grid.ravel()
-            frame["tolerance"] = one.tolerance
-            frame["agrees"] = pd.Series(np.abs(measured - grid.ravel()) <= one.tolerance, dtype=object).where(
-                ~np.isnan(measured), None
-            )
-            frames.append(frame)
+            measured = self.measured.get(one.key, np.full(grid.shape, np.nan)).reshape(grid.shape)
+            within = np.where(np.isnan(measured), None, np.abs(measured - grid) <= one.tolerance)
+            frame = Axes.of(grid[None], table=[one.key], row=None, column=None)
+            frames.append(frame.frame(
+                "published", measured=measured, difference=measured - grid, tolerance=one.tolerance, agrees=within
+            ))  # fmt: skip
         return pd.concat(frames, ignore_index=True)
 
     def panels(self) -> list[Panel]:
         rows = pd.DataFrame(self._rows())
+        remark: list[Panel] = [Note("not-run", "Not run here", text=self.remark)]
         if not self.is_reference:
-            return [
-                Note(key="not-run", title="Not run here", text=self.remark),
-                Table(
-                    key="tables",
-                    title="What would be checked on GPT-2 small",
-                    caption="Published tables that ship with the package. None of them was compared with this model.",
-                    frame=rows[["table", "numbers", "tolerance", "source"]],
-                ),
-            ]
-        columns = {"worst_difference": "worst difference"}
+            caption = "Published tables that ship with the package. None of them was compared with this model."
+            frame = rows[["table", "numbers", "tolerance", "source"]]
+            return [*remark, Table("tables", "What would be checked on GPT-2 small", caption, frame=frame)]
         shown = rows[["table", "numbers", "worst_difference", "tolerance", "agrees", "source", "settings"]]
-        panels: list[Panel] = [
-            Table(
-                key="tables",
-                title="Published and measured",
-                caption="Every number of a table must be within its tolerance, which was fixed in advance. A table "
-                "without a difference was not run.",
-                frame=shown.rename(columns=columns).replace({"agrees": {True: "yes", False: "no", None: "not run"}}),
-            )
-        ]
-        if self.remark:
-            panels.append(Note(key="not-run", title="Not run here", text=self.remark))
-        return panels + [self._differences(one) for one in self.expectations if self._fails(one)]
+        shown = shown.rename(columns={"worst_difference": "worst difference"})
+        table = Table(
+            "tables", "Published and measured", "Every number of a table must be within its tolerance, which was fixed "
+            "in advance. A table without a difference was not run.",
+            frame=shown.replace({"agrees": {True: "yes", False: "no", None: "not run"}}),
+        )  # fmt: skip
+        failed = [self._differences(one) for one in self.expectations if self._fails(one)]
+        return [table, *remark * bool(self.remark), *failed]
 
     def _fails(self, one: Expectation) -> bool:
         found = self.measured.get(one.key)
@@ -171,37 +158,23 @@ class VerifyResult(Result):
     def _differences(self, one: Expectation) -> Matrix:
         difference = np.atleast_2d(self.measured[one.key] - one.values)
         axes = one.axes if len(one.axes) == 2 else ("", *one.axes)
-        return Matrix(
-            key=f"differences-{one.key.replace('_', '-')}",
-            title=f"Measured minus published: {one.title}",
-            caption=f"{one.settings} Tolerance {one.tolerance:g}.",
-            values=difference,
-            rows=tuple(str(i) for i in range(difference.shape[0])),
-            columns=tuple(str(i) for i in range(difference.shape[1])),
-            row_axis=axes[0],
-            column_axis=axes[1],
-            unit="difference",
-            diverging=True,
-        )
+        return Axes.of(difference, **dict.fromkeys(axes)).matrix(
+            f"differences-{one.key.replace('_', '-')}", f"Measured minus published: {one.title}",
+            f"{one.settings} Tolerance {one.tolerance:g}.", unit="difference", diverging=True,
+        )  # fmt: skip
 
     def findings(self) -> list[Finding]:
         ran = [row for row in self._rows() if row["agrees"] is not None]
         if not ran:
             return []
-        good = sum(row["agrees"] for row in ran)
-        numbers = sum(row["numbers"] for row in ran)
+        good, numbers = (sum(row[name] for row in ran) for name in ("agrees", "numbers"))
         worst = max(ran, key=lambda row: row["worst_difference"] / row["tolerance"])
-        return [
-            Finding(
-                text=f"{good} of {len(ran)} tables published for GPT-2 small are reproduced within their tolerance "
-                f"({numbers:,} numbers); the largest difference for its tolerance is {worst['worst_difference']:.2g} "
-                f"({worst['table'][0].lower()}{worst['table'][1:]}, {worst['tolerance']:g} allowed).",
-                key="tables",
-                weight=0.6 if good == len(ran) else 1.0,
-                value=good / len(ran),
-                unit="share of tables",
-            )
-        ]
+        text = (
+            f"{good} of {len(ran)} tables published for GPT-2 small are reproduced within their tolerance "
+            f"({numbers:,} numbers); the largest difference for its tolerance is {worst['worst_difference']:.2g} "
+            f"({worst['table'][0].lower()}{worst['table'][1:]}, {worst['tolerance']:g} allowed)."
+        )
+        return [Finding(text, "tables", 0.6 if good == len(ran) else 1.0, good / len(ran), "share of tables")]
 
 
 @analysis(place=95, sweeps=True, runs=True)

@@ -56,7 +56,6 @@ from analyses.shared.inputs import TextOrTokens
 from analyses.shared.matrices import (
     FIRST_POSITION,
     KINDS,
-    Model,
     find_outliers,
     head_parts,
     norm_gains,
@@ -64,8 +63,10 @@ from analyses.shared.matrices import (
     whole_matrices,
 )
 from analyses.shared.panels import Finding, Histogram, Lines, Matrix, Note, Panel, Result, Table
+from analyses.shared.stacks import Model
 from analyses.shared.statistics import methods_note, q_values
 from interp.errors import InputError, nearest
+from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
 
@@ -84,11 +85,11 @@ POINTS = np.linspace(0, 1, 65)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightStatisticsResult(Result):
     """Numbers of every matrix. Names: `L3 W_Q`, a head's part `L3H2 W_Q` (a kv head's, where queries share them, `L3KV0
-    W_K`), `W_E`, `W_pos` if positions are learned, and `W_U` if not tied."""
+    W_K`), `W_E`, `W_pos` if positions are learned, and `W_U` if not tied; more in `whole_matrices`."""
 
     matrices: pd.DataFrame
     """One row per matrix, heads included: matrix layer (-1 outside the blocks) kind head (-1 for whole matrices) rows
-    columns, then the numbers of `_distributions.describe` and `spectrum_numbers`, `ks_5_percent`, `effective_share`
+    columns, then the numbers of `distributions.describe` and `spectrum_numbers`, `ks_5_percent`, `effective_share`
     (effective rank over the smaller side), and for whole matrices the window test: window window_ratio
     window_p window_q."""
     entries: Mapping[str, Entries]
@@ -96,7 +97,7 @@ class WeightStatisticsResult(Result):
     singular: Mapping[str, np.ndarray]
     """Matrix -> [rank] singular values, largest first."""
     gains: pd.DataFrame
-    """One row per norm: norm layer (-1: the last) mean std min max of the gain, mean and rms of the bias if any."""
+    """One row per norm: norm layer (-1: outside blocks) mean std min max of the gain, mean and rms of its bias."""
     trends: pd.DataFrame
     """One row per kind and number: kind number tau p q, value in the first and last block. Empty below 4 layers."""
     outliers: pd.DataFrame
@@ -267,7 +268,7 @@ class WeightStatisticsResult(Result):
 
     def _spectra(self) -> Lines:
         series = {}
-        for kind in (*self.kinds, "W_E", "W_pos", "W_U"):
+        for kind in dict.fromkeys((*self.kinds, *self.whole["kind"])):
             rows = self.whole[(self.whole["kind"] == kind) & (self.whole["edge_ratio"] > 0)]
             if not rows.empty:
                 series[kind] = np.mean([self._scaled_spectrum(row) for _, row in rows.iterrows()], axis=0)
@@ -312,14 +313,17 @@ class WeightStatisticsResult(Result):
 
     def _gain_panels(self) -> list[Panel]:
         inside = self.gains[self.gains["layer"] >= 0]
-        tables = {str(name): table.sort_values("layer") for name, table in inside.groupby("norm", sort=False)}
+        layers = sorted(inside["layer"].unique())  # of the deepest stack: the others end before
+        tables = {
+            str(name): table.set_index("layer").reindex(layers) for name, table in inside.groupby("norm", sort=False)
+        }
         return [
             Lines(
                 key="gain",
                 title="Gains of the norms by block",
                 caption="Mean gain; the band runs from the 5 % to the 95 % quantile of the coordinates (it is no "
                 "interval of confidence).",
-                x=next(iter(tables.values()))["layer"].to_numpy(),
+                x=np.array(layers),
                 series={name: table["mean"].to_numpy() for name, table in tables.items()},
                 x_axis="block",
                 y_axis="gain",
@@ -408,7 +412,7 @@ def extreme(frame: pd.DataFrame, column: str, sign: int = 1) -> pd.Series:
 
 @analysis(place=80, runs=True)
 def weight_statistics(
-    model: HookedGPT | HookedEncoderDecoder,
+    model: HookedGPT | HookedEncoderDecoder | HookedEncoder,
     tokens: TextOrTokens | None = None,
     *,
     window: Annotated[int, "side of the moving average's window; smaller for small matrices"] = 64,

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from shapes import toy
+from test_encoder import BERT, VIT, make
+from test_encoder_decoder import make_pair
 
-from analyses.attention_patterns import attention_patterns, cluster_heads, key_masks, mass, overlap, rollout
+from analyses.attention_patterns import attention_patterns
 from analyses.shared.panels import AttentionGrid, Note
+from analyses.shared.patterns import cluster_heads, key_masks, mass, overlap, rollout
 from interp.errors import InputError
 
 MEASURES = ("entropy", "surprise", "first", "previous", "own", "same", "after_same")
@@ -87,6 +90,78 @@ def test_measures_of_every_head_equal_slow_loops_and_scipy():
             surprise = np.mean([stats.entropy(row[: i + 1], average[i][: i + 1]) for i, row in enumerate(own) if i])
             assert found.plain["entropy"][text, layer, head] == pytest.approx(entropy, abs=2e-6)
             assert found.plain["surprise"][text, layer, head] == pytest.approx(surprise, abs=2e-6)
+
+
+def slow_measures(pattern: np.ndarray, side: str) -> dict[str, float]:
+    """One head's pattern [query key] of a stack that counts every query, by loops."""
+    queries, keys = pattern.shape
+    places = {"first": lambda i: 0}
+    if side != "decoder":
+        places["last"] = lambda i: keys - 1
+    if side != "cross":
+        places |= {"previous": lambda i: i - 1, "own": lambda i: i}
+    if side == "encoder":
+        places["next"] = lambda i: i + 1
+    found = {"entropy": float(np.mean([stats.entropy(row) for row in pattern]))}
+    for name, place in places.items():
+        found[name] = float(np.mean([pattern[i, place(i)] for i in range(queries) if 0 <= place(i) < keys]))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["translation", "bert", "vit"])
+def test_every_attention_of_every_kind_of_model_is_measured_over_all_texts(kind):
+    """All texts are measured and `keep` of them kept; each against loops over the model's own cache."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 120, (3, 7), generator=generator)
+    model = {"translation": make_pair, "bert": lambda: make(**BERT), "vit": lambda: make(**VIT)}[kind]()
+    images = torch.randn(3, 3, 24, 16, dtype=torch.float64, generator=generator)
+    tokens = {"translation": (ids, ids[:, 2:]), "bert": ids, "vit": images}[kind]
+    result = attention_patterns(model, tokens, keep=2, clusters=3)
+    frame = result.to_dataframe().set_index(["text", "stack", "layer", "head"])
+    names = [kind.name for kind in result.kinds]
+    where = {"encoder": "encoder", "decoder": "decoder.attn", "cross": "cross_attn"}
+    for text in range(3):
+        inputs = [x[text : text + 1] for x in tokens] if kind == "translation" else [tokens[text : text + 1]]
+        _, cache = model.run_with_cache(*inputs)
+        for name, stack in zip(names, result.stacks, strict=True):
+            assert len(stack.patterns) == 2
+            assert set(stack.cluster.ravel()) == {1, 2, 3}
+            n_layers, n_heads = stack.cluster.shape
+            for layer in range(n_layers):
+                key = ("pattern", layer, where[name]) if kind == "translation" else ("pattern", layer)
+                pattern = cache[key][0].detach().numpy()
+                for head in range(n_heads):
+                    slow = slow_measures(pattern[head], name)
+                    row = frame.loc[text, name, layer, head]
+                    for measure, value in slow.items():
+                        assert row[measure] == pytest.approx(value, abs=1e-6), (name, measure)
+                    assert row["surprise"] >= 0
+                first, other = np.sqrt(pattern[0]), np.sqrt(pattern[1])
+                if text == 0:
+                    hellinger = np.sqrt(np.mean([1 - (a * b).sum() for a, b in zip(first, other, strict=True)]))
+                    one = attention_patterns(model, inputs[0] if kind != "translation" else tuple(inputs))
+                    at = layer * n_heads
+                    assert one[name].distance[at, at + 1] == pytest.approx(hellinger, abs=1e-6)
+    for name in names:
+        assert result[name].interval("first").low is not None
+        assert ("same" in result[name].plain) == (name == "decoder")
+        assert bool(result[name].rollout) == (name != "cross")
+    keys = [panel.key for panel in result.panels()]
+    assert len(keys) == len(set(keys))
+    assert {finding.key for finding in result.findings()} <= set(keys)
+
+
+def test_a_decoder_that_sees_what_comes_later_is_measured_as_such():
+    model = toy("bidirectional")
+    ids = torch.randint(0, 300, (1, 6), generator=torch.Generator().manual_seed(1))
+    found = attention_patterns(model, ids)
+    for layer, head in np.ndindex(2, 4):
+        for name, value in slow_measures(found.patterns[0][layer, head], "encoder").items():
+            assert found.plain[name][0, layer, head] == pytest.approx(value, abs=1e-6)
+    assert found.queries
+    assert "same" not in found.plain
+    assert {panel.key for panel in found.panels()} >= {"patterns", "last", "next", "rollout"}
+    assert "next" not in attention_patterns(toy("gpt2"), ids).plain
 
 
 def test_heads_built_by_hand_do_what_they_were_built_for():

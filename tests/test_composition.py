@@ -8,6 +8,8 @@ import torch
 from conftest import make_gpt
 from handmade import induction_model
 from shapes import toy
+from test_encoder import BERT, VIT, make
+from test_encoder_decoder import make_pair
 
 from analyses.composition import _limit, composition
 from analyses.shared.panels import Graph, Matrix, Note
@@ -59,6 +61,39 @@ def test_other_families_equal_numpy_on_whole_matrices(shape):
     np.testing.assert_array_equal(here.scores["V"], at.scores["V"])  # values are not turned
     mean_square = here.baseline["V"] ** 2 + here.spread["V"] ** 2
     np.testing.assert_allclose(np.nanmean(mean_square), 1 / (32 - (model.config.norm == "layer")), rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "bert", "vit"])
+def test_norms_that_follow_sums_lie_between_the_heads(kind):
+    """Against numpy on whole matrices, with every norm between two heads written out."""
+    pair = kind in ("encoder", "decoder")
+    model = make_pair(n_encoder_layers=3) if pair else make(**(VIT | {"n_layers": 3} if kind == "vit" else BERT))
+    model.requires_grad_(False)
+    result = composition(model)
+    result, blocks = (result[kind], getattr(model, kind)) if pair else (result, model.blocks)
+    centre, step = np.eye(32) - 1 / 32, 3 if kind == "decoder" else 2
+    norms = [centre * getattr(block, f"ln{n + 1}").w.numpy() for block in blocks for n in range(step)]
+    start = centre * model.embed.ln.w.numpy() if kind == "bert" else np.eye(32)
+    for early, late in ((0, 1), (0, 2), (1, 2)):
+        if kind == "vit":  # norms stand in front of what reads
+            behind, between, reads = norms[step * early], centre, norms[step * late]
+        else:
+            behind = norms[step * early - 1] if early else start
+            *passed, reads = norms[step * early : step * late]
+            between = np.linalg.multi_dot([np.eye(32), *passed, centre])
+        one, other = blocks[early].attn, blocks[late].attn
+        ov, qk = (one.W_V @ one.W_O).numpy(), (other.W_Q @ other.W_K.mT).numpy()
+        for first, second in ((0, 1), (2, 3)):
+            place = 4 * early + first, 4 * late + second
+            for name, matrix in (("Q", qk[second]), ("K", qk[second].T)):
+                wrote, read = behind @ ov[first] @ between, reads @ matrix @ reads.T
+                expected = np.linalg.norm(wrote @ read) / np.linalg.norm(wrote) / np.linalg.norm(read)
+                assert result.scores[name][place] == pytest.approx(expected, abs=1e-9)
+                plain = np.linalg.norm(ov[first] @ matrix) / np.linalg.norm(ov[first]) / np.linalg.norm(matrix)
+                assert abs(plain - expected) > 1e-6  # control: the norms left out
+            assert np.isnan(result.scores["V"][place[::-1]])
+            assert result.limit["V"][place] > result.baseline["V"][place]
+    assert result.panels()
 
 
 def test_baseline_is_that_of_turned_matrices():

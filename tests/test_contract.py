@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import inspect
 import io
 from collections.abc import Callable
 from functools import cache
@@ -18,12 +19,12 @@ import analyses
 from analyses.shared import contract
 from analyses.shared.capabilities import CAPABILITIES, lacking
 from analyses.shared.contract import fingerprint
-from analyses.shared.panels import Finding, Result, Table, Tokens
+from analyses.shared.panels import Finding, Panel, Result, Table, Tokens
 from interp.errors import CheckFailed, NotApplicable
 from interp.models.gpt import HookedGPT
 from interp.text.tokenizer import Tokenizer
 from reports import figures, terminal
-from reports.page import html
+from reports.page import html, views
 from reports.running.discovery import Analysis, discover
 from reports.running.report import unfit
 
@@ -242,3 +243,13 @@ def pointing(model: HookedGPT, tokens: str) -> Counted:
 def test_a_broken_promise_is_named(function: Callable[..., Result], said: str) -> None:
     with pytest.raises(CheckFailed, match=said):
         analyses.check(function, model=make_gpt(), tokens=torch.tensor([[1, 2, 3]]))
+
+
+def test_every_kind_of_panel_is_known_everywhere() -> None:
+    """Its view, its figure, its height, its lines in a terminal, and its shape in the contract."""
+    kinds = [kind for kind in Panel.__subclasses__() if kind.__module__ == "analyses.shared.panels"]
+    assert len(kinds) >= 10
+    for kind in kinds:
+        for dispatch in (views._view, figures.draw, terminal.body):
+            assert dispatch.dispatch(kind) is not dispatch.dispatch(object), (kind, dispatch)
+        assert f"case {kind.__name__}()" in inspect.getsource(contract._fits)

@@ -6,11 +6,13 @@ import torch
 from conftest import make_gpt
 from handmade import induction_model
 from shapes import SHAPES, tokens_for, toy
+from test_encoder import BERT, VIT, make
+from test_encoder_decoder import make_pair
 
 from analyses.head_circuits import effective_rank, head_circuits
 from analyses.shared.panels import Note
 from analyses.shared.weight_circuits import circuits
-from interp.errors import InputError
+from interp.errors import InputError, NotApplicable
 from interp.processing import process_weights
 from interp.residual import head_results
 
@@ -186,6 +188,55 @@ def test_copying_and_top_tokens_of_other_families_equal_numpy_on_whole_matrices(
     first = np.abs(model.W_E.detach().numpy() @ u[1, 2, :, 0])
     assert result.read["QK"][1 * 4 + 2][0] == f"<{first.argmax()}>"
     assert np.abs(head_circuits(model).singular_values["QK"] - result.singular_values["QK"]).max() > 1e-3
+
+
+def test_circuits_of_a_translation_model_go_through_the_norms_that_follow():
+    """Against numpy on whole matrices; the last norms of the decoder lie between a head and the logits."""
+    model = make_pair(n_encoder_layers=3, n_decoder_layers=2).requires_grad_(False)
+    result = head_circuits(model, directions=2, top=3)
+    assert [kind.name for kind in result.kinds] == ["encoder", "decoder", "cross"]
+    norms = [norm for block in model.decoder for norm in (block.ln1, block.ln2, block.ln3)]
+    centre = np.eye(32) - 1 / 32
+    embed = model.W_E.numpy()
+    for name, part, first in (("decoder", "attn", 0), ("cross", "cross_attn", 1)):
+        for layer, block in enumerate(model.decoder):
+            attention, at = getattr(block, part), 3 * layer + first
+            reads = centre * norms[at - 1].w.numpy() if at else np.eye(32)
+            keys = reads if name == "decoder" else centre * model.encoder[-1].ln2.w.numpy()
+            qk = reads @ (attention.W_Q @ attention.W_K.mT).numpy() @ keys.T * attention.scale
+            ov = keys @ (attention.W_V @ attention.W_O).numpy() @ centre
+            for circuit, matrix in (("QK", qk), ("OV", ov)):
+                expected = np.linalg.svd(matrix, compute_uv=False)[:, :8]
+                np.testing.assert_allclose(result[name].singular_values[circuit][layer], expected, rtol=0, atol=1e-10)
+            for norm in norms[at:]:
+                ov = ov @ centre * norm.w.numpy()
+            logits = embed @ ov @ embed.T
+            logits = logits - logits.mean(-1, keepdims=True)
+            values = np.linalg.eigvals(logits)
+            copying = values.sum(-1).real / np.abs(values).sum(-1)
+            np.testing.assert_allclose(result[name].copying[layer], copying, rtol=0, atol=1e-7)
+        values = np.linalg.eigvals(embed @ (attention.W_V @ attention.W_O).numpy() @ embed.T)  # control: no norms
+        assert np.abs(values.sum(-1).real / np.abs(values).sum(-1) - copying).max() > 1e-3
+    assert np.isnan(result["encoder"].copying).all()
+    keys = [panel.key for panel in result.panels()]
+    assert len(keys) == len(set(keys))
+    assert "encoder-copying" not in keys
+    assert {finding.key for finding in result.findings()} <= set(keys)
+    assert set(result.to_dataframe()["stack"]) == {"encoder", "decoder", "cross"}
+
+
+def test_an_encoder_of_text_has_circuits_and_one_of_images_no_tokens_for_them():
+    model = make(**BERT).requires_grad_(False)
+    result = head_circuits(model, top=2)
+    gains = [model.embed.ln.w, *(block.ln2.w for block in model.blocks[:-1])]
+    reads = (np.eye(32) - 1 / 32) * np.stack([gain.numpy() for gain in gains])[:, None]  # [layer d_model d_model]
+    qk = reads[:, None] @ (model.W_Q @ model.W_K.mT).numpy() @ reads[:, None].swapaxes(-1, -2)
+    expected = np.linalg.svd(qk * model.blocks[0].attn.scale, compute_uv=False)[..., :8]
+    np.testing.assert_allclose(result.singular_values["QK"], expected, rtol=0, atol=1e-10)
+    assert np.isnan(result.copying).all()
+    assert "copying" not in {panel.key for panel in result.panels()}
+    with pytest.raises(NotApplicable, match="tokens"):
+        head_circuits(make(**VIT))
 
 
 def test_a_distance_that_turns_nothing_is_refused():

@@ -55,6 +55,68 @@ def test_an_upward_import_is_seen(line: str) -> None:
     assert not upward_imports("reports", line)
 
 
+def modules() -> dict[str, Path]:
+    """Every file of the project by the name it is imported under."""
+    files = [file for layer in MAY_IMPORT for file in (ROOT / layer).rglob("*.py")]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def imports(source: str, known: set[str]) -> set[str]:
+    """The project's modules that a file imports: at its head, within functions, or for type checkers alone."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            named = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (named & known) | ({node.module} if named - known else set())
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & known
+
+
+def circles(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
+    """Pairs of modules each of which can be reached from the other."""
+    reach: dict[str, set[str]] = {}
+    for start in graph:
+        seen, todo = set[str](), [*graph[start]]
+        while todo:
+            one = todo.pop()
+            if one not in seen:
+                seen.add(one)
+                todo += graph[one]
+        reach[start] = seen
+    return [(one, other) for one in graph for other in sorted(reach[one]) if one < other and one in reach[other]]
+
+
+def test_no_files_import_each_other() -> None:
+    files = modules()
+    graph = {name: imports(file.read_text(), set(files)) - {name} for name, file in files.items()}
+    assert len(graph) > 150
+    assert circles(graph) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert imports("def f():\n    from interp.sweep import plan", {"interp.sweep.plan", "interp.sweep"}) == {
+        "interp.sweep.plan"
+    }
+
+
+def test_analyses_ask_what_a_model_has_and_never_what_it_is() -> None:
+    found = [name for name, file in modules().items() if "isinstance(model, Hooked" in file.read_text()]
+    assert [name for name in found if name.startswith("analyses")] == []
+
+
+def test_the_page_on_architecture_names_every_room_and_file() -> None:
+    """Every file of `interp` by its name, every room of the others; and nothing that is not there."""
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    assert len(page.splitlines()) <= 100
+    words = set(re.findall(r"[a-z_0-9]+", page.split("## Seven ideas")[0]))
+    inside = {name.split(".")[-1] for name in modules() if name.startswith("interp.")}
+    assert inside - words - {"face", "version", "phrase_words", "__main__"} == set()
+    rooms = {file.parent.name for file in modules().values()}
+    assert rooms - words == set()
+    rooms_named = "models|loading|shared|running|tests|commands"
+    for path in re.findall(rf"`((?:{rooms_named})/(?!my_|test_my)[\w/]+\.(?:py|html))`", page):
+        assert any((ROOT / folder / path).exists() for folder in ("", "interp", "analyses", "reports")), path
+
+
 def test_analyses_neither_draw_nor_read_nor_print() -> None:
     banned = {"matplotlib", "jinja2", "rich", "typer", "requests", "urllib", "socket"}
     for file in (ROOT / "analyses").rglob("*.py"):

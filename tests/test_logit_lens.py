@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analyses.logit_lens import logit_lens, read_lens, residuals
+from analyses.logit_lens import logit_lens, read_lens
 from analyses.shared.panels import Lines, TokenGrid
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
+from interp.residual import streams
 
 IDS = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
@@ -69,7 +70,7 @@ def test_every_number_equals_the_unchunked_softmax(dtype, chunk):
 def test_numbers_do_not_depend_on_how_the_work_is_cut(rows, chunk, top_k):
     model, ids = make_gpt(dtype=torch.float64, d_vocab=50), IDS % 50
     with torch.no_grad():
-        stream = residuals(model, ids)
+        stream = streams(model, lambda: model(ids))[:, 0]
         whole = read_lens(model, stream, ids[0], top_k=top_k, chunk=50, rows=10_000)
         cut = read_lens(model, stream, ids[0], top_k=top_k, chunk=chunk, rows=rows)
     for a, b in zip(whole, cut, strict=True):

@@ -5,6 +5,8 @@ import pytest
 import torch
 from conftest import make_gpt
 from handmade import Space, empty
+from test_encoder import BERT, VIT, make
+from test_encoder_decoder import make_pair
 
 from analyses.residual_stream import residual_stream
 from analyses.shared.panels import Note
@@ -45,6 +47,42 @@ def test_measures_are_those_of_slow_loops(model, tokens):
         turn = [cosine(x["mlp_out"][p], x["resid_mid"][p]) for p in places]
         assert result.write_cosine[text, result.components.index("mlp 1")] == pytest.approx(np.mean(turn))
     assert np.isnan(result.measures["turn"][:, 0]).all()
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "bert", "vit"])
+def test_streams_of_other_models_are_what_their_parts_read(kind):
+    """A stage is the sum behind its norm; a write is held against the stream that it is added to."""
+    ids = torch.randint(0, 120, (2, 8), generator=torch.Generator().manual_seed(0))
+    pair = kind in ("encoder", "decoder")
+    model = make_pair() if pair else make(**(BERT if kind == "bert" else VIT))
+    model.requires_grad_(False)
+    inputs = (
+        (ids, ids[:, 1:]) if pair else (torch.randn(2, 3, 24, 16, dtype=torch.float64),) if kind == "vit" else (ids,)
+    )
+    result = residual_stream(model, inputs if pair else inputs[0])
+    assert (set(result.to_dataframe().columns) == {"stack", "text", "place", "measure", "value"}) == pair
+    result, path = (result[kind], kind) if pair else (result, "blocks")
+    _, cache = model.run_with_cache(*inputs)
+    block, at = getattr(model, path)[1], f"{path}.1."
+    before = {"attn": cache[at + "hook_resid_pre"]}
+    if kind == "vit":
+        before["mlp"], after = cache[at + "hook_resid_mid"], cache[at + "hook_resid_post"]
+    else:
+        before["cross" if kind == "decoder" else "mlp"] = block.ln1(cache[at + "hook_resid_mid"])
+        if kind == "decoder":
+            before["mlp"] = block.ln2(cache[at + "hook_resid_mid_cross"])
+        after = cache[at + "hook_normalized_resid_post"]
+    norms = [[float(x.norm()) for x in text[1:]] for text in after]
+    np.testing.assert_allclose(result.measures["norm"][:, 2], np.mean(norms, 1), rtol=1e-9)
+    for part, stream in before.items():
+        wrote = cache[at + ("hook_cross_attn_out" if part == "cross" else f"hook_{part}_out")]
+        share = [np.mean([float(w.norm() / x.norm()) for w, x in zip(*both, strict=True)][1:])
+                 for both in zip(wrote, stream, strict=True)]  # fmt: skip
+        place = result.components.index(f"{part} 1")
+        np.testing.assert_allclose(result.write[:, place], share, rtol=1e-9)
+        assert np.abs(result.write[:, place - 1] - share).max() > 1e-3  # control: another part's
+    keys = [panel.key for panel in residual_stream(model, inputs if pair else inputs[0]).panels()]
+    assert len(keys) == len(set(keys))
 
 
 def test_a_model_that_writes_nothing_neither_grows_nor_turns():

@@ -17,6 +17,7 @@ from analyses.shared.statistics import (
     methods,
     null_p_value,
     paired_effect,
+    paired_t_p_value,
     q_values,
     said_clear,
     sign_flip_p_value,
@@ -243,3 +244,15 @@ def test_effect_sizes():
     t = stats.ttest_ind(a, b).statistic
     np.testing.assert_allclose(effect_size(a, b), t * np.sqrt(1 / 30 + 1 / 20), rtol=1e-10)
     assert np.isnan(paired_effect(np.ones((1, 2)))).all()
+
+
+def test_paired_t_is_scipys_and_sure_without_spread():
+    values = RNG.normal(0.3, 1, size=(12, 3))
+    for greater, alternative in ((True, "greater"), (False, "two-sided")):
+        p = paired_t_p_value(values, greater=greater)
+        np.testing.assert_allclose(p, stats.ttest_1samp(values, 0, alternative=alternative).pvalue, rtol=1e-10)
+    even = np.tile([2.0, 0.0, -2.0], (4, 1))
+    assert paired_t_p_value(even).tolist() == [0.0, 1.0, 0.0]
+    assert paired_t_p_value(even, greater=True).tolist() == [0.0, 0.5, 0.5]
+    values[1:, 0] = np.nan  # one text is left
+    assert np.isnan(paired_t_p_value(values)).tolist() == [True, False, False]

@@ -11,6 +11,8 @@ from conftest import make_gpt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shapes import SHAPES, toy
+from test_encoder import BERT, make
+from test_encoder_decoder import make_pair
 from torch import Tensor
 
 from interp.errors import HookNameError, InputError, InterpError, MemoryLimitError
@@ -30,8 +32,9 @@ from interp.interventions import (
     project_out,
     steer,
 )
+from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
-from interp.sweep import CHECKED, SweepInterrupted, layout, lowered, resumable, slow_sweep, sweep
+from interp.sweep import CHECKED, Pair, SweepInterrupted, layout, lowered, resumable, slow_sweep, sweep
 from interp.sweep.engine import Chunk
 from interp.sweep.plan import Limits, Plan
 
@@ -559,3 +562,68 @@ def test_on_cuda() -> None:
     variants = [ablate_head(1, 2), patch("blocks.1.hook_resid_pre", cache, pos=3), ablate_neurons(0, [1, 5])]
     assert_same(model, tokens, variants)
     assert_same(model, tokens, variants, read=[-1], collect="pattern")
+
+
+def test_other_kinds_of_model_equal_the_slow_loop(tmp_path: Path) -> None:
+    """Also those variants of a translation model that begin with the encoder's clean output."""
+    pair, bert = make_pair(d_vocab=VOCAB), make(head="masked-language", **BERT | {"d_vocab": VOCAB})
+    draw = torch.Generator().manual_seed(0)
+    source, target = (torch.randint(0, VOCAB, (2, length), generator=draw) for length in (5, 4))
+    edits = [
+        ablate_head(1, 2, stack="encoder"), ablate_head(2, [0, 3], pos=-1, stack="decoder"), (),
+        ablate_head(0, 1, stack="decoder", attention="cross_attn"), ablate_mlp(0, stack="encoder", pos=4),
+        [ablate_mlp(1, stack="decoder"), steer(1, torch.ones(32, dtype=torch.float64), stack="encoder")],
+        Replace(name="hook_memory", value=1.0, unit=3),
+    ]  # fmt: skip
+    masks = Pair(torch.ones_like(source), torch.ones_like(target))
+    masks.source[0, 4:] = 0
+    collect = ["encoder.1.hook_resid_post", "decoder.1.cross_attn.hook_k", "decoder.2.attn.hook_pattern"]
+    options = {"read": [-1, 0], "vocab": [3, 1], "collect": collect}
+    for mask in (None, masks):
+        assert_same(pair, Pair(source, target), edits, attention_mask=mask, **options)
+    assert_same(bert, source, [(), ablate_head(1, 2), ablate_mlp(0, pos=2)], read=[1], collect="resid_post")
+    clean, *changed = sweep(pair, Pair(source, target), [(), *edits], everything)["logits"]
+    assert torch.equal(clean, pair(source, target).detach())
+    assert [bool((one - clean).abs().max() > 1e-6) for one in changed] == [edit != () for edit in edits]
+    with resumable(tmp_path / "kept"):
+        kept = sweep(pair, Pair(source, target), edits, everything)["logits"]
+        assert len(list((tmp_path / "kept").iterdir())) == 1
+    assert torch.equal(kept, torch.stack(changed))
+    with lowered(torch.float32) as rounding:
+        sweep(pair, Pair(source, target), edits, everything)
+    assert 0 < rounding.difference["logits"] < 1e-3
+
+
+def test_the_encoder_runs_again_only_where_it_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, encode = [], HookedEncoderDecoder.encode
+
+    def counted(model: HookedEncoderDecoder, *inputs: Tensor | None) -> Tensor:
+        runs.append(1)
+        return encode(model, *inputs)
+
+    monkeypatch.setattr(HookedEncoderDecoder, "encode", counted)
+    ids = torch.ones(1, 3, dtype=torch.long)
+    edits = [ablate_head(1, head, stack=stack) for stack in ("encoder", "decoder") for head in range(4)]
+    sweep(make_pair(d_vocab=VOCAB), Pair(ids, ids), edits, everything)
+    assert len(runs) == 1 + 4  # of the clean run, and of variants in the encoder
+
+
+@pytest.mark.parametrize(
+    ("tokens", "variant", "options", "words"),
+    [
+        (torch.zeros(1, 3, dtype=torch.long), (), {}, "Pair"),
+        (None, ablate_head(0, 0), {}, "blocks"),
+        (None, Replace(name="resid_pre"), {}, "full name"),
+        (None, ablate_head(0, 9, stack="encoder"), {}, "index 9"),
+        (None, (), {"read": [3]}, "read: 3"),
+        (None, (), {"vocab": [VOCAB]}, "vocab"),
+        (None, (), {"memory": 100}, "MB"),
+    ],
+)
+def test_mistakes_with_a_translation_model_are_named(tokens, variant, options: dict, words: str) -> None:
+    pair = make_pair(d_vocab=VOCAB)
+    tokens = Pair(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 3, dtype=torch.long)) if tokens is None else tokens
+    with pytest.raises(InterpError, match=words):
+        sweep(pair, tokens, [variant], everything, **options)
+    with pytest.raises(InputError, match="no variants"):
+        sweep(pair, tokens, [], everything)

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from shapes import SHAPES, toy
+from test_encoder import BERT, VIT, make
+from test_encoder_decoder import make_pair
 
 from analyses.shared import distributions
 from analyses.shared.distributions import describe, singular_values, spectrum_numbers, window_test
@@ -263,6 +265,31 @@ def test_every_weight_of_every_kind_of_model_is_counted_once(shape):
     assert "L1H3 W_Q" in rows.index
     assert len(found.first_position) == (32 if model.config.positions == "learned" and model.blocks[0].mlp else 0)
     assert found.panels()
+
+
+@pytest.mark.parametrize("kind", ["pair", "bert", "vit"])
+def test_every_weight_of_encoders_and_translation_models_is_counted_once(kind):
+    kinds = {"pair": make_pair, "bert": lambda: make(head="masked-language", **BERT), "vit": lambda: make(**VIT)}
+    model = kinds[kind]()
+    found = weight_statistics(model)
+    weights = [p for p in model.parameters() if p.ndim == 2]
+    assert found.whole["count"].sum() == sum(p.numel() for p in weights)
+    assert len(found.whole) == len(weights)
+    assert not found.matrices["matrix"].duplicated().any()
+    assert len(found.gains) == sum(name.endswith(".w") for name, _ in model.named_parameters())
+    outside = {"pair": {"W_E"}, "bert": {"W_E", "W_pos", "W_type", "head W"}, "vit": {"W_E", "W_pos"}}
+    assert set(found.whole[found.whole["layer"] == -1]["kind"]) == outside[kind]
+    rows = found.matrices.set_index("matrix")
+    name, part = {"pair": ("L2H3 cross W_K", lambda: model.decoder[2].cross_attn.W_K[3])}.get(
+        kind, ("L1H3 W_K", lambda: model.W_K[1, 3])
+    )
+    values = part().detach().numpy()
+    assert rows.loc[name, "mean"] == pytest.approx(values.mean(), abs=1e-8)
+    np.testing.assert_allclose(found.singular[name], np.linalg.svd(values, compute_uv=False), rtol=1e-5, atol=1e-6)
+    for panel in found.panels():
+        if isinstance(panel, Lines):  # stacks need not be equally deep
+            assert {len(values) for values in panel.series.values()} == {len(panel.x)}
+    assert not len(found.first_position)
 
 
 @pytest.mark.parametrize("sample", LAWS)

@@ -26,6 +26,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
+from analyses.shared.axes import Axes, lines
 from analyses.shared.capabilities import analysis
 from analyses.shared.distributions import moving_average, normal_point, two_sample_point, window_side, window_test
 from analyses.shared.inputs import TextOrTokens
@@ -80,85 +81,61 @@ class BlockWeightsResult(Result):
         return {"kind": self.kind, "apart": self.apart, "apart_5_percent": self.apart_5_percent}
 
     def panels(self) -> list[Panel]:
-        rows, columns = (tuple(str(i) for i in range(n)) for n in self.piece.shape)
-        raw = Matrix(
-            key="raw",
-            title=f"{self.kind} of the first block",
-            caption=f"A piece of {len(rows)} x {len(columns)} weights.",
-            values=self.piece,
-            rows=rows,
-            columns=columns,
-            row_axis="row",
-            column_axis="column",
-            unit="weight",
-            diverging=True,
-            image=True,
-        )
-        windows = Table(
-            key="windows",
-            title="Is there more than chance in the averages?",
-            caption="ratio: variance of window means over that of shuffled entries. smooth: correlation of "
-            "neighbouring windows in the image; the shuffled matrix is nearly as smooth, because windows overlap.",
-            frame=self.table[["block", "window", "ratio", "p", "q", "smooth", "smooth_shuffled"]].rename(
-                columns={"smooth_shuffled": "smooth, shuffled"}
+        raw = Axes.of(self.piece, row=None, column=None).matrix(
+            "raw", f"{self.kind} of the first block", f"A piece of {' x '.join(map(str, self.piece.shape))} weights.",
+            unit="weight", diverging=True, image=True,
+        )  # fmt: skip
+        windows = self.table[["block", "window", "ratio", "p", "q", "smooth", "smooth_shuffled"]]
+        shapes = self.table[["block", "std", "largest", "kurtosis", "ks", "ks_5_percent"]]
+        return [
+            raw,
+            self._mosaic(),
+            Table(
+                "windows", "Is there more than chance in the averages?", "ratio: variance of window means over that of "
+                "shuffled entries. smooth: correlation of neighbouring windows in the image; the shuffled matrix is "
+                "nearly as smooth, because windows overlap.",
+                frame=windows.rename(columns={"smooth_shuffled": "smooth, shuffled"}),
             ),
-        )
-        note = methods_note(
-            "Windows: chi-squared test of the variance of window means against shuffled entries, Benjamini and "
-            f"Hochberg over {int(self.table['p'].notna().sum())} blocks. Distances: Kolmogorov and Smirnov's, between "
-            "blocks at .05 / pairs, from the normal law with Lilliefors' correction."
-        )
-        return [raw, self._mosaic(), windows, self._curves(), self._size_table(), note]
+            self._curves(),
+            Table(
+                "shapes", "Spread and shape of each block's weights", "kurtosis: 0 is normal, above 0 heavy tails. ks: "
+                "distance from the normal law, which chance would keep below ks_5_percent in 19 of 20 blocks "
+                "(Lilliefors).", frame=shapes,
+            ),
+            methods_note(
+                "Windows: chi-squared test of the variance of window means against shuffled entries, Benjamini and "
+                f"Hochberg over {int(self.table['p'].notna().sum())} blocks. Distances: Kolmogorov and Smirnov's, "
+                "between blocks at .05 / pairs, from the normal law with Lilliefors' correction."
+            ),
+        ]  # fmt: skip
 
     def _mosaic(self) -> Matrix:
-        strips: list[np.ndarray] = []
+        strips, across = list[np.ndarray](), min(ACROSS, len(self.averages))
         for start in range(0, len(self.averages), ACROSS):
             for images, gap in ((self.averages, 3), (self.shuffled, 9)):
-                strips.append(_beside(images[start : start + ACROSS], min(ACROSS, len(images))))
+                strips.append(_beside(images[start : start + ACROSS], across))
                 strips.append(np.full((gap, strips[0].shape[1]), np.nan))
-        values = np.concatenate(strips[:-1])
+        values, window = np.concatenate(strips[:-1]), self.table["window"][0]
         many = len(self.averages) > ACROSS
         place = f"{ACROSS} blocks side by side, block 0 first" if many else "block 0 to the left"
-        window = self.table["window"][0]
-        return Matrix(
-            key="averages",
-            title="Moving averages of every block, above the same weights shuffled",
-            caption=f"Means of {window} x {window} windows, one colour scale; {place}. Of each pair the upper image is "
-            "the matrix, the lower one its shuffled copy.",
-            values=values,
-            rows=("",) * values.shape[0],
-            columns=("",) * values.shape[1],
-            row_axis="matrix above, shuffled below",
-            column_axis=f"{min(ACROSS, len(self.averages))} blocks, from left to right",
-            unit="mean weight",
-            diverging=True,
-            image=True,
-        )
+        axes = ("matrix above, shuffled below", f"{across} blocks, from left to right")
+        return Axes.of(values, **{name: [""] * n for name, n in zip(axes, values.shape, strict=True)}).matrix(
+            "averages", "Moving averages of every block, above the same weights shuffled",
+            f"Means of {window} x {window} windows, one colour scale; {place}. Of each pair the upper image is the "
+            "matrix, the lower one its shuffled copy.", unit="mean weight", diverging=True, image=True,
+        )  # fmt: skip
 
     def _curves(self) -> Lines:
         ends = slice(None, None, BINS // CURVE)
         steps = np.diff(self.sizes[ends])
         density = np.diff(self.cumulative[:, ends], axis=1) / steps
-        return Lines(
-            key="sizes",
-            title="How large the weights are, block by block",
-            caption=f"Density of the absolute weights of {self.kind}. The largest gap between two blocks' "
-            f"distributions is {self.apart:.3f}; of as many pairs of blocks chance would keep the largest below "
-            f"{self.apart_5_percent:.4f} in 19 of 20 cases.",
-            x=self.sizes[ends][:-1] + steps / 2,
-            series={f"block {i}": row for i, row in enumerate(density)},
-            x_axis="absolute weight",
-            y_axis="density",
-        )
-
-    def _size_table(self) -> Table:
-        return Table(
-            key="shapes",
-            title="Spread and shape of each block's weights",
-            caption="kurtosis: 0 is normal, above 0 heavy tails. ks: distance from the normal law, which chance would "
-            "keep below ks_5_percent in 19 of 20 blocks (Lilliefors).",
-            frame=self.table[["block", "std", "largest", "kurtosis", "ks", "ks_5_percent"]],
-        )
+        return lines(
+            "sizes", "How large the weights are, block by block", f"Density of the absolute weights of {self.kind}. "
+            f"The largest gap between two blocks' distributions is {self.apart:.3f}; of as many pairs of blocks chance "
+            f"would keep the largest below {self.apart_5_percent:.4f} in 19 of 20 cases.",
+            {f"block {i}": row for i, row in enumerate(density)}, x=self.sizes[ends][:-1] + steps / 2,
+            x_axis="absolute weight", y_axis="density",
+        )  # fmt: skip
 
     def findings(self) -> list[Finding]:
         ratios = self.table["ratio"].fillna(0).to_numpy(dtype=float)
@@ -168,7 +145,7 @@ class BlockWeightsResult(Result):
             f"Averaged over windows, {self.kind} of block {block} varies {ratios[block]:.2g} times as much as its "
             f"entries shuffled{f' (q = {q:.2g})' if q == q else ''}, the most of {len(ratios)} blocks."
         )
-        return [Finding(text=text, key="windows", weight=0.15, value=ratios[block], unit="ratio of variances")]
+        return [Finding(text, "windows", 0.15, ratios[block], "ratio of variances")]
 
 
 @analysis(place=81, in_report=None, runs=True)
@@ -260,5 +237,4 @@ def _beside(images: tuple[np.ndarray, ...], count: int) -> np.ndarray:
     parts: list[np.ndarray] = []
     for i in range(count):
         parts += [images[i] if i < len(images) else empty, gap]
-    beside: np.ndarray = np.concatenate(parts[:-1], axis=1)
-    return beside
+    return np.asarray(np.concatenate(parts[:-1], axis=1))

@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels, token_list
-from analyses.shared.panels import Bars, Finding, Panel, Result, Table, Tokens
+from analyses.shared.panels import Finding, Panel, Result, Table, Tokens
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 
@@ -47,28 +48,22 @@ class ContinuationsResult(Result):
         return self.table.copy()
 
     def panels(self) -> list[Panel]:
+        together = f"Together {self.top_probabilities.sum():.0%} of all."
         return [
             Table(
-                key="words",
-                title="The words asked for",
-                caption="Probability of the whole word; its geometric mean per token; the rank of its first token "
-                f"among {self.d_vocab:,}; and its share when only these words are allowed.",
+                "words", "The words asked for", "Probability of the whole word; its geometric mean per token; the rank "
+                f"of its first token among {self.d_vocab:,}; and its share when only these words are allowed.",
                 frame=self.table.rename(columns={"per_token": "per token", "rank": "rank of first token"}),
             ),
-            Bars(
-                key="top",
-                title="The likeliest next tokens",
-                caption=f"Together {self.top_probabilities.sum():.0%} of all.",
-                labels=self.top,
-                values=self.top_probabilities,
-                unit="probability",
+            Axes.of(self.top_probabilities, token=self.top).bars(
+                "top", "The likeliest next tokens", together, unit="probability"
             ),
-        ]
+        ]  # fmt: skip
 
     def findings(self) -> list[Finding]:
         best = self.table.iloc[int(self.table["probability"].to_numpy(dtype=float).argmax())]
         text = f"Of the words asked for, {best['word']!r} is the likeliest next: {best['probability']:.2g}."
-        return [Finding(text=text, key="words", weight=0.2, value=float(best["probability"]), unit="probability")]
+        return [Finding(text, "words", 0.2, float(best["probability"]), "probability")]
 
 
 @analysis(place=11, needs=("next token",), in_report=None, runs=True)

@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels
-from analyses.shared.panels import Finding, Matrix, Panel, Result, Table, Tokens
+from analyses.shared.panels import Finding, Panel, Result, Table, Tokens
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 from interp.residual import decompose_names
@@ -46,27 +47,23 @@ class HeadSumResult(Result):
     @property
     def total(self) -> np.ndarray:
         """[layer d_model] the sum over heads."""
-        total: np.ndarray = self.contribution.sum(1)
-        return total
+        return np.asarray(self.contribution.sum(1))
 
     @property
     def share(self) -> np.ndarray:
         """[layer head] projection of each head's contribution on the sum; each layer's shares sum to one."""
         squared = (self.total**2).sum(-1)[:, None]
-        share: np.ndarray = np.einsum("lhm,lm->lh", self.contribution, self.total) / np.where(squared > 0, squared, 1)
-        return share
+        return np.asarray(np.einsum("lhm,lm->lh", self.contribution, self.total) / np.where(squared > 0, squared, 1))
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per head: layer head length share, and its layer's error and model_error."""
-        length = np.linalg.norm(self.contribution, axis=-1)
-        return pd.DataFrame(
-            [
-                {"layer": layer, "head": head, "length": float(length[layer, head]),
-                 "share": float(self.share[layer, head]), "error": float(self.error[layer]),
-                 "model_error": float(self.model_error[layer])}
-                for layer, head in np.ndindex(*length.shape)
-            ]
-        )  # fmt: skip
+        lengths, errors = self._by_head(np.linalg.norm(self.contribution, axis=-1)), (self.error, self.model_error)
+        error, model_error = (each[:, None] for each in errors)
+        return lengths.frame("length", share=self.share, error=error, model_error=model_error)
+
+    @staticmethod
+    def _by_head(values: np.ndarray) -> Axes:
+        return Axes.of(values, layer=None, head=None)
 
     def facts(self) -> dict[str, object]:
         return {
@@ -76,62 +73,36 @@ class HeadSumResult(Result):
         }
 
     def panels(self) -> list[Panel]:
-        n_layers, n_heads = self.contribution.shape[:2]
-        rows, columns = (tuple(str(i) for i in range(n)) for n in (n_layers, n_heads))
-        gap = np.full((1, self.contribution.shape[2]), np.nan)
+        n_layers, n_heads, width = self.contribution.shape
+        parts = np.concatenate([self.contribution[0], np.full((1, width), np.nan), self.total[:1]])
+        heads, coordinate = [*(f"head {i}" for i in range(n_heads)), "", "sum"], "coordinate of the residual stream"
+        errors = pd.DataFrame({"layer": range(n_layers), "two ways": self.error, "sum and model": self.model_error})
         return [
-            Matrix(
-                key="heads",
-                title="What the heads of the first block write, and their sum",
-                caption=f"At position {self.position}. One row a head, one column a coordinate of the residual stream; "
-                "the last row is the sum, which equals the concatenated outputs times W_O.",
-                values=np.concatenate([self.contribution[0], gap, self.total[:1]]),
-                rows=(*(f"head {i}" for i in range(n_heads)), "", "sum"),
-                columns=tuple(str(i) for i in range(self.contribution.shape[2])),
-                row_axis="head",
-                column_axis="coordinate of the residual stream",
-                unit="activation",
-                diverging=True,
-                image=True,
+            Axes.of(parts, head=heads, **{coordinate: None}).matrix(
+                "heads", "What the heads of the first block write, and their sum",
+                f"At position {self.position}. One row a head, one column a coordinate of the residual stream; the "
+                "last row is the sum, which equals the concatenated outputs times W_O.", unit="activation",
+                diverging=True, image=True,
             ),
-            Matrix(
-                key="length",
-                title="Length of each head's contribution",
-                caption=f"At position {self.position}.",
-                values=np.linalg.norm(self.contribution, axis=-1),
-                rows=rows,
-                columns=columns,
-                row_axis="layer",
-                column_axis="head",
-                unit="length",
+            self._by_head(np.linalg.norm(self.contribution, axis=-1)).matrix(
+                "length", "Length of each head's contribution", f"At position {self.position}.", unit="length"
             ),
-            Matrix(
-                key="share",
-                title="Share of the sum",
-                caption="Projection on the sum of all heads of the block; a row sums to one. Negative: against it.",
-                values=self.share,
-                unit="share",
-                diverging=True,
-                rows=rows,
-                columns=columns,
-                row_axis="layer",
-                column_axis="head",
+            self._by_head(self.share).matrix(
+                "share", "Share of the sum",
+                "Projection on the sum of all heads of the block; a row sums to one. Negative: against it.",
+                unit="share", diverging=True,
             ),
             Table(
-                key="errors",
-                title="Concatenated against summed",
-                caption="Largest difference over the largest output: between the two ways, and between the sum and "
-                "what the model itself computed (which rounds to its own precision).",
-                frame=pd.DataFrame(
-                    {"layer": range(n_layers), "two ways": self.error, "sum and model": self.model_error}
-                ),
+                "errors", "Concatenated against summed", "Largest difference over the largest output: between the two "
+                "ways, and between the sum and what the model itself computed (which rounds to its own precision).",
+                frame=errors,
             ),
-        ]
+        ]  # fmt: skip
 
     def findings(self) -> list[Finding]:
         value = float(self.error.max())
         text = f"Heads add up: concatenated times W_O differs from their sum by at most {value:.0e} of the output."
-        return [Finding(text=text, key="errors", weight=0.1, value=value, unit="relative difference")]
+        return [Finding(text, "errors", 0.1, value, "relative difference")]
 
 
 @analysis(place=22, in_report=None, runs=True)

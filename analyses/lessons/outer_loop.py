@@ -20,9 +20,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels
-from analyses.shared.panels import Finding, Matrix, Panel, Result, Table, Tokens
+from analyses.shared.panels import Finding, Panel, Result, Table, Tokens
 from interp.errors import InputError
 from interp.hooks import HookPoint
 from interp.models.gpt import HookedGPT
@@ -56,8 +57,7 @@ class OuterLoopResult(Result):
     def own_influence(self) -> np.ndarray:
         """[pair] influence of each token that the model added itself on each later step."""
         own = self.influence[:, self.given :]
-        found: np.ndarray = own[~np.isnan(own)]
-        return found
+        return np.asarray(own[~np.isnan(own)])
 
     @property
     def least_influence(self) -> float:
@@ -67,54 +67,42 @@ class OuterLoopResult(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One row per step and token read: step pos token read_influence own added probability."""
         steps, length = self.influence.shape
-        return pd.DataFrame(
-            [
-                {"step": step + 1, "pos": pos, "token": self.tokens[pos], "influence": float(self.influence[step, pos]),
-                 "own": pos >= self.given, "added": self.tokens[self.given + step],
-                 "probability": float(self.probability[step])}
-                for step in range(steps)
-                for pos in range(min(self.given + step, length))
-            ]
+        frame = Axes.of(self.influence, step=range(1, steps + 1), pos=None).frame(
+            "influence", token=np.array(self.tokens, dtype=object), own=np.arange(length) >= self.given,
+            added=np.array(self.tokens[self.given :], dtype=object)[:, None], probability=self.probability[:, None],
         )  # fmt: skip
+        read = frame["pos"] < self.given + frame["step"] - 1
+        columns = ["step", "pos", "token", "influence", "own", "added", "probability"]
+        return frame.loc[read, columns].reset_index(drop=True)
 
     def facts(self) -> dict[str, object]:
         return {"most_often": self.most_often, "computed": list(self.computed), "least_influence": self.least_influence}
 
     def panels(self) -> list[Panel]:
-        steps = len(self.influence)
+        steps, added = len(self.influence), Tokens(self.tokens[self.given :])
         frame = pd.DataFrame({
             "step": range(1, steps + 1), "tokens read": range(self.given, self.given + steps),
-            "token added": list(self.tokens[self.given :]), "probability": self.probability,
-            "operations in the pass": self.computed,
+            "token added": list(added), "probability": self.probability, "operations in the pass": self.computed,
         })  # fmt: skip
         return [
-            Matrix(
-                key="growth",
-                title="The text grows by one token a step",
-                caption="A row is a step, named by the token it added; a column is a token of the text. A cell is the "
-                "influence of that token on the new one: how far the prediction moves when it is taken out.",
-                values=self.influence,
-                rows=Tokens(self.tokens[self.given :]),
-                columns=self.tokens,
-                row_axis="token added",
-                column_axis="token read",
-                unit="total variation distance",
+            Axes.of(self.influence, **{"token added": added, "token read": self.tokens}).matrix(
+                "growth", "The text grows by one token a step", "A row is a step, named by the token it added; a "
+                "column is a token of the text. A cell is the influence of that token on the new one: how far the "
+                "prediction moves when it is taken out.", unit="total variation distance",
             ),
             Table(
-                key="steps",
-                title="The steps",
-                caption="Each step is one pass through the whole model, and every pass does the same operations once.",
-                frame=frame,
-                tokens=frozenset({"token added"}),
+                "steps", "The steps",
+                "Each step is one pass through the whole model, and every pass does the same operations once.",
+                frame=frame, tokens=frozenset({"token added"}),
             ),
-        ]
+        ]  # fmt: skip
 
     def findings(self) -> list[Finding]:
         text = (
             f"Each of the {len(self.computed)} passes did {self.computed[0]} operations, none more than "
             f"{self.most_often} time{'s' * (self.most_often != 1)}: the only loop is the one outside."
         )
-        return [Finding(text=text, key="steps", weight=0.15, value=self.computed[0], unit="operations")]
+        return [Finding(text, "steps", 0.15, self.computed[0], "operations")]
 
 
 @analysis(place=12, needs=("next token",), in_report=None, runs=True)
@@ -184,8 +172,7 @@ def influences(model: HookedGPT, row: Tensor) -> np.ndarray:
             residual = model.run_to(row.expand(len(places) + 1, -1))
         distributions = model.unembedded(model.ln_final(residual[:, -1])).double().softmax(-1)
         found.append(((distributions[1:] - distributions[:1]).abs().sum(-1) / 2).cpu())
-    joined: np.ndarray = torch.cat(found).numpy()
-    return joined
+    return np.asarray(torch.cat(found).numpy())
 
 
 def _other_rows(model: HookedGPT, row: Tensor) -> float:

@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from analyses.shared.axes import Axes, lines, similarity
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.matrices import numpy_of
-from analyses.shared.panels import Finding, Lines, Matrix, Panel, Result
+from analyses.shared.panels import Finding, Matrix, Panel, Result
 from interp.errors import InputError, check_seed
 from interp.models.gpt import HookedGPT
 
@@ -53,70 +54,40 @@ class PositionEncodingsResult(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per kind and distance: kind distance cosine."""
-        return pd.DataFrame(
-            [
-                {"kind": kind, "distance": distance, "cosine": float(value)}
-                for kind, values in self.by_distance.items()
-                for distance, value in enumerate(values)
-            ]
-        )
+        values = np.stack(list(self.by_distance.values()))
+        return Axes.of(values, kind=list(self.by_distance), distance=None).frame("cosine")
 
     def facts(self) -> dict[str, object]:
         return {"distance_share": self.distance_share, "shift_error": self.shift_error}
 
     def panels(self) -> list[Panel]:
         halves = np.concatenate([self.sinusoidal[:, 0::2], self.sinusoidal[:, 1::2]], axis=1)
-        share = self.distance_share
+        shares = ", ".join(f"{value:.0%} of the variance for {kind}" for kind, value in self.distance_share.items())
         return [
             self._picture("sinusoidal", "Sinusoidal encodings, sines left and cosines right", halves),
             self._picture("learned", "The model's learned encodings", self.learned),
             self._similarity("sinusoidal", self.sinusoidal),
             self._similarity("learned", self.learned),
-            Lines(
-                key="by-distance",
-                title="Similarity of two positions by their distance",
-                caption="Mean cosine. Distance explains "
-                + ", ".join(f"{value:.0%} of the variance for {kind}" for kind, value in share.items())
-                + ".",
-                x=np.arange(len(self.learned)),
-                series=self.by_distance,
-                x_axis="distance (tokens)",
-                y_axis="cosine",
+            lines(
+                "by-distance", "Similarity of two positions by their distance",
+                f"Mean cosine. Distance explains {shares}.", self.by_distance, x=np.arange(len(self.learned)),
+                x_axis="distance (tokens)", y_axis="cosine",
             ),
-        ]
+        ]  # fmt: skip
 
     def _picture(self, kind: str, title: str, values: np.ndarray) -> Matrix:
-        cut = min(self.shown, len(values))
-        return Matrix(
-            key=kind,
-            title=title,
-            caption=f"One row a position, the first {cut} of {len(values)}; one column a coordinate.",
-            values=values[:cut],
-            rows=tuple(str(i) for i in range(cut)),
-            columns=tuple(str(i) for i in range(values.shape[1])),
-            row_axis="position",
-            column_axis="coordinate",
-            unit="value",
-            diverging=True,
-            image=True,
+        shown = values[: self.shown]
+        caption = f"One row a position, the first {len(shown)} of {len(values)}; one column a coordinate."
+        return Axes.of(shown, position=None, coordinate=None).matrix(
+            kind, title, caption, unit="value", diverging=True, image=True
         )
 
     def _similarity(self, kind: str, values: np.ndarray) -> Matrix:
         step = -(-len(values) // SIDE)
-        names = tuple(str(i) for i in range(0, len(values), step))
-        return Matrix(
-            key=f"{kind}-similarity",
-            title=f"Similarity of positions: {kind}",
-            caption="Cosine of two positions' vectors." + (f" One position in {step} is drawn." if step > 1 else ""),
-            values=cosines(values[::step]),
-            rows=names,
-            columns=names,
-            row_axis="position",
-            column_axis="position",
-            unit="cosine",
-            diverging=True,
-            image=True,
-        )
+        cut = f" One position in {step} is drawn." if step > 1 else ""
+        caption, names = f"Cosine of two positions' vectors.{cut}", range(0, len(values), step)
+        title = f"Similarity of positions: {kind}"
+        return similarity(f"{kind}-similarity", title, caption, cosines(values[::step]), "position", names)
 
     def findings(self) -> list[Finding]:
         value = self.distance_share["learned"]
@@ -124,7 +95,7 @@ class PositionEncodingsResult(Result):
             f"Distance explains {value:.0%} of how similar two learned positions are (sinusoids 100%, the same "
             f"vectors shuffled {self.distance_share['learned, shuffled']:.0%})."
         )
-        return [Finding(text=text, key="by-distance", weight=0.2, value=value, unit="share of variance")]
+        return [Finding(text, "by-distance", 0.2, value, "share of variance")]
 
 
 @analysis(place=25, needs=("learned positions",), in_report=None, runs=True)
@@ -187,8 +158,7 @@ def shift_error(encodings: Float[np.ndarray, "pos d_model"], base: float, shift:
 def cosines(values: Float[np.ndarray, "pos d"]) -> Float[np.ndarray, "pos pos"]:
     """Cosine of every pair of rows; zero rows are similar to nothing."""
     unit = values / np.linalg.norm(values, axis=1, keepdims=True).clip(min=1e-30)
-    found: np.ndarray = unit @ unit.T
-    return found
+    return np.asarray(unit @ unit.T)
 
 
 def _by_distance(similarity: Float[np.ndarray, "pos pos"]) -> tuple[np.ndarray, float]:

@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels
 from analyses.shared.panels import Finding, Matrix, Panel, Result, Table, Tokens
@@ -69,10 +70,8 @@ class PositionMixingResult(Result):
         masks = {"own": offset == 0, "later": offset > 0, "earlier": offset < 0, "other": offset != 0}
         chosen = np.where(masks[which], change, np.nan)
         if which == "own":
-            median: np.ndarray = np.nanmedian(chosen, axis=(1, 2))
-            return median
-        largest: np.ndarray = np.nan_to_num(chosen, nan=0.0, posinf=np.inf).max(axis=(1, 2))
-        return largest
+            return np.asarray(np.nanmedian(chosen, axis=(1, 2)))
+        return np.asarray(np.nan_to_num(chosen, nan=0.0, posinf=np.inf).max(axis=(1, 2)))
 
     def mixes(self, operation: str) -> bool:
         """Whether any output of the operation, in any block, moves at another position than the one changed."""
@@ -128,67 +127,46 @@ class PositionMixingResult(Result):
         return [self._table(), *self._pictures(), self._head_table()]
 
     def _table(self) -> Table:
-        frame = self.to_dataframe()
-        grouped = frame.groupby("operation", sort=False).agg(
-            own=("own", "median"), later=("later", "max"), earlier=("earlier", "max"), meet=("positions_meet", "max")
-        )
-        names = {"own": "change there", "later": "at later positions", "earlier": "at earlier positions",
-                 "meet": "positions meet"}  # fmt: skip
+        names = {"change there": ("own", "median"), "at later positions": ("later", "max"),
+                 "at earlier positions": ("earlier", "max"), "positions meet": ("positions_meet", "max")}  # fmt: skip
+        frame = self.to_dataframe().groupby("operation", sort=False).agg(**names).reset_index()
         return Table(
-            key="operations",
-            title="Every operation, changed at one position",
-            caption="Relative change of the operation's output where its input was changed (median), and at the other "
-            f"positions (largest over blocks). Below {self.threshold:.0e} counts as none.",
-            frame=grouped.rename(columns=names).reset_index(),
-        )
+            "operations", "Every operation, changed at one position", "Relative change of the operation's output where "
+            "its input was changed (median), and at the other positions (largest over blocks). Below "
+            f"{self.threshold:.0e} counts as none.", frame=frame,
+        )  # fmt: skip
 
     def _pictures(self) -> list[Matrix]:
         shown = [name for name in (*MEETING, "MLP out") if name in self.moved]
+        axes = {"output at": self.tokens, "input changed at": Tokens(self.tokens[i] for i in self.changed)}
+        caption = (
+            "Share of blocks in which the output at a position (row) moves when the input at a position (column) is "
+            "changed."
+        )
         return [
-            Matrix(
-                key=f"map-{number}",
-                title=f"What moves: {name}",
-                caption="Share of blocks in which the output at a position (row) moves when the input at a position "
-                "(column) is changed.",
-                values=(self.moved[name] > self.threshold).mean(0).T,
-                rows=self.tokens,
-                columns=Tokens(self.tokens[i] for i in self.changed),
-                row_axis="output at",
-                column_axis="input changed at",
-                unit="share of blocks",
-                image=True,
+            Axes.of((self.moved[name] > self.threshold).mean(0).T, **axes).matrix(
+                f"map-{number}", f"What moves: {name}", caption, unit="share of blocks", image=True
             )
             for number, name in enumerate(shown)
         ]
 
     def _head_table(self) -> Table:
-        rows = []
-        for name, change in self.heads.items():
-            own, others = change[:, self.own_heads], change[:, ~self.own_heads]
-            rows.append({
-                "operation": name, "change in that head": float(np.median(own)),
-                "largest change in another": float(others.max(initial=0)),
-            })  # fmt: skip
+        own, others = self.own_heads, ~self.own_heads
+        frame = pd.DataFrame({"operation": list(self.heads)})
+        frame["change in that head"] = [float(np.median(x[:, own])) for x in self.heads.values()]
+        frame["largest change in another"] = [float(x[:, others].max(initial=0)) for x in self.heads.values()]
         return Table(
-            key="heads",
-            title="Every head, changed alone",
-            caption="Queries, keys and values of one head (or of those that share keys and values) are changed at all "
-            "positions. Relative change of its own scores, weights and output (median over heads), and the largest in "
-            "any other head.",
-            frame=pd.DataFrame(rows),
-        )
+            "heads", "Every head, changed alone", "Queries, keys and values of one head (or of those that share keys "
+            "and values) are changed at all positions. Relative change of its own scores, weights and output (median "
+            "over heads), and the largest in any other head.", frame=frame,
+        )  # fmt: skip
 
     def findings(self) -> list[Finding]:
-        return [
-            Finding(
-                text=f"Positions meet in {len(self.mixing)} of {len(self.operations)} operations: "
-                f"{', '.join(self.mixing) or 'none'}.",
-                key="operations",
-                weight=0.2,
-                value=len(self.mixing),
-                unit="operations",
-            )
-        ]
+        text = (
+            f"Positions meet in {len(self.mixing)} of {len(self.operations)} operations: "
+            f"{', '.join(self.mixing) or 'none'}."
+        )
+        return [Finding(text, "operations", 0.2, len(self.mixing), "operations")]
 
 
 @analysis(place=23, in_report=None, runs=True)

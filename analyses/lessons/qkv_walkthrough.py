@@ -29,9 +29,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels, token_list
-from analyses.shared.panels import Bars, Finding, Matrix, Panel, Result, Table, Tokens
+from analyses.shared.panels import Finding, Panel, Result, Table, Tokens
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 
@@ -73,21 +74,18 @@ class QKVWalkthroughResult(Result):
     @property
     def given(self) -> np.ndarray:
         """[key d_head] each value times its weight."""
-        given: np.ndarray = self.weights[:, None] * self.v
-        return given
+        return np.asarray(self.weights[:, None] * self.v)
 
     @property
     def mixed(self) -> np.ndarray:
         """[d_head] the sum of what all tokens give: the head's output."""
-        mixed: np.ndarray = self.given.sum(0)
-        return mixed
+        return np.asarray(self.given.sum(0))
 
     @property
     def share(self) -> np.ndarray:
         """[key] part of the output that each token gives; they sum to one."""
         squared = float(self.mixed @ self.mixed)
-        share: np.ndarray = self.given @ self.mixed / squared if squared else np.zeros(len(self.weights))
-        return share
+        return np.asarray(self.given @ self.mixed / squared if squared else np.zeros(len(self.weights)))
 
     @property
     def difference(self) -> float:
@@ -100,27 +98,40 @@ class QKVWalkthroughResult(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a key: pos, token, visible, product, score, weight, value_length, given_length, written, share."""
-        return pd.DataFrame(
-            {
-                "pos": np.arange(len(self.tokens)),
-                "token": list(self.tokens),
-                "visible": self.visible,
-                "product": self.products,
-                "score": self.scores,
-                "weight": self.weights,
-                "value_length": np.linalg.norm(self.v, axis=1),
-                "given_length": np.linalg.norm(self.given, axis=1),
-                "written": self.written,
-                "share": self.share,
-            }
-        )
+        value, given = (np.linalg.norm(vectors, axis=1) for vectors in (self.v, self.given))
+        return pd.DataFrame({
+            "pos": np.arange(len(self.tokens)), "token": list(self.tokens), "visible": self.visible,
+            "product": self.products, "score": self.scores, "weight": self.weights, "value_length": value,
+            "given_length": given, "written": self.written, "share": self.share,
+        })  # fmt: skip
 
     def facts(self) -> dict[str, object]:
         return {"layer": self.layer, "head": self.head, "query": self.query, "difference": self.difference}
 
     def panels(self) -> list[Panel]:
         seen = Tokens(np.array(self.tokens, dtype=object)[self.visible].tolist())
-        return [self._steps(), self._weights(seen), self._vectors(seen), self._mixture(seen)]
+        gap, keys, given = np.full((1, len(self.q)), np.nan), self.k[self.visible], self.given[self.visible]
+        coordinate, sum_of = "coordinate of the head", "weighted values, then their sum"
+        compared = {"query, then keys": ["query", "", *plain(seen)], coordinate: None}
+        mixed = {sum_of: [*plain(seen), "", "sum"], coordinate: None}
+        return [
+            self._steps(),
+            Axes.of(self.weights[self.visible], token=seen).bars(
+                "weights", "One weight for each token",
+                f"Softmax weights of the query at position {self.query}; they sum to {self.weights.sum():.6f}.",
+                unit="weight",
+            ),
+            Axes.of(np.concatenate([self.q[None], gap, keys]), **compared).matrix(
+                "vectors", "The query, and the keys it is compared with", "One row a vector, one column a coordinate. "
+                "The score of a token is the sum over columns of the top row times that token's row: it is high where "
+                "the colours agree.", unit="activation", diverging=True, image=True,
+            ),
+            Axes.of(np.concatenate([given, gap, self.mixed[None]]), **mixed).matrix(
+                "mixture", "Weighted values, and their sum", "Each row is a token's value times its weight; the last "
+                f"row is their sum, the head's output. It differs from the model's own by {self.difference:.1e} of its "
+                "length.", unit="activation", diverging=True, image=True,
+            ),
+        ]  # fmt: skip
 
     @property
     def _scaled(self) -> str:
@@ -130,73 +141,19 @@ class QKVWalkthroughResult(Result):
         return done if self.softcap is None else f"{done}, capped at {self.softcap:g}"
 
     def _steps(self) -> Table:
-        frame = self.to_dataframe()
-        hidden = ~frame["visible"]
+        frame, hidden = self.to_dataframe(), ~self.visible
         later = f" Rows without a weight are tokens that the mask hides ({hidden.sum()})." if any(hidden) else ""
         names = {
-            "token": "token",
-            "product": "score q·k",
-            "score": self._scaled,
-            "weight": "softmax weight",
-            "value_length": "length of value",
-            "given_length": "weight x length",
-            "share": "share of the output",
-        }
-        shown = frame[list(names)].rename(columns=names)
-        shown.loc[hidden, ["softmax weight", "weight x length", "share of the output"]] = np.nan
+            "token": "token", "product": "score q·k", "score": self._scaled, "weight": "softmax weight",
+            "value_length": "length of value", "given_length": "weight x length", "share": "share of the output",
+        }  # fmt: skip
+        frame.loc[hidden, ["weight", "given_length", "share"]] = np.nan
         return Table(
-            key="steps",
-            title=f"The steps of head {self.name} for one token",
-            caption=f"The query is token {self.query}. From left to right: the score of each key, the score "
-            f"{self._scaled}, the softmax weight, and what the token gives.{later}",
-            frame=shown,
-            tokens=frozenset({"token"}),
+            "steps", f"The steps of head {self.name} for one token", f"The query is token {self.query}. From left to "
+            f"right: the score of each key, the score {self._scaled}, the softmax weight, and what the token gives."
+            f"{later}", frame=frame[list(names)].rename(columns=names), tokens=frozenset({"token"}),
             diverging=frozenset({"share of the output"}),
-        )
-
-    def _weights(self, seen: Tokens) -> Bars:
-        return Bars(
-            key="weights",
-            title="One weight for each token",
-            caption=f"Softmax weights of the query at position {self.query}; they sum to {self.weights.sum():.6f}.",
-            labels=seen,
-            values=self.weights[self.visible],
-            unit="weight",
-        )
-
-    def _vectors(self, seen: Tokens) -> Matrix:
-        gap = np.full((1, len(self.q)), np.nan)
-        return Matrix(
-            key="vectors",
-            title="The query, and the keys it is compared with",
-            caption="One row a vector, one column a coordinate. The score of a token is the sum over columns of the "
-            "top row times that token's row: it is high where the colours agree.",
-            values=np.concatenate([self.q[None], gap, self.k[self.visible]]),
-            rows=("query", "", *plain(seen)),
-            columns=tuple(str(i) for i in range(len(self.q))),
-            row_axis="query, then keys",
-            column_axis="coordinate of the head",
-            unit="activation",
-            diverging=True,
-            image=True,
-        )
-
-    def _mixture(self, seen: Tokens) -> Matrix:
-        gap = np.full((1, len(self.mixed)), np.nan)
-        return Matrix(
-            key="mixture",
-            title="Weighted values, and their sum",
-            caption="Each row is a token's value times its weight; the last row is their sum, the head's output. "
-            f"It differs from the model's own by {self.difference:.1e} of its length.",
-            values=np.concatenate([self.given[self.visible], gap, self.mixed[None]]),
-            rows=(*plain(seen), "", "sum"),
-            columns=tuple(str(i) for i in range(len(self.mixed))),
-            row_axis="weighted values, then their sum",
-            column_axis="coordinate of the head",
-            unit="activation",
-            diverging=True,
-            image=True,
-        )
+        )  # fmt: skip
 
     def findings(self) -> list[Finding]:
         top = int(np.argmax(self.weights))
@@ -204,7 +161,7 @@ class QKVWalkthroughResult(Result):
             f"At position {self.query} head {self.name} gives most weight, {self.weights[top]:.0%}, to position {top} "
             f"({self.tokens[top]!r}), which makes {self.share[top]:.0%} of the output."
         )
-        return [Finding(text=text, key="steps", weight=0.2, value=float(self.weights[top]), unit="weight")]
+        return [Finding(text, "steps", 0.2, float(self.weights[top]), "weight")]
 
 
 @analysis(place=21, in_report=None, runs=True)
@@ -272,5 +229,4 @@ def plain(tokens: Tokens) -> tuple[str, ...]:
 def softmax(scores: np.ndarray) -> np.ndarray:
     """[n] positive numbers that sum to one, in proportion to the exponentials of the scores [n]."""
     powers = np.exp(scores - scores.max())
-    weights: np.ndarray = powers / powers.sum()
-    return weights
+    return np.asarray(powers / powers.sum())

@@ -28,9 +28,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes, lines
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences, token_labels
-from analyses.shared.panels import Finding, Lines, Note, Panel, Result, Tokens
+from analyses.shared.panels import Finding, Note, Panel, Result, Tokens
 from interp.errors import InputError, check_seed
 from interp.hooks import HookPoint
 from interp.models.gpt import HookedGPT
@@ -51,43 +52,33 @@ class TokenOrderResult(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per way, layer and shuffle: way layer shuffle change."""
-        return pd.DataFrame(
-            [
-                {"way": way, "layer": layer, "shuffle": shuffle, "change": float(value)}
-                for way, values in self.change.items()
-                for (layer, shuffle), value in np.ndenumerate(values)
-            ]
-        )
+        values = np.stack(list(self.change.values()))
+        return Axes.of(values, way=list(self.change), layer=None, shuffle=None).frame("change")
 
     def panels(self) -> list[Panel]:
         n_layers, shuffles = self.change[AS_IS].shape
-        caption = (
-            "Change of a block's attention output for the last token when the earlier ones are shuffled, over the "
-            f"length of the output; mean of {shuffles} shuffles. 0: the order cannot be told."
-        )
-        lines = Lines(
-            key="change",
-            title="Attention output when the earlier tokens are shuffled",
-            caption=caption,
-            x=np.arange(n_layers),
-            series={way: values.mean(1) for way, values in self.change.items()},
-            x_axis="block",
-            y_axis="relative change",
-        )
         text = (
             "The mask lets a token see only what stands before it. Two earlier tokens that change places see other "
             "things, so what they hand on from the first block is not the same, and later blocks can tell."
         )
-        return [lines, Note(key="mask", title="Why later blocks can tell the order without positions", text=text)]
+        return [
+            lines(
+                "change", "Attention output when the earlier tokens are shuffled", "Change of a block's attention "
+                "output for the last token when the earlier ones are shuffled, over the length of the output; mean of "
+                f"{shuffles} shuffles. 0: the order cannot be told.",
+                {way: values.mean(1) for way, values in self.change.items()}, x=np.arange(n_layers), x_axis="block",
+                y_axis="relative change",
+            ),
+            Note("mask", "Why later blocks can tell the order without positions", text=text),
+        ]  # fmt: skip
 
     def findings(self) -> list[Finding]:
-        value = float(self.change[AS_IS][0].mean())
-        without = float(self.change[WITHOUT][0].mean())
+        value, without = (float(self.change[way][0].mean()) for way in (AS_IS, WITHOUT))
         text = (
             f"Shuffling the earlier tokens changes the first block's attention output by {value:.0%}, without "
             f"positions by {without:.0%}."
         )
-        return [Finding(text=text, key="change", weight=0.2, value=value, unit="relative change")]
+        return [Finding(text, "change", 0.2, value, "relative change")]
 
 
 @analysis(place=24, in_report=None, runs=True)
@@ -166,5 +157,4 @@ def _whole(model: HookedGPT, many: Tensor, *, positions: bool) -> np.ndarray:
 def _change(x: Tensor) -> np.ndarray:
     """[shuffle] of rows 1.. of [order d_model] against row 0."""
     x = x.double().cpu()
-    change: np.ndarray = ((x[1:] - x[:1]).norm(dim=1) / x[0].norm().clamp(min=1e-30)).numpy()
-    return change
+    return np.asarray(((x[1:] - x[:1]).norm(dim=1) / x[0].norm().clamp(min=1e-30)).numpy())

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analyses.probes.layers import short
 from analyses.probes.moments import Array
+from analyses.shared.axes import Axes, lines
 from analyses.shared.panels import Bars, Finding, Lines, Panel, Result, Table
 from analyses.shared.statistics import Interval, bootstrap, methods
 
@@ -99,36 +100,27 @@ class CausalResult(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """Columns kind (probe, loss, steering), place, condition, value, low, high, unit."""
-        rows: list[tuple[Any, ...]] = []
-
-        def add(kind: str, place: str, condition: str, found: Interval, unit: str) -> None:
-            rows.append((kind, place, condition, float(found.value), *found.ends(), unit))
-
-        add("probe", "", "majority class", self.accuracy(self.majority), "accuracy")
+        rows = [("probe", "", "majority class", self.accuracy(self.majority), "accuracy")]
         for layer, name in enumerate(self.later):
-            add("probe", name, "as it is", self.accuracy(self.before[layer]), "accuracy")
-            add("probe", name, "erased", self.accuracy(self.after[layer]), "accuracy")
-        add("loss", self.name, "as it is", self.mean(self.loss), "nats")
-        add("loss", self.name, "change: concept erased", self.cost, "nats")
-        for control, condition in enumerate(CONTROLS):
-            found = self.mean((self.loss_random[control] - self.loss).mean(0))
-            add("loss", self.name, f"change: {condition}", found, "nats")
+            for condition, values in (("as it is", self.before), ("erased", self.after)):
+                rows.append(("probe", name, condition, self.accuracy(values[layer]), "accuracy"))
+        random = [self.mean((losses - self.loss).mean(0)) for losses in self.loss_random]
+        changes = {"as it is": self.mean(self.loss), "change: concept erased": self.cost}
+        changes |= {f"change: {condition}": found for condition, found in zip(CONTROLS, random, strict=True)}
+        rows += [("loss", self.name, condition, found, "nats") for condition, found in changes.items()]
+        steered = {"concept": (self.kl_steered, self.loss_steered, self.share_steered)}
+        drawn = (self.kl_random, self.loss_steered_random, self.share_random)
+        steered["random"] = tuple(values.mean(1) for values in drawn)
         for place, scale in enumerate(self.scales):
-            for condition, share, kl, loss in (
-                ("concept", self.share_steered[place], self.kl_steered[place], self.loss_steered[place]),
-                (
-                    "random",
-                    self.share_random[place].mean(0),
-                    self.kl_random[place].mean(0),
-                    self.loss_steered_random[place].mean(0),
-                ),
-            ):
+            for condition, (kl, loss, share) in steered.items():
                 where = f"{condition} x {scale:+g}"
-                add("steering", self.name, where, self.mean(kl), "KL, nats")
-                add("steering", self.name, where, self.mean(loss - self.loss), "change of loss, nats")
+                rows.append(("steering", self.name, where, self.mean(kl[place]), "KL, nats"))
+                rows.append(("steering", self.name, where, self.mean(loss[place] - self.loss), "change of loss, nats"))
                 if self.favoured:
-                    add("steering", self.name, where, self.mean(share - self.share), "change of probability")
-        return pd.DataFrame(rows, columns=["kind", "place", "condition", "value", "low", "high", "unit"])
+                    more = self.mean(share[place] - self.share)
+                    rows.append(("steering", self.name, where, more, "change of probability"))
+        told = [(*row[:3], float(row[3].value), *row[3].ends(), row[4]) for row in rows]
+        return pd.DataFrame(told, columns=["kind", "place", "condition", "value", "low", "high", "unit"])
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -145,113 +137,76 @@ class CausalResult(Result):
         }
 
     def panels(self) -> list[Panel]:
-        panels: list[Panel] = [self._probes(), self._losses()]
-        panels += [self._steering(True)] if self.favoured else []
         said = methods(
             int((self.positions > 0).sum()), unit="held-out texts", weighted=True, seed=self.seed,
             more="Accuracies have Clopper-Pearson intervals (Korn and Graubard 1998), weighted by labelled positions.",
         )  # fmt: skip
-        return [*panels, self._steering(False), self._table(), *said]
+        frame = self.to_dataframe()
+        table = Table(
+            "table", "All numbers",
+            "Means over held-out texts, weighted by positions, with 95 % intervals over texts.",
+            frame=frame.assign(place=[short(place) if place else "" for place in frame["place"]]),
+        )  # fmt: skip
+        share = [self._steering(True)] if self.favoured else []
+        return [self._probes(), self._losses(), *share, self._steering(False), table, *said]
 
     def _probes(self) -> Lines:
-        places = tuple(short(name) for name in self.later)
-        before, after = (self.accuracy(values.T) for values in (self.before, self.after))
         most = float(self.mean(self.majority, by_rows=True).value)
-        low, high = {}, {}
-        for name, found in (("as it is", before), ("erased", after)):
-            if found.low is not None and found.high is not None:
-                low[name], high[name] = found.low, found.high
-        return Lines(
-            key="erased-probes",
-            title=f"Probes for “{self.label}” before and after erasing it at {short(self.name)}",
-            caption=f"A probe ({self.kind}) fitted anew in each case, accuracy on held-out texts, 95 % intervals over "
-            f"texts. It was erased at the first place ({self.rank} of the stream's directions, {self.removed:.1%} of "
-            "its variance); what rises again later was written anew by the blocks between.",
-            x=places,
-            series={
-                "as it is": before.value,
-                "erased": after.value,
-                "majority class": np.full(len(places), most),
-            },
-            x_axis="where in the model",
-            y_axis="accuracy on held-out texts",
-            low=low,
-            high=high,
+        caption = (
+            f"A probe ({self.kind}) fitted anew in each case, accuracy on held-out texts, 95 % intervals over texts. "
+            f"It was erased at the first place ({self.rank} of the stream's directions, {self.removed:.1%} of its "
+            "variance); what rises again later was written anew by the blocks between."
         )
+        found: dict[str, Array | Interval] = {
+            "as it is": self.accuracy(self.before.T), "erased": self.accuracy(self.after.T),
+            "majority class": np.full(len(self.later), most),
+        }  # fmt: skip
+        return lines(
+            "erased-probes", f"Probes for “{self.label}” before and after erasing it at {short(self.name)}", caption,
+            found, x=[short(name) for name in self.later], x_axis="where in the model",
+            y_axis="accuracy on held-out texts",
+        )  # fmt: skip
 
     def _losses(self) -> Bars:
-        draws = [self.mean(loss - self.loss) for loss in self.loss_random.reshape(-1, len(self.loss))]
-        found = [self.cost, *draws]
-        ends = [one.ends() for one in found]
-        known = all(low is not None for low, _ in ends)
         even, alike = self.removed_random
         labels = [f"{name} {draw + 1}" for name in ("random", "as loud") for draw in range(len(even))]
-        return Bars(
-            key="erased-loss",
-            title="What the model's predictions lose",
-            caption="Rise of the loss on held-out texts when the concept is erased, and when as many random directions "
-            f"are (mean over texts, 95 % interval). The concept takes {self.removed:.2%} of the variance there, "
-            f"directions drawn at random {even.mean():.2%}; “as loud” are random directions that take as much as the "
-            f"concept ({alike.mean():.2%}). None of them touches what can be read of the concept.",
-            labels=(self.label, *labels),
-            values=np.array([float(one.value) for one in found]),
-            unit="nats a token",
-            low=np.array([low for low, _ in ends], dtype=float) if known else None,
-            high=np.array([high for _, high in ends], dtype=float) if known else None,
-        )
+        rise = np.stack([self.loss_erased, *self.loss_random.reshape(-1, len(self.loss))]) - self.loss  # [bar text]
+        return Axes.of(self.mean(rise.T), erased=[self.label, *labels]).bars(
+            "erased-loss", "What the model's predictions lose",
+            "Rise of the loss on held-out texts when the concept is erased, and when as many random directions are "
+            f"(mean over texts, 95 % interval). The concept takes {self.removed:.2%} of the variance there, directions "
+            f"drawn at random {even.mean():.2%}; “as loud” are random directions that take as much as the concept "
+            f"({alike.mean():.2%}). None of them touches what can be read of the concept.", unit="nats a token",
+        )  # fmt: skip
 
     def _steering(self, share: bool) -> Lines:
         own, random = (self.share_steered, self.share_random) if share else (self.kl_steered, self.kl_random)
-        base = self.share if share else np.zeros_like(self.share)
-        place = int(np.searchsorted(self.scales, 0.0))
-        x = np.insert(self.scales, place, 0.0)
-        still = float(self.mean(base).value)
-        found = self.mean(own.T)
+        base, place = self.share if share else np.zeros_like(self.share), int(np.searchsorted(self.scales, 0.0))
+        own, random = (np.insert(values, place, base, axis=0) for values in (own, random))  # the run as it is, at 0
         each = np.stack([self.mean(random[:, draw].T).value for draw in range(random.shape[1])])  # [draw scale]
-        series = {self.label: np.insert(found.value, place, still), "random": np.insert(each.mean(0), place, still)}
-        low, high = {"random": np.insert(each.min(0), place, still)}, {"random": np.insert(each.max(0), place, still)}
-        if found.low is not None and found.high is not None:
-            ends = self.mean(base).ends()
-            low[self.label] = np.insert(found.low, place, still if ends[0] is None else ends[0])
-            high[self.label] = np.insert(found.high, place, still if ends[1] is None else ends[1])
+        band = Interval(value=each.mean(0), low=each.min(0), high=each.max(0), n=len(each))
         what = f"Probability of {self.favoured}" if share else "How far the predictions move"
-        return Lines(
-            key="steering-effect" if share else "steering-size",
-            title=f"{what}, steered along the concept",
-            caption=f"The difference of the class means (towards “{self.towards}”, length {self.length:.3g}) times the "
-            "number below is added at every position. Random: directions of the same length, distributed as the "
-            "activations; their band is the smallest and largest, that of the concept the 95 % interval over texts.",
-            x=x,
-            series=series,
-            x_axis="multiples of the distance between the class means",
+        caption = (
+            f"The difference of the class means (towards “{self.towards}”, length {self.length:.3g}) times the number "
+            "below is added at every position. Random: directions of the same length, distributed as the activations; "
+            "their band is the smallest and largest, that of the concept the 95 % interval over texts."
+        )
+        return lines(
+            "steering-effect" if share else "steering-size", f"{what}, steered along the concept", caption,
+            {self.label: self.mean(own.T), "random": band},
+            x=np.insert(self.scales, place, 0.0), x_axis="multiples of the distance between the class means",
             y_axis="probability" if share else "KL(as it is || steered), nats",
-            low=low,
-            high=high,
-        )
-
-    def _table(self) -> Table:
-        frame = self.to_dataframe()
-        return Table(
-            key="table",
-            title="All numbers",
-            caption="Means over held-out texts, weighted by positions, with 95 % intervals over texts.",
-            frame=frame.assign(place=[short(place) if place else "" for place in frame["place"]]),
-        )
+        )  # fmt: skip
 
     def findings(self) -> list[Finding]:
         cost, other, beyond = self.cost, self.cost_random, self.cost_beyond
-        low, high = cost.ends()
         after, most = self.mean(self.after[0], by_rows=True), self.mean(self.majority, by_rows=True)
         more = [beyond.low is not None and float(beyond.low[control]) > 0 for control in range(2)]
-        text = f"With “{self.label}” erased at {short(self.name)} a probe there gets {float(after.value):.1%} right "
-        text += (
+        than = ["more" if one else "no more" for one in more]
+        text = (
+            f"With “{self.label}” erased at {short(self.name)} a probe there gets {float(after.value):.1%} right "
             f"(majority {float(most.value):.1%}), and the model's loss rises by {float(cost.value):.3f} nats a token: "
+            f"{than[0]} than for random directions ({other.value[0]:.3f}), {than[1]} than for random ones with as much "
+            f"variance ({other.value[1]:.3f})."
         )
-        text += f"{'more' if more[0] else 'no more'} than for random directions ({other.value[0]:.3f}), "
-        text += f"{'more' if more[1] else 'no more'} than for random ones with as much variance ({other.value[1]:.3f})."
-        weight = 0.2 + 0.1 * sum(more)
-        return [
-            Finding(
-                text=text, key="erased-loss", weight=weight, value=float(cost.value), unit="nats", low=low, high=high
-            )
-        ]
+        return [Finding(text, "erased-loss", 0.2 + 0.1 * sum(more), float(cost.value), "nats", *cost.ends())]

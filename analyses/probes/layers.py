@@ -10,6 +10,7 @@ import pandas as pd
 from analyses.probes.base import Probe
 from analyses.probes.moments import Array
 from analyses.probes.passes import BINS
+from analyses.shared.axes import lines
 from analyses.shared.panels import Finding, Lines, Note, Panel, Result, Table
 from analyses.shared.statistics import Interval, bootstrap, methods
 
@@ -110,13 +111,11 @@ class ProbeLayersResult(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a hook point: accuracies (shares of test rows), intervals, losses (nats), baselines, code length."""
-        probe, selectivity, gain = (
-            self.interval("probe"),
-            self.difference("probe", "control"),
-            self.difference("probe", "majority"),
-        )
         frame = pd.DataFrame({"hook_point": self.names, "layer": self.labels})
-        for name, found in (("accuracy", probe), ("above_majority", gain), ("selectivity", selectivity)):
+        against = {"above_majority": "majority", "selectivity": "control"}
+        measured = {"accuracy": self.interval("probe")}
+        measured |= {name: self.difference("probe", other) for name, other in against.items()}
+        for name, found in measured.items():
             frame[name] = found.value
             frame[f"{name}_low"] = np.nan if found.low is None else found.low
             frame[f"{name}_high"] = np.nan if found.high is None else found.high
@@ -145,21 +144,15 @@ class ProbeLayersResult(Result):
         }
 
     def panels(self) -> list[Panel]:
-        panels: list[Panel] = [self._figure(), self._table()]
-        if len(self.curve):
-            panels.append(self._learning_curve())
-        panels.append(self._calibration())
-        panels.append(
-            Note(
-                key="reading",
-                title="What this does not show",
-                text="A probe finds what can be read off linearly (or by a small network), not what the model uses: "
-                "for that, erase it and see what the predictions lose. High selectivity says that the probe did not "
-                "merely memorise tokens; a random model that does as well says that the probe needs no training of "
-                "the model, only its wiring.",
-            )
-        )
-        return [*panels, *self.methods()]
+        reading = Note(
+            "reading", "What this does not show",
+            text="A probe finds what can be read off linearly (or by a small network), not what the model uses: for "
+            "that, erase it and see what the predictions lose. High selectivity says that the probe did not merely "
+            "memorise tokens; a random model that does as well says that the probe needs no training of the model, "
+            "only its wiring.",
+        )  # fmt: skip
+        curve = [self._learning_curve()] if len(self.curve) else []
+        return [self._figure(), self._table(), *curve, self._calibration(), reading, *self.methods()]
 
     def methods(self) -> list[Note]:
         """How intervals were made, as a note."""
@@ -172,29 +165,20 @@ class ProbeLayersResult(Result):
         )  # fmt: skip
 
     def _figure(self) -> Lines:
-        series, low, high = {}, {}, {}
+        series: dict[str, np.ndarray | Interval] = {NAMES["probe"]: self.interval("probe")}
         for name, shown in NAMES.items():
-            if name not in self.accuracy:
-                continue
-            found = self.interval(name)
-            series[shown] = np.broadcast_to(found.value, len(self.names)).copy()
-            if name == "probe" and found.low is not None and found.high is not None:
-                low[shown], high[shown] = found.low, found.high
-        texts = int((self.rows > 0).sum())
-        return Lines(
-            key="layers",
-            title=f"Where “{self.label}” can be read",
-            caption=f"Share of {int(self.rows.sum()):,} positions in {texts} held-out texts that a probe ({self.kind}) "
-            "gets right, and what to compare it with; the band is the 95 % interval over texts. The control task gives "
-            f"every token type a random label (mean of {len(self.control_draws)} draws); the random model has the same "
-            "shape and no training.",
-            x=self.labels,
-            series=series,
-            x_axis="where in the model",
-            y_axis="accuracy on held-out texts",
-            low=low,
-            high=high,
+            if name in self.accuracy and name != "probe":
+                series[shown] = np.broadcast_to(self.interval(name).value, len(self.names)).copy()
+        caption = (
+            f"Share of {int(self.rows.sum()):,} positions in {int((self.rows > 0).sum())} held-out texts that a probe "
+            f"({self.kind}) gets right, and what to compare it with; the band is the 95 % interval over texts. The "
+            f"control task gives every token type a random label (mean of {len(self.control_draws)} draws); the random "
+            "model has the same shape and no training."
         )
+        return lines(
+            "layers", f"Where “{self.label}” can be read", caption, series, x=self.labels,
+            x_axis="where in the model", y_axis="accuracy on held-out texts",
+        )  # fmt: skip
 
     def _table(self) -> Table:
         left_out = ["hook_point", "options", "above_majority", "above_majority_low", "above_majority_high"]
@@ -204,66 +188,52 @@ class ProbeLayersResult(Result):
         frame = frame.rename(columns=NAMES | ends)
         frame = frame.drop(columns=[c for c in frame if c != "layer" and frame[c].isna().all()])
         return Table(
-            key="table",
-            title="Every layer, every control",
-            caption="Accuracy is the share of held-out positions; selectivity is accuracy less that on the control "
-            "task; low and high are 95 % intervals over texts. Loss in nats. The code length is what it takes to send "
-            "the training labels to someone who has the activations, in bits a label; compression is how many times "
-            "shorter that is than a code that knows nothing.",
-            frame=frame.round(4),
-        )
+            "table", "Every layer, every control",
+            "Accuracy is the share of held-out positions; selectivity is accuracy less that on the control task; low "
+            "and high are 95 % intervals over texts. Loss in nats. The code length is what it takes to send the "
+            "training labels to someone who has the activations, in bits a label; compression is how many times "
+            "shorter that is than a code that knows nothing.", frame=frame.round(4),
+        )  # fmt: skip
 
     def _learning_curve(self) -> Lines:
-        chosen = {short(self.names[self.best]): self.curve[:, self.best]}
-        if self.best != 0:
-            chosen[short(self.names[0])] = self.curve[:, 0]
-        return Lines(
-            key="learning-curve",
-            title="Learning curve",
-            caption="Accuracy on the held-out texts of probes fitted to a part of the training texts, at the best "
-            "layer (by validation loss) and the first.",
-            x=self.curve_rows.astype(float),
-            series=chosen,
-            x_axis="training positions",
-            y_axis="accuracy on held-out texts",
-            log_x=True,
+        caption = (
+            "Accuracy on the held-out texts of probes fitted to a part of the training texts, at the best layer (by "
+            "validation loss) and the first."
         )
+        return lines(
+            "learning-curve", "Learning curve", caption,
+            {short(self.names[i]): self.curve[:, i] for i in dict.fromkeys((self.best, 0))},
+            x=self.curve_rows.astype(float), x_axis="training positions", y_axis="accuracy on held-out texts",
+            log_x=True,
+        )  # fmt: skip
 
     def _calibration(self) -> Lines:
         rows, sure, right = self.calibration[self.best]
-        seen = rows > 0
-        middle = (np.arange(BINS) + 0.5) / BINS
-        share = np.divide(right, rows, out=np.full(BINS, np.nan), where=seen)
-        mean = np.divide(sure, rows, out=np.full(BINS, np.nan), where=seen)
-        return Lines(
-            key="calibration",
-            title=f"Calibration at {short(self.names[self.best])}",
-            caption="Of the positions to which the probe gives its class such a probability, the share it gets right. "
-            f"Their mean distance, weighted by positions, is {self.calibration_error[self.best]:.3f}.",
-            x=middle[seen],
-            series={"share right": share[seen], "mean probability": mean[seen]},
-            x_axis="probability of the predicted class",
-            y_axis="share of positions",
+        seen, middle = rows > 0, (np.arange(BINS) + 0.5) / BINS
+        caption = (
+            "Of the positions to which the probe gives its class such a probability, the share it gets right. Their "
+            f"mean distance, weighted by positions, is {self.calibration_error[self.best]:.3f}."
         )
+        return lines(
+            "calibration", f"Calibration at {self.labels[self.best]}", caption,
+            {"share right": right[seen] / rows[seen], "mean probability": sure[seen] / rows[seen]}, x=middle[seen],
+            x_axis="probability of the predicted class", y_axis="share of positions",
+        )  # fmt: skip
 
     def findings(self) -> list[Finding]:
         best = self.best
-        found, gain = self.interval("probe"), self.difference("probe", "majority")
-        low, high = found.ends(best)
-        ends = gain.ends(best)
-        value, most = float(found.value[best]), float(self.interval("majority").value)
-        where = short(self.names[best])
-        if ends[0] is not None and ends[0] <= 0:
+        found, gain = self.interval("probe"), self.difference("probe", "majority").ends(best)[0]
+        value, most, where = float(found.value[best]), float(self.interval("majority").value), self.labels[best]
+        if gain is not None and gain <= 0:
             text = f"No layer gives “{self.label}” away: the best probe ({where}) gets {value:.1%} of held-out "
             text += f"positions right, the majority class {most:.1%}."
-            return [Finding(text=text, key="layers", weight=0.3, value=value, unit="", low=low, high=high)]
+            return [Finding(text, "layers", 0.3, value, "", *found.ends(best))]
         others = f"the token alone {float(self.interval('token').value):.1%}"
         if "random" in self.accuracy:
             others += f", a random model {np.nanmax(self.interval('random').value):.1%} at its best layer"
         text = f"“{self.label}” is read best at {where}: {value:.1%} of held-out positions, against {most:.1%} for the "
         text += f"majority class; {others}."
-        weight = min(0.6, 0.2 + (value - most))
-        return [Finding(text=text, key="layers", weight=weight, value=value, unit="", low=low, high=high)]
+        return [Finding(text, "layers", min(0.6, 0.2 + (value - most)), value, "", *found.ends(best))]
 
 
 def short(name: str) -> str:

@@ -15,6 +15,8 @@ from interp.errors import InputError, NotApplicable
 from interp.hooks import HookedModule
 from interp.models.config import GPTConfig
 
+KINDS = (HookedModule, GPTConfig, NoneType)
+"""What an analysis may be given first."""
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
@@ -30,7 +32,6 @@ CAPABILITIES = {
     "mlp": Capability(lambda c: not c.attn_only, "MLPs"),
     "norm": Capability(lambda c: c.norm is not None, "norms"),
     "learned positions": Capability(lambda c: c.positions == "learned", "learned position embeddings"),
-    "causal": Capability(lambda c: c.causal, "causal attention"),
     "next token": Capability(lambda c: c.causal and c.d_vocab_out == c.d_vocab, "logits of a next token"),
     "stream between": Capability(
         lambda c: not (c.parallel or c.attn_only), "a residual stream between attention and MLP (hook_resid_mid)"
@@ -72,8 +73,8 @@ def analysis(**declared: Any) -> Callable[[Callable[Given, Found]], Callable[Giv
 
         @wraps(function)
         def run(*args: Given.args, **options: Given.kwargs) -> Found:
-            model = args[0] if args else None
-            if args and not isinstance(model, (HookedModule, GPTConfig, NoneType)):
+            model: Any = args[0] if args else None
+            if args and not isinstance(model, KINDS):
                 raise InputError(
                     f"a model of type {type(model).__name__}", f"expected a model first: {name}(model, text)"
                 )
@@ -85,7 +86,7 @@ def analysis(**declared: Any) -> Callable[[Callable[Given, Found]], Callable[Giv
             for option, value in options.items():
                 if option in hints():
                     _check_type(option, hints()[option], value)
-            if isinstance(model, HookedModule):
+            if model is not None and not isinstance(model, GPTConfig):
                 _check_run(model, name, said.runs)
                 kind, read = said.read_by(model)
                 if read is not None:

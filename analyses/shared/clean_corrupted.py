@@ -1,6 +1,7 @@
-"""What an intervention analysis runs on: sequences of ids with an answer each, alone or beside corrupted versions.
+"""What an intervention analysis runs on: inputs with an answer each, alone or beside corrupted versions.
 
-Texts of one length run together as a batch [batch pos]; nothing is padded.
+An input is what `analyses.shared.task` makes of a text: token ids, or source and target. Those of one length run
+together as a batch; nothing is padded.
 """
 
 import random
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels
+from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import (
     TITLES,
     UNITS,
@@ -23,20 +24,21 @@ from analyses.shared.metrics import (
     Readout,
     TokenChoice,
     check_metrics,
-    log_probability,
     token_ids,
     top_tokens,
 )
 from analyses.shared.panels import Note, Tokens
-from analyses.shared.prompts import TEMPLATES, PromptSet, TextsOrPrompts, indirect_object_prompts
+from analyses.shared.prompts import TEMPLATES, PromptSet, TextsOrPrompts
+from analyses.shared.stacks import Model, labels_of
 from analyses.shared.statistics import independent
+from analyses.shared.task import Row, Task, batch, shape, sides, task_of
 from interp.errors import InputError
 from interp.interventions import Replace
-from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
-from interp.sweep import Variant, sweep
+from interp.sweep import Pair, Variant, sweep
+from interp.sweep.inputs import listed
 
-PatchingMetric = Literal["logit_diff", "logit", "prob", "rank", "kl"]
+PatchingMetric = Literal["logit_diff", "logit", "prob", "rank", "kl", "log_prob"]
 PATCHING_METRICS: tuple[str, ...] = get_args(PatchingMetric)
 Direction = Literal["denoise", "noise"]
 TRIED = 64
@@ -47,10 +49,13 @@ AT_ONCE = 32
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Texts:
-    """Sequences, an answer and a wrong answer after each, and where they came from."""
+    """Inputs, an answer and a wrong answer for each, and where they came from."""
 
-    rows: tuple[Int[Tensor, "1 pos"], ...]
+    rows: tuple[Row, ...]
+    """[text] ids [1 pos], or source and target."""
     names: tuple[str, ...]
+    places: tuple[int, ...]
+    """[text] the position whose logits are those of the answer."""
     answer: Int[Tensor, " text"]
     wrong: Int[Tensor, " text"]
     clusters: tuple[str, ...] | None
@@ -60,26 +65,41 @@ class Texts:
     own: tuple[str, ...] = ()
     """What the model chose itself, of answer, wrong answer and corruption."""
 
-    def groups(self) -> list[tuple[list[int], Int[Tensor, "batch pos"]]]:
-        """Texts of one length together: their numbers, and their ids as a batch."""
-        lengths = list(dict.fromkeys(row.shape[1] for row in self.rows))
-        chosen = [[i for i, row in enumerate(self.rows) if row.shape[1] == length] for length in lengths]
-        return [(indices, torch.cat([self.rows[i] for i in indices])) for indices in chosen]
+    def numbers(self) -> list[list[int]]:
+        """Texts that run together: of one length, with the answer at one place."""
+        kinds = list(zip(map(shape, self.rows), self.places, strict=True))
+        return [[i for i, one in enumerate(kinds) if one == kind] for kind in dict.fromkeys(kinds)]
 
-    def answers(self, model: HookedGPT) -> tuple[Tokens, Tokens]:
+    def groups(self) -> list[tuple[list[int], Row]]:
+        """Texts that run together: their numbers, and their ids as a batch."""
+        return [(indices, batch([self.rows[i] for i in indices])) for indices in self.numbers()]
+
+    def answers(self, model: Model) -> tuple[Tokens, Tokens]:
         """The answers and the wrong answers as labels."""
-        return token_labels(model, self.answer), token_labels(model, self.wrong)
+        return labels_of(model, self.answer), labels_of(model, self.wrong)
+
+    def readout(self, task: Task, indices: list[int], names: Sequence[str], *, everywhere: bool = True) -> Readout:
+        """Metrics of texts that run together; `everywhere`: a divergence is over all positions that predict."""
+        rows, place = batch([self.rows[i] for i in indices]), self.places[indices[0]]
+        answer, everywhere, last = self.answer[indices], everywhere and task.everywhere, sides(rows)[-1].shape[1] - 1
+        clean = None
+        if "kl" in names:
+            clean = wide(task.run(rows) if everywhere else task.at_place(rows, place)[:, None]).log_softmax(-1)
+        return Readout(
+            names=tuple(names), tokens=sides(rows)[-1], answer=answer, wrong=self.wrong[indices], clean=clean,
+            everywhere=everywhere, at=None if place == last else place, following=task.following(rows, place, answer),
+        ).narrowed()  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pairs(Texts):
-    """Clean sequences with a corrupted one of the same length for each."""
+    """Clean inputs with a corrupted one of the same length for each."""
 
-    corrupted: tuple[Int[Tensor, "1 pos"], ...]
+    corrupted: tuple[Row, ...]
 
-    def paired(self) -> list[tuple[list[int], Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]]:
+    def paired(self) -> list[tuple[list[int], Row, Row]]:
         """Pairs of one length together: their numbers, clean ids, corrupted ids."""
-        return [(indices, clean, torch.cat([self.corrupted[i] for i in indices])) for indices, clean in self.groups()]
+        return [(indices, clean, batch([self.corrupted[i] for i in indices])) for indices, clean in self.groups()]
 
     def said(self) -> str:
         """How many pairs a mean is of, and what its interval is over, in a sentence."""
@@ -101,22 +121,21 @@ class Pairs(Texts):
         return Note(key="choices", title="The two runs", text=" ".join(said))
 
 
-def last_logits(model: HookedGPT, rows: Sequence[Tensor]) -> Float[Tensor, "text d_vocab"]:
-    """The logits after each sequence, in float32 at least."""
+def answering_logits(task: Task, rows: Sequence[Row]) -> Float[Tensor, "text d_vocab"]:
+    """The logits of each input's answer, in float32 at least."""
     out: list[Tensor | None] = [None] * len(rows)
-    for length in dict.fromkeys(row.shape[1] for row in rows):
-        same = [i for i, row in enumerate(rows) if row.shape[1] == length]
+    kinds = [(shape(row), task.place(row)) for row in rows]
+    for kind in dict.fromkeys(kinds):
+        same = [i for i, one in enumerate(kinds) if one == kind]
         for start in range(0, len(same), AT_ONCE):
             some = same[start : start + AT_ONCE]
-            ends = model.run_to(torch.cat([rows[i] for i in some]))[:, -1]  # the rest is never unembedded
-            for i, logits in zip(some, model.unembedded(model.ln_final(ends)), strict=True):
+            for i, logits in zip(some, task.at_place(batch([rows[i] for i in some]), kind[1]), strict=True):
                 out[i] = logits
-    stacked = torch.stack([logits for logits in out if logits is not None])
-    return wide(stacked)
+    return torch.stack([logits for logits in out if logits is not None])
 
 
 def resolve_texts(
-    model: HookedGPT,
+    model: Model,
     tokens: TextsOrPrompts,
     *,
     answer: TokenChoice | None = None,
@@ -124,13 +143,14 @@ def resolve_texts(
     n: int = 12,
     seed: int = 0,
 ) -> Texts:
-    """Texts, ids, a prompt set, or None for `n` generated prompts, as sequences with their answers.
+    """Texts, ids, a prompt set, or None for `n` generated prompts (of a decoder), as inputs with their answers.
 
-    An answer that is not given is the prompt set's, else the model's most likely token; a wrong answer that is not
-    given is the prompt set's, else the most likely other token.
+    An answer that is not given is the prompt set's, or a translation's last token before its end, else the model's most
+    likely token; a wrong answer that is not given is the prompt set's, else the most likely other token.
     """
-    prompts = indirect_object_prompts(model, n, seed=seed) if tokens is None else tokens
-    texts: TextOrTokens
+    task = task_of(model)
+    prompts = task.generated(n, seed) if tokens is None else tokens
+    texts: Any
     if isinstance(prompts, PromptSet):
         texts = [prompt.clean for prompt in prompts]
         answer = _all_or_none([prompt.answer for prompt in prompts]) if answer is None else answer
@@ -139,21 +159,18 @@ def resolve_texts(
         templates = tuple(prompt.template for prompt in prompts)
     else:
         texts, notes, templates = prompts, [], ()
-    rows = sequences(model, texts, at_least=2)
-    logits = last_logits(model, rows)
-    given = None if answer is None else token_ids(model, answer, len(rows))
-    best, other = top_tokens(logits, given)
-    own = (*(["answer"] if given is None else []), *(["wrong answer"] if wrong is None else []))
-    if given is None:
-        notes.append(
-            "The answer is the model's own, its most likely next token. A largest logit tends to fall whatever is "
-            "changed, so effects on it lean downwards."
-        )
+    rows = task.rows(texts)
+    given = task.answers(rows) if answer is None else token_ids(model, answer, len(rows))
+    best, other = top_tokens(answering_logits(task, rows), given)
+    by_model = answer is None and task.own(texts)
+    own = (*(["answer"] if by_model else []), *(["wrong answer"] if wrong is None else []))
+    notes += [*task.notes, *([task.own_answer] if by_model else [])]
     if wrong is None:
         notes.append("The wrong answer is the model's own too, the most likely other token.")
     return Texts(
         rows=tuple(rows),
-        names=text_names(model, rows),
+        names=task.names(rows),
+        places=tuple(map(task.place, rows)),
         answer=best,
         wrong=other if wrong is None else token_ids(model, wrong, len(rows)),
         clusters=templates if len(set(templates)) > 1 else None,
@@ -163,7 +180,7 @@ def resolve_texts(
 
 
 def resolve_pairs(
-    model: HookedGPT,
+    model: Model,
     clean: TextsOrPrompts,
     corrupted: TextOrTokens | None,
     *,
@@ -172,16 +189,18 @@ def resolve_pairs(
     n: int = 12,
     seed: int = 0,
 ) -> Pairs:
-    """Clean and corrupted sequences with their answers.
+    """Clean and corrupted inputs with their answers.
 
-    Nothing given: `n` prompts from one template. No corrupted text given: one token of each clean text is changed, the
+    Nothing given: `n` prompts from one template, of a decoder. Of a translation the sources are corrupted, the targets
+    stay the clean ones'. No corrupted text given: one token of each clean text is changed, the
     one whose change lowers the answer's probability most. A wrong answer that is not given is the most likely token
     after the corrupted text that is not the answer.
 
     Raises InputError when a corrupted text is longer or shorter in tokens than its clean text.
     """
+    task = task_of(model)
     if clean is None:
-        clean = indirect_object_prompts(model, n, templates=TEMPLATES[:1], seed=seed)
+        clean = task.generated(n, seed, TEMPLATES[:1])
     texts = resolve_texts(model, clean, answer=answer, wrong=wrong)
     notes = list(texts.notes)
     given: TextOrTokens | None
@@ -194,17 +213,17 @@ def resolve_pairs(
         rows, said = corrupt(model, texts, seed=seed)
         notes += said
     else:
-        rows = sequences(model, given)
+        rows = task.corrupted(given, texts.rows)
     if len(rows) != len(texts.rows):
         raise InputError(f"{len(rows)} corrupted texts for {len(texts.rows)} clean ones", "expected one for each")
     for one, other in zip(texts.rows, rows, strict=True):
-        _check_pair(model, one, other)
+        _check_pair(task, one, other)
     wrong_ids = texts.wrong
     if not known_wrong:
         notes = [note for note in notes if not note.startswith("The wrong answer")]
         notes.append("The wrong answer is the most likely token after the corrupted text (the answer left out).")
-        wrong_ids = top_tokens(last_logits(model, rows), texts.answer)[1]
-    fields = {name: getattr(texts, name) for name in ("rows", "names", "answer", "clusters")}
+        wrong_ids = top_tokens(answering_logits(task, rows), texts.answer)[1]
+    fields = {name: getattr(texts, name) for name in ("rows", "names", "places", "answer", "clusters")}
     chosen = {"answer": "answer" in texts.own, "wrong answer": not known_wrong, "corruption": given is None}
     own = tuple(name for name, by_model in chosen.items() if by_model)
     if "wrong answer" in own or "corruption" in own:
@@ -220,18 +239,23 @@ def _all_or_none(entries: list[str]) -> list[str] | None:
     return entries if all(entries) else None
 
 
-def _check_pair(model: HookedGPT, clean: Tensor, corrupted: Tensor) -> None:
-    if clean.shape != corrupted.shape:
+def _check_pair(task: Task, clean: Row, corrupted: Row) -> None:
+    one, other = sides(clean)[0], sides(corrupted)[0]
+    if shape(clean) != shape(corrupted):
         raise InputError(
-            f"the clean text has {clean.shape[1]} tokens, the corrupted one {corrupted.shape[1]}",
-            f"expected as many: {' | '.join(token_labels(model, clean))}"[:150],
-            f"received: {' | '.join(token_labels(model, corrupted))}"[:150],
+            f"the clean {task.text} has {one.shape[1]} tokens, the corrupted one {other.shape[1]}",
+            f"expected as many: {' | '.join(task.labels(one))}"[:150],
+            f"received: {' | '.join(task.labels(other))}"[:150],
         )
-    if torch.equal(clean, corrupted):
-        raise InputError("the clean and the corrupted text are the same", "expected at least one token to differ")
+    if torch.equal(one, other):
+        raise InputError(
+            f"the clean and the corrupted {task.text} are the same", "expected at least one token to differ"
+        )
+    if task.place(clean) != task.place(corrupted):
+        raise InputError("the masked token stands elsewhere in the corrupted text", "expected the same place in both")
 
 
-_known: ContextVar[dict[Any, tuple[HookedGPT, list[Tensor], list[str]]] | None] = ContextVar("known", default=None)
+_known: ContextVar[dict[Any, tuple[Model, list[Row], list[str]]] | None] = ContextVar("known", default=None)
 
 
 @contextmanager
@@ -244,59 +268,59 @@ def remembering() -> Iterator[None]:
         _known.reset(token)
 
 
-def corrupt(model: HookedGPT, texts: Texts, *, seed: int = 0) -> tuple[list[Int[Tensor, "1 pos"]], list[str]]:
-    """Each text with one token changed, and a sentence on each change.
+def corrupt(model: Model, texts: Texts, *, seed: int = 0) -> tuple[list[Row], list[str]]:
+    """Each text (of a translation the source) with one token changed, and a sentence on each change.
 
     Up to TRIED places (neither the beginning-of-text token nor the last token) are tried with another token of the same
-    text; the change that lowers the answer's probability most is kept.
+    text; the change that lowers the answer's probability (the whole target's) most is kept.
     """
     known = _known.get()
     if known is None:
         return _corrupt(model, texts, seed)
-    key = id(model), seed, tuple(tuple(row[0].tolist()) for row in texts.rows), tuple(texts.answer.tolist())
+    key = id(model), seed, repr([listed(row) for row in texts.rows]), tuple(texts.answer.tolist())
     if key not in known:
         known[key] = (model, *_corrupt(model, texts, seed))  # the model too, so that its id stays its own
     return known[key][1], known[key][2]
 
 
-def _corrupt(model: HookedGPT, texts: Texts, seed: int) -> tuple[list[Tensor], list[str]]:
-    rng, rows, notes = random.Random(seed), [], []
-    bos = None if model.tokenizer is None else model.tokenizer.bos
+def _corrupt(model: Model, texts: Texts, seed: int) -> tuple[list[Row], list[str]]:
+    task, rng, rows, notes = task_of(model), random.Random(seed), [], []
     for number, row in enumerate(texts.rows):
-        ids = row[0].tolist()
-        places = list(range(1 if ids[0] == bos else 0, len(ids) - 1)) or [len(ids) - 1]
+        first, *others = sides(row)
+        ids, places, never = first[0].tolist(), task.changeable(row), task.unchangeable(row)
         places = sorted(rng.sample(places, min(TRIED, len(places))))
-        tried, variants = row.repeat(len(places), 1), list[Variant]()
+        tried, variants = first.repeat(len(places), 1), list[Variant]()
         for i, place in enumerate(places):
-            others = sorted({token for token in ids if token not in (ids[place], bos)})
-            others = others or [token for token in range(model.config.d_vocab) if token not in (ids[place], bos)]
-            tried[i, place] = rng.choice(others)
-            embedded = model.W_E[tried[i, place]] * model.config.embed_scale
-            variants.append(Replace(name="hook_embed", pos=place, value=embedded))
-
-        def likely(logits: Tensor, answer: Tensor = texts.answer[number]) -> dict[str, Tensor]:
-            return {"answer": log_probability(logits[:, 0], answer.expand(1))}
-
-        worst = int(sweep(model, row, variants, likely, read=[-1])["answer"][:, 0].argmin())
-        rows.append(tried[worst : worst + 1])
-        before, after = (token_labels(model, x[places[worst] : places[worst] + 1])[0] for x in (row[0], tried[worst]))
-        which = f" of text {number + 1}" if len(texts.rows) > 1 else ""
+            drawn = sorted({token for token in ids if token not in {ids[place], *never}})
+            drawn = drawn or [token for token in range(model.config.d_vocab) if token not in {ids[place], *never}]
+            tried[i, place] = rng.choice(drawn)
+            name, embedded = task.embedded(tried[i, place])
+            variants.append(Replace(name=name, pos=place, value=embedded))
+        readout = texts.readout(task, [number], ("log_prob",))
+        worst = int(sweep(model, row, variants, readout, read=readout.read)["log_prob"][:, 0].argmin())
+        changed = tried[worst : worst + 1]
+        rows.append(Pair(changed, *others) if others else changed)
+        before, after = (task.labels(x[places[worst] : places[worst] + 1])[0] for x in (first[0], changed[0]))
+        which = f" of {task.text} {number + 1}" if len(texts.rows) > 1 else ""
         notes.append(
-            f"No corrupted text was given: token {places[worst]}{which}, {before!r}, became {after!r}, which of "
-            f"{len(places)} changes tried lowered the answer's probability most."
+            f"No corrupted {task.text} was given: token {places[worst]}{which}, {before!r}, became {after!r}, which of "
+            f"{len(places)} changes tried {task.changed}."
         )
     return rows, notes
 
 
-def position_labels(model: HookedGPT, rows: Sequence[Tensor]) -> Tokens | tuple[str, ...]:
+def position_labels(model: Model, rows: Sequence[Row], side: int = 0) -> Tokens | tuple[str, ...]:
     """Labels for the positions of all texts: the token where all agree, else that of the first and an ellipsis.
 
     Where lengths differ the labels are numbers from the end, as long as the shortest text.
+
+    `side`: of a translation 0 for the sources, 1 for the targets.
     """
-    lengths = {row.shape[1] for row in rows}
+    task, ids = task_of(model), [sides(row)[side] for row in rows]
+    lengths = {one.shape[1] for one in ids}
     if len(lengths) > 1:
         return tuple(str(place) for place in range(-min(lengths), 0))
-    labels = [token_labels(model, row) for row in rows]
+    labels = [task.labels(one, side) for one in ids]
     return Tokens(column[0] if len(set(column)) == 1 else f"{column[0]}…" for column in zip(*labels, strict=True))
 
 
@@ -316,42 +340,38 @@ class Measure:
 
 
 def measure(
-    model: HookedGPT, pairs: Pairs, metric: str | Callable[[Tensor], Tensor], read: Sequence[int] = (-1,)
+    model: Model, pairs: Pairs, metric: str | Callable[[Tensor], Tensor], read: Sequence[int] = (-1,)
 ) -> Measure:
-    """The metric of a patching experiment: about the answers at the last position, or a function of the logits.
+    """The metric of a patching experiment: about the answers where they are predicted, or a function of the logits.
 
     Args:
         metric: one of PATCHING_METRICS, or a function of logits [batch read d_vocab] that returns [batch].
         read: the positions that such a function gets, in this order.
     """
+    task = task_of(model)
     name = check_metrics([metric], PATCHING_METRICS)[0] if isinstance(metric, str) else "metric"
     values = np.zeros((2, len(pairs.rows)))
     readouts: list[Readout | CustomReadout] = []
-    readout: Readout | CustomReadout
     for indices, clean, corrupted in pairs.paired():
         if isinstance(metric, str):
-            readout = _readout(model, pairs, indices, name)
+            readouts.append(pairs.readout(task, indices, (name,), everywhere=False))
         else:
-            readout = CustomReadout(function=metric, read=list(read))
-        readouts.append(readout)
+            readouts.append(CustomReadout(function=metric, read=list(read)))
+        readout = readouts[-1]
         for row, tokens in enumerate((clean, corrupted)):
             found = sweep(model, tokens, [()], readout, read=readout.read, vocab=readout.vocab)
             values[row, indices] = found[name][0].double().cpu()
-    title = TITLES.get(name, "your metric") + own_answers(pairs.own, name)
-    unit = UNITS.get(name, "units of the metric")
+    chosen = "" if name == "log_prob" and task.whole else own_answers(pairs.own, name)
+    title = {**TITLES, "log_prob": task.log_prob}.get(name, "your metric") + chosen
+    unit = {**UNITS, "log_prob": "nats"}.get(name, "units of the metric")
     return Measure(title=title, unit=unit, readouts=tuple(readouts), clean=values[0], corrupted=values[1])
-
-
-def _readout(model: HookedGPT, pairs: Pairs, indices: list[int], name: str) -> Readout:
-    tokens = torch.cat([pairs.rows[i] for i in indices])
-    clean = last_logits(model, [pairs.rows[i] for i in indices])[:, None].log_softmax(-1) if name == "kl" else None
-    answer, wrong = pairs.answer[indices], pairs.wrong[indices]
-    return Readout(names=(name,), tokens=tokens, clean=clean, everywhere=False, answer=answer, wrong=wrong).narrowed()
 
 
 def own_answers(own: Sequence[str], metric: str) -> str:
     """To be put after a metric's name: which of the answers it speaks of the model chose itself; empty where none."""
-    spoken = {"logit_diff": ("answer", "wrong answer")}.get(metric, ("answer",) if metric in TITLES else ())
+    spoken = {"logit_diff": ("answer", "wrong answer")}.get(
+        metric, ("answer",) if metric in (*TITLES, "log_prob") else ()
+    )
     chosen = [name for name in own if name in spoken and metric not in ("loss", "kl")]
     return f" ({' and '.join(chosen)} chosen by the model)" if chosen else ""
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.shared.panels import Bars, Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
+from analyses.shared.panels import Bars, Finding, Matrix, Note, Panel, Result, Table, TokenStrip
 from analyses.shared.statistics import bootstrap, methods, q_values, said_clear, sign_flip_p_value
 
 
@@ -155,15 +155,4 @@ def list_grid(key: str, title: str, caption: str, values: np.ndarray, names: Seq
     return NumberGrid(
         key=key, title=title, caption=caption, values=values[:, :, None], rows=tuple(names), columns=("",),
         row_axis="part", column_axis="", names=tuple((name,) for name in names),
-    )  # fmt: skip
-
-
-def position_grid(
-    key: str, title: str, caption: str, values: np.ndarray, rows: Sequence[str], tokens: Tokens, prefix: str
-) -> NumberGrid:
-    """[row pos] of one text as a grid; parts are named `prefix row at 'token'`."""
-    return NumberGrid(
-        key=key, title=title, caption=caption, values=values[None], rows=tuple(rows), columns=tokens,
-        row_axis="layer", column_axis="position",
-        names=tuple(tuple(f"{prefix} {row} at {token!r} ({i})" for i, token in enumerate(tokens)) for row in rows),
     )  # fmt: skip

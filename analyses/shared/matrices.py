@@ -1,7 +1,7 @@
 """The weights of a model as named matrices, norms' gains and outlier coordinates, in numpy."""
 
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from analyses.shared.distributions import outlier_coordinates
-from interp.models.encoder_decoder import HookedEncoderDecoder
-from interp.models.gpt import HookedGPT
+from analyses.shared.stacks import Model, attentions
 from interp.models.kernels import wide
 from interp.models.parts import MLP, Attention, Norm
 
@@ -26,36 +25,39 @@ def numpy_of(values: Tensor) -> np.ndarray:
     return array
 
 
-Model: TypeAlias = HookedGPT | HookedEncoderDecoder
+def _blocks(model: Model) -> Iterator[tuple[dict[str, str], int, nn.Module]]:
+    """Layer and block of every block of every stack, with the word for each of its parts before names of matrices; that
+    of "" is for the others."""
+    stacks = attentions(model)
+    for path in dict.fromkeys(stack.path for stack in stacks):
+        own = [stack for stack in stacks if stack.path == path]
+        words = {stack.part: f"{stack.short} ".lstrip() for stack in own}
+        for layer, block in enumerate(own[0].blocks):
+            yield words | {"": words["attn"]}, layer, block
 
 
-def stacks(model: Model) -> tuple[tuple[str, Sequence[nn.Module]], ...]:
-    """Prefix of their names, and blocks, of each stack of a model."""
-    if isinstance(model, HookedEncoderDecoder):
-        return ("enc ", model.encoder), ("dec ", model.decoder)
-    return (("", model.blocks),)
+def _inside(model: Model) -> tuple[str, ...]:
+    """What names of a model's modules and parameters that lie in blocks begin with."""
+    return tuple(f"{stack.path}." for stack in attentions(model))
 
 
 def whole_matrices(model: Model) -> Iterator[tuple[str, int, str, Tensor]]:
     """Name, layer (-1 outside the blocks), kind and values [row column] of every weight matrix, inputs as rows.
 
-    A translation model's kinds say where they lie: `enc W_Q`, `dec W_in`, `cross W_V`.
+    A translation model's kinds say where they lie: `enc W_Q`, `dec W_in`, `cross W_V`. Outside the blocks are `W_E`,
+    `W_pos` where it is learned, `W_U` where it is not tied, and of a BERT `W_type` and the head's `head W`.
     """
-    for prefix, blocks in stacks(model):
-        for layer, block in enumerate(blocks):
-            for name, part in block.named_children():
-                place = "cross " if name == "cross_attn" else prefix
-                if isinstance(part, (Attention, MLP)):
-                    for weight, values in part.named_parameters(recurse=False):
-                        if values.ndim == 2:
-                            kind = weight.removesuffix("_flat")
-                            yield f"{place}L{layer} {kind}", layer, place + kind, values
-    yield "W_E", -1, "W_E", model.W_E
-    if isinstance(model, HookedGPT):
-        if model.config.positions == "learned":
-            yield "W_pos", -1, "W_pos", model.W_pos
-        if model.unembed is not None:
-            yield "W_U", -1, "W_U", model.unembed
+    for words, layer, block in _blocks(model):
+        for name, part in block.named_children():
+            word = words.get(name, words[""])
+            for weight, values in part.named_parameters(recurse=False) if isinstance(part, (Attention, MLP)) else ():
+                if values.ndim == 2:
+                    kind = weight.removesuffix("_flat")
+                    yield f"{word}L{layer} {kind}", layer, word + kind, values
+    for name, values in model.named_parameters():
+        if values.ndim == 2 and not name.startswith(_inside(model)):
+            kind = "W_U" if name == "unembed" else name.removeprefix("embed.").replace(".", " ")
+            yield kind, -1, kind, values
 
 
 def head_parts(model: Model, kind: str, values: np.ndarray) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -70,16 +72,15 @@ def head_parts(model: Model, kind: str, values: np.ndarray) -> Iterator[tuple[in
 
 
 def norm_gains(model: Model) -> pd.DataFrame:
-    """One row per norm (layer -1: the last): numbers of its gain, and mean and root mean square of its bias if any."""
+    """One row per norm (layer -1: outside the blocks): numbers of its gain, mean and root mean square of its bias."""
     norms = [
-        (prefix + name, layer, part)
-        for prefix, blocks in stacks(model)
-        for layer, block in enumerate(blocks)
+        (words[""] + name, layer, part)
+        for words, layer, block in _blocks(model)
         for name, part in block.named_modules()
         if isinstance(part, Norm)
     ]
-    if isinstance(model, HookedGPT) and isinstance(model.ln_final, Norm):
-        norms.append(("ln_final", -1, model.ln_final))
+    others = [(name, part) for name, part in model.named_modules() if not name.startswith(_inside(model))]
+    norms += [(name, -1, part) for name, part in others if isinstance(part, Norm)]
     rows = []
     for name, layer, norm in norms:
         gain = numpy_of(norm.gain).astype(float)
@@ -95,18 +96,17 @@ def norm_gains(model: Model) -> pd.DataFrame:
 def find_outliers(model: Model) -> tuple[np.ndarray, pd.DataFrame]:
     """`W_pos[0] + mlp_0(ln2(W_pos[0]))` [d_model], and the outlier coordinates of it and of the embeddings.
 
-    Of the embeddings alone for a model whose positions are no weights, or without MLPs: then the first is empty.
+    Of the embeddings alone for what is no decoder with learned positions and MLPs: then the first is empty.
     """
-    embeddings = [("W_E", model.W_E)]
+    embeddings = [(name, values) for name, _, _, values in whole_matrices(model) if name in ("W_E", "W_pos")]
     first, sources = np.zeros(0), dict[str, np.ndarray]()
-    if isinstance(model, HookedGPT) and model.config.positions == "learned":
-        embeddings.append(("W_pos", model.W_pos))
-        block, start = model.blocks[0], model.W_pos[:1][None]
-        if block.mlp is not None:
-            with torch.inference_mode():
-                ends = [start + block.ln2_post(block.mlp(x)) for x in (block.ln2(start), start)]
-            first, literal = (numpy_of(end[0, 0]).astype(float) for end in ends)
-            sources = {FIRST_POSITION: first, "W_pos[0] + mlp_0(W_pos[0])": literal}
+    block: Any = attentions(model)[0].blocks[0]
+    if getattr(model.config, "positions", None) == "learned" and block.mlp is not None:
+        start = dict(embeddings)["W_pos"][:1][None]
+        with torch.inference_mode():
+            ends = [start + block.ln2_post(block.mlp(x)) for x in (block.ln2(start), start)]
+        first, literal = (numpy_of(end[0, 0]).astype(float) for end in ends)
+        sources = {FIRST_POSITION: first, "W_pos[0] + mlp_0(W_pos[0])": literal}
     for name, weights in embeddings:
         squares = torch.stack([wide(part.detach()).square().sum(0) for part in weights.split(ROWS)])
         sources[f"{name}, root mean square"] = numpy_of((squares.sum(0) / len(weights)).sqrt())

@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from interp.models.encoder import HookedEncoder
     from interp.models.encoder_decoder import HookedEncoderDecoder
     from interp.models.gpt import HookedGPT
 
@@ -100,7 +101,8 @@ class Readout:
     """Metrics of one batch as a function of its logits; what a sweep calls for every variant.
 
     `loss` is the mean over the text's tokens and `kl` the mean over the positions read; `logit_diff`, `logit`, `prob`
-    and `rank` concern `answer` (and `wrong`) at the last position.
+    and `rank` concern `answer` (and `wrong`) at the last position, or at `at`; `log_prob` too, unless `following` is
+    given: then it is that of all its tokens together.
     """
 
     names: tuple[str, ...]
@@ -113,6 +115,10 @@ class Readout:
     """Whether `kl` reads every position, or only the last."""
     vocab: tuple[int, ...] | None = None
     """Token ids of the columns of the logits; None means the whole vocabulary. See `narrowed`."""
+    at: int | None = None
+    """The position of the answer's logits; None: the last."""
+    following: Int[Tensor, "batch pos"] | None = None
+    """The token whose loss counts at each position, -1 (in all texts) where none does; None: the next of `tokens`."""
 
     def narrowed(self) -> "Readout":
         """The same metrics, asking for the logits of the answers alone where these suffice (`sweep(vocab=...)`)."""
@@ -123,24 +129,46 @@ class Readout:
         at, wrong_at = torch.searchsorted(ids, self.answer), torch.searchsorted(ids, wrong)
         return replace(self, vocab=tuple(ids.tolist()), answer=at, wrong=wrong_at)
 
-    @property
+    @cached_property
     def read(self) -> list[int]:
         """The positions whose logits are needed."""
-        length = self.tokens.shape[1]
-        wide = "loss" in self.names or ("kl" in self.names and self.everywhere)
-        return list(range(length)) if wide else [length - 1]
+        length, asked = self.tokens.shape[1], set(self.names)
+        if ("loss" in asked and self.following is None) or ("kl" in asked and self.everywhere):
+            return list(range(length))
+        return sorted({*(self._spots if asked & {"loss", "log_prob"} else ()), self._place})
+
+    @property
+    def _place(self) -> int:
+        return self.tokens.shape[1] - 1 if self.at is None else self.at
+
+    @cached_property
+    def _spots(self) -> list[int]:
+        """Where a token is following."""
+        return [] if self.following is None else (self.following[0] >= 0).nonzero()[:, 0].tolist()
 
     def __call__(self, logits: Float[Tensor, "batch read d_vocab"]) -> dict[str, Float[Tensor, " batch"]]:
         found = {name: self._one(name, logits) for name in self.names if name not in ("loss", "kl")}
         if "kl" in self.names:  # it and the loss read the same log-probabilities
             clean = self._given(self.clean, "the clean log-probabilities")
-            log_q = logits[:, -clean.shape[1] :].log_softmax(-1)
-            if "loss" in self.names and log_q.shape[1] == self.tokens.shape[1]:
+            same = clean.shape[1] == logits.shape[1]
+            log_q = (logits if same else self._answering(logits)[:, None]).log_softmax(-1)
+            if "loss" in self.names and self.following is None and log_q.shape[1] == self.tokens.shape[1]:
                 found["loss"] = -target_logits(log_q[:, :-1], self.tokens[:, 1:]).mean(-1)
             found["kl"] = self._divergence(clean, log_q).mean(-1)
         if "loss" in self.names and "loss" not in found:
-            found["loss"] = token_loss(logits, self.tokens).mean(-1)
+            wanted = self.following is not None
+            found["loss"] = (self._wanted(logits) if wanted else token_loss(logits, self.tokens)).mean(-1)
         return {name: found[name] for name in self.names}
+
+    def _answering(self, logits: Tensor) -> Tensor:
+        """[batch d_vocab] where the answer is predicted."""
+        return logits[:, -1 if self.at is None else self.read.index(self.at)]
+
+    def _wanted(self, logits: Tensor) -> Tensor:
+        """[batch spot] the loss of each token of `following`."""
+        following = self._given(self.following, "tokens that follow")
+        columns = [self.read.index(spot) for spot in self._spots]
+        return -log_probability(logits[:, columns], following[:, self._spots])
 
     def _divergence(self, clean: Tensor, log_q: Tensor) -> Tensor:
         """`kl_divergence` in fewer passes over the vocabulary, unless gradients are wanted or logits are infinite."""
@@ -155,7 +183,11 @@ class Readout:
         return self._given(self.clean, "the clean log-probabilities").exp()
 
     def _one(self, name: str, logits: Tensor) -> Tensor:
-        last, answer = logits[:, -1], self._given(self.answer, "an answer token")
+        if name == "log_prob" and self.following is not None:
+            return -self._wanted(logits).sum(-1)
+        last, answer = self._answering(logits), self._given(self.answer, "an answer token")
+        if name == "log_prob":
+            return log_probability(last, answer)
         if name == "logit_diff":
             return logit_difference(last, answer, self._given(self.wrong, "a wrong answer token"))
         if name == "rank":
@@ -187,7 +219,9 @@ class CustomReadout:
         return {"metric": value}
 
 
-def token_ids(model: "HookedGPT | HookedEncoderDecoder", choice: TokenChoice, count: int) -> Int[Tensor, " text"]:
+def token_ids(
+    model: "HookedGPT | HookedEncoder | HookedEncoderDecoder", choice: TokenChoice, count: int
+) -> Int[Tensor, " text"]:
     """The token a user names for each of `count` texts, as ids.
 
     Raises InputError for text that is not exactly one token, an id outside the vocabulary, or another number of tokens.

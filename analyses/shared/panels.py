@@ -20,9 +20,9 @@ class Tokens(tuple[str, ...]):
     """Labels that are model tokens, as `model.to_str_tokens` gives them (incomplete UTF-8 already as \\xNN)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Panel:
-    """One figure, table or remark."""
+    """One figure, table or remark. Key, title and caption may be given by place, all else by name."""
 
     key: str
     """Address within the analysis, such as "pattern"; unique among the panels of one result; [a-z0-9-]."""
@@ -159,7 +159,7 @@ class Note(Panel):
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """A sentence for the summary, with the number it rests on."""
 

@@ -7,13 +7,12 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from analyses.shared.components import Component
-from analyses.shared.inputs import sequences
+from analyses.shared.stacks import Model
+from analyses.shared.task import Row, Shape, batch, shape, sides, task_of
 from interp.errors import InputError, nearest
-from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 
 KindName = Literal["zero", "mean", "mean_by_position", "mean_over_texts", "resample"]
@@ -49,7 +48,8 @@ def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
 class Replacements:
     """Replacement values for a list of texts, from these texts themselves or from reference texts.
 
-    Means by position are over all other texts of the same length (a text that is alone with its length: over all other
+    A text here is what the model reads: of a translation model source and target, and both lengths count. Means by
+    position are over all other texts of the same length (a text that is alone with its length: over all other
     texts, cut to it or continued with further ones); means over texts count the text itself too, as is common in the
     field. A resampled output comes from any other text, cut or continued. Reference texts, where there are any, are
     the other texts, all of them. A single text has SHUFFLES shuffles of its own tokens instead. Only draws and shuffles
@@ -60,8 +60,8 @@ class Replacements:
 
     def __init__(
         self,
-        model: HookedGPT,
-        rows: Sequence[Int[Tensor, "1 pos"]],
+        model: Model,
+        rows: Sequence[Row],
         reference: Sequence[str] | None,
         kinds: Sequence[str],
         parts: Sequence[Component],
@@ -71,15 +71,17 @@ class Replacements:
     ) -> None:
         if draws < 1:
             raise InputError(f"{draws} draws", "expected at least 1")
-        self.model, self.kinds, self.draws = model, kinds, draws
+        self.task, self.kinds, self.draws = task_of(model), kinds, draws
+        self.dtype = model.dtype
         self.names = list(dict.fromkeys(name for part in parts for name in part.names))
         self.depth = 1 + max((part.layer or 0 for part in parts), default=0)
         self.rng = random.Random(seed)
         self.own = reference is None
-        self.rows = list(rows) if reference is None else sequences(model, reference, at_least=2)
-        self.longest = max(row.shape[1] for row in rows)
+        self.rows = list(rows) if reference is None else self.task.read(reference)
+        self.lengths = list(map(shape, self.rows))
+        self.asked = list(map(shape, rows))
         self.shuffled = len(self.rows) == 1 and self.own
-        self.sums: dict[tuple[int, bool], tuple[dict[str, Tensor], int]] = {}
+        self.sums: dict[tuple[Shape, bool], tuple[dict[str, Tensor], int]] = {}
         self.notes = tuple(self._notes())
 
     def _notes(self) -> list[str]:
@@ -91,7 +93,7 @@ class Replacements:
             every = others
         elif self.own:
             whose, others, every = "the texts themselves", "all other texts", "all texts, the text itself among them"
-        lengths = Counter(row.shape[1] for row in self.rows)
+        lengths = Counter(self.lengths)
         among = ""
         if self.own and len(lengths) > 1:
             among = " that have as many tokens" + (
@@ -105,7 +107,7 @@ class Replacements:
         }
         return [sentence for kind, sentence in sentences.items() if kind in self.kinds]
 
-    def values(self, indices: list[int], length: int, kind: str) -> list[Values]:
+    def values(self, indices: list[int], length: Shape, kind: str) -> list[Values]:
         """Replacement values for texts of one length: one mapping, or one a draw.
 
         Tensors are [text pos ...], or [1 pos ...] and [1 1 ...] where all texts get the same.
@@ -120,10 +122,10 @@ class Replacements:
             return [{name: x.mean(0, keepdim=True) for name, x in self._shuffles(length).items()}]
         if kind == "mean_over_texts" or not self.own:
             total, count = self._sum(length)
-            return [{name: (x / count).to(self.model.dtype) for name, x in total.items()}]
+            return [{name: (x / count).to(self.dtype) for name, x in total.items()}]
         return [self._mean_of_others(indices, length)]
 
-    def _mean_of_others(self, indices: list[int], length: int) -> Values:
+    def _mean_of_others(self, indices: list[int], length: Shape) -> Values:
         """[text pos ...] the mean over all other texts: their sum, less the text's own."""
         own = self._run([self.rows[i] for i in indices])
         if indices == self._same(length) and len(indices) > 1:
@@ -132,10 +134,10 @@ class Replacements:
             total, count = self._sum(length)
         return {name: ((total[name] - x) / (count - 1)).to(x.dtype) for name, x in own.items()}
 
-    def _same(self, length: int) -> list[int]:
-        return [i for i, row in enumerate(self.rows) if row.shape[1] == length]
+    def _same(self, length: Shape) -> list[int]:
+        return [i for i, one in enumerate(self.lengths) if one == length]
 
-    def _sum(self, length: int) -> tuple[dict[str, Tensor], int]:
+    def _sum(self, length: Shape) -> tuple[dict[str, Tensor], int]:
         """[1 pos ...] sums over the texts of this length, and how many they are.
 
         Reference texts, and all texts where there are not two of this length, are cut to it or continued. Where no
@@ -143,7 +145,8 @@ class Replacements:
         """
         same = self._same(length)
         fitted = not self.own or len(same) < 2
-        reach = self.longest if fitted and self.model.config.causal else length
+        cut = fitted and self.task.causal
+        reach = max(self.asked) if cut else length
         if (reach, fitted) not in self.sums:
             texts = [self._fit(i, reach) for i in range(len(self.rows))] if fitted else [self.rows[i] for i in same]
             total: dict[str, Tensor] = {}
@@ -153,9 +156,9 @@ class Replacements:
                     total[name] = total[name] + summed if name in total else summed
             self.sums[reach, fitted] = total, len(texts)
         total, count = self.sums[reach, fitted]
-        return {name: x[:, :length] for name, x in total.items()}, count
+        return {name: x[:, :length] if cut else x for name, x in total.items()}, count
 
-    def _resampled(self, indices: list[int], length: int) -> list[Values]:
+    def _resampled(self, indices: list[int], length: Shape) -> list[Values]:
         """[text pos ...] a draw: the outputs of another text each."""
         if self.shuffled:
             kept = self._shuffles(length)
@@ -173,27 +176,20 @@ class Replacements:
         drawn = self.rng.randrange(len(self.rows) - 1)
         return drawn + (drawn >= index)
 
-    def _shuffles(self, length: int) -> dict[str, Tensor]:
+    def _shuffles(self, length: Shape) -> dict[str, Tensor]:
         return self._run([self._fit(0, length) for _ in range(SHUFFLES)])
 
-    def _fit(self, index: int, length: int) -> Tensor:
+    def _fit(self, index: int, length: Shape) -> Row:
         """A text with this many tokens: cut, or continued with further ones; shuffled for a single text."""
-        ids = self.rows[index][0]
         if self.shuffled:
-            order = [0, *self.rng.sample(range(1, length), length - 1)]
-            return ids[order][None]
-        follow = 0
-        while len(ids) < length:
-            follow += 1
-            ids = torch.cat([ids, self.rows[(index + follow) % len(self.rows)][0, 1:]])
-        return ids[None, :length]
+            return self.task.shuffled(self.rows[index], self.rng)
+        return self.task.fit(self.rows, index, length)
 
-    def _passes(self, texts: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+    def _passes(self, texts: Sequence[Row]) -> Iterator[Mapping[str, Tensor]]:
         """Hook name -> [text pos ...], some texts of one length at a time, in their order."""
-        step = max(1, AT_ONCE // texts[0].shape[1])
+        step = max(1, AT_ONCE // sum(ids.shape[1] for ids in sides(texts[0])))
         for start in range(0, len(texts), step):
-            batch = torch.cat(list(texts[start : start + step]))
-            yield dict(self.model.run_with_cache(batch, names=self.names, stop_at_layer=self.depth)[1])
+            yield self.task.kept(batch(texts[start : start + step]), self.names, self.depth)
 
     def _run(self, texts: Sequence[Tensor]) -> dict[str, Tensor]:
         """Hook name -> [text pos ...] for texts of one length."""
@@ -204,10 +200,11 @@ class Replacements:
     def _mean(self) -> Values:
         """Means over all positions of all texts, shaped [1 1 ...]."""
         total: dict[str, Tensor] = {}
-        for length in dict.fromkeys(row.shape[1] for row in self.rows):
+        counts = Counter[str]()
+        for length in dict.fromkeys(self.lengths):
             for kept in self._passes([self.rows[i] for i in self._same(length)]):
                 for name, x in kept.items():
                     summed = wide(x).sum((0, 1), keepdim=True)
                     total[name] = total[name] + summed if name in total else summed
-        count = sum(row.shape[1] for row in self.rows)
-        return {name: (x / count).to(self.model.dtype) for name, x in total.items()}
+                    counts[name] += x.shape[0] * x.shape[1]
+        return {name: (x / counts[name]).to(self.dtype) for name, x in total.items()}

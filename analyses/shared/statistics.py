@@ -265,6 +265,20 @@ def paired_effect(differences: Real[np.ndarray, "text *shape"]) -> np.ndarray:
     return _ratio(mean, spread)
 
 
+def paired_t_p_value(differences: Real[np.ndarray, "text *shape"], *, greater: bool = False) -> np.ndarray:
+    """p-values [...] that the mean difference is zero (or, one-sided, not greater), by Student's t over texts.
+
+    Differences without any spread are as sure as can be, unless they are zero; NaN for fewer than two texts.
+    """
+    values = np.asarray(differences, dtype=float)
+    n = (~np.isnan(values)).sum(0)
+    effect, mean = paired_effect(values), _ratio(np.nansum(values, axis=0), n.astype(float))
+    effect, mean = (effect, mean) if greater else (np.abs(effect), np.abs(mean))
+    effect = np.where(np.isnan(effect) & (n >= 2), np.where(mean > 0, np.inf, 0.0), effect)
+    tail = stats.t.sf(effect * np.sqrt(n), np.maximum(n - 1, 1))
+    return np.where(n >= 2, tail if greater else 2 * tail, np.nan)
+
+
 def effect_size(a: Real[np.ndarray, "text_a *shape"], b: Real[np.ndarray, "text_b *shape"]) -> np.ndarray:
     """Cohen's d [...]: the difference of two unpaired means in units of the pooled standard deviation."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.shared.pair_patterns import StackPatternsResult, translation_patterns
 from analyses.shared.panels import Bars, Matrix, Panel, Result, Table
+from analyses.shared.patterns import read_stacks
+from analyses.shared.stacks import attentions, readings
 from analyses.shared.translations import SEPARATOR, translations
 from interp.errors import InputError
 from interp.models.encoder_decoder import HookedEncoderDecoder
@@ -247,7 +248,7 @@ def word_alignment(model: HookedEncoderDecoder, sentences: Sequence[Sentence], *
     counts: dict[str, list[np.ndarray]] = {"right": [], "shuffled": [], "diagonal": [], "written": []}
     for number, sentence in enumerate(sentences):
         source, target = _words_of(model, sentence)
-        pattern = found.stacks[2].patterns[number][..., : len(source)]  # the end token left out
+        pattern = found[number][2][..., : len(source)]  # the end token left out
         links = [_linked(sentence, word) for word in target]
         places = [place for place, linked in enumerate(links) if linked]
         looked = np.array(source)[pattern[:, :, places].argmax(-1)]  # [layer head place]
@@ -270,7 +271,7 @@ def pronoun_reference(model: HookedEncoderDecoder, sentences: Sequence[Sentence]
     for number, (sentence, places) in enumerate(chosen):
         source = np.array(_words_of(model, sentence)[0])
         pronoun, noun, rival = (np.flatnonzero(source == place) for place in places)
-        pattern = found.stacks[0].patterns[number][:, :, pronoun].mean(2)  # [layer head key]
+        pattern = found[number][0][:, :, pronoun].mean(2)  # [layer head key]
         meant.append(pattern[..., noun].sum(-1))
         other.append(pattern[..., rival].sum(-1))
     written = model.translate([one.french for one, _ in chosen])
@@ -329,10 +330,11 @@ def cross_ablation(model: HookedEncoderDecoder, texts: Sequence[str]) -> CrossAb
     return CrossAblationResult(source=tuple(texts), whole=tuple(whole), without=tuple(without))
 
 
-def _patterns(model: HookedEncoderDecoder, sentences: Sequence[Sentence]) -> StackPatternsResult:
-    return translation_patterns(
-        model, [f"{one.french} {SEPARATOR} {one.english}" for one in sentences], keep=len(sentences)
-    )
+def _patterns(model: HookedEncoderDecoder, sentences: Sequence[Sentence]) -> list[list[np.ndarray]]:
+    """Of each sentence, the patterns [layer head query key] of encoder, decoder and cross-attention."""
+    texts = [f"{one.french} {SEPARATOR} {one.english}" for one in sentences]
+    runs = (read_stacks(model, attentions(model), text.run) for text in readings(model, texts))
+    return [[pattern.numpy() for pattern, *_ in stacks] for stacks in runs]
 
 
 def _words_of(model: HookedEncoderDecoder, sentence: Sentence) -> tuple[list[int], list[int]]:

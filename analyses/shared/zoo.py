@@ -349,47 +349,32 @@ class ZooResult(Result):
         for figure in FIGURES:
             value = self.measured.get(figure.model, {}).get(figure.key)
             number = value if figure.is_number and not isinstance(value, str) else None
-            rows.append(
-                {
-                    "model": figure.model,
-                    "what": figure.what,
-                    "published": figure.published,
-                    "measured": None if value is None else figure.shown(value),
-                    "difference": None if number is None else number - float(figure.published),
-                    "tolerance": figure.tolerance,
-                    "agrees": None if value is None else figure.agrees(value),
-                    "source": figure.source,
-                }
-            )
-        frame = pd.DataFrame(rows)
-        return frame.astype({"difference": float, "tolerance": float})
+            rows.append({
+                "model": figure.model, "what": figure.what, "published": figure.published,
+                "measured": None if value is None else figure.shown(value),
+                "difference": None if number is None else number - float(figure.published),
+                "tolerance": figure.tolerance, "agrees": None if value is None else figure.agrees(value),
+                "source": figure.source,
+            })  # fmt: skip
+        return pd.DataFrame(rows).astype({"difference": float, "tolerance": float})
 
     def panels(self) -> list[Panel]:
         frame = self.to_dataframe().dropna(subset=["measured"]).reset_index(drop=True)
         frame["verdict"] = frame["agrees"].map({True: "agrees", False: "DIFFERS"})
-        table = Table(
-            key="figures",
-            title="Published and measured",
-            caption="A figure agrees when it is the published one to the last digit printed.",
-            frame=frame[["source", "what", "published", "measured", "verdict"]],
-        )
-        definitions = Note(key="definitions", title="How they are measured", text=DEFINITIONS)
-        left = [Note(key="not-run", title="Not run here", text=self.remark)] if self.remark else []
-        return [table, *left, definitions]
+        caption = "A figure agrees when it is the published one to the last digit printed."
+        shown = frame[["source", "what", "published", "measured", "verdict"]]
+        left = [Note("not-run", "Not run here", text=self.remark)] if self.remark else []
+        return [
+            Table("figures", "Published and measured", caption, frame=shown), *left,
+            Note("definitions", "How they are measured", text=DEFINITIONS),
+        ]  # fmt: skip
 
     def findings(self) -> list[Finding]:
         ran = self._ran()
         good = sum(figure.agrees(value) for figure, value in ran)
-        return [
-            Finding(
-                text=f"{good} of {len(ran)} figures known of the models of {self.directory} are reproduced to the "
-                "last digit printed.",
-                key="figures",
-                weight=0.6 if good == len(ran) else 1.0,
-                value=good / max(len(ran), 1),
-                unit="share of figures",
-            )
-        ]
+        text = f"{good} of {len(ran)} figures known of the models of {self.directory} are reproduced to the last digit "
+        weight = 0.6 if good == len(ran) else 1.0
+        return [Finding(f"{text}printed.", "figures", weight, good / max(len(ran), 1), "share of figures")]
 
 
 @torch.no_grad()

@@ -53,17 +53,14 @@ class Plan:
         attention_mask: Tensor | None,
     ) -> None:
         """Arguments as in `sweep`."""
-        if not sources:
-            raise InputError("a sweep of no variants", "expected at least one")
-        if metric is None and collect is None:
-            raise InputError("a sweep with neither metric nor collect", "expected something to measure")
+        check_asked(sources, metric, collect)
         if tokens.ndim != 2 or tokens.shape[1] == 0:
             raise InputError(f"tokens of shape {tuple(tokens.shape)}", "expected whole numbers [batch pos], pos >= 1")
         batch, length = tokens.shape
         self.model, self.metric = model, metric
-        self.order = _resolved(range(length) if read is None else read, length, "read")
+        self.order = indices_of(range(length) if read is None else read, length, "read")
         self.read: Positions = tuple(sorted(set(self.order)))
-        self.vocab = None if vocab is None else _resolved(vocab, model.config.d_vocab_out, "vocab")
+        self.vocab = None if vocab is None else indices_of(vocab, model.config.d_vocab_out, "vocab")
         self.names = [] if collect is None else model.match(collect)
         self.final = metric is not None or any(name.startswith("ln_final") for name in self.names)
         layers = [int(name.split(".")[1]) for name in self.names if name.startswith("blocks.")]
@@ -197,7 +194,15 @@ def _nbytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
 
 
-def _resolved(chosen: Sequence[int], size: int, what: str) -> Positions:
+def check_asked(sources: Sequence[object], metric: Metric | None, collect: NameSpec | None) -> None:
+    """Raises InputError for a sweep that runs nothing, or measures nothing."""
+    if not sources:
+        raise InputError("a sweep of no variants", "expected at least one")
+    if metric is None and collect is None:
+        raise InputError("a sweep with neither metric nor collect", "expected something to measure")
+
+
+def indices_of(chosen: Sequence[int], size: int, what: str) -> Positions:
     """Places on an axis, none negative, in the order given. Raises InputError outside the axis, or for none at all."""
     for place in chosen:
         if not -size <= place < size:

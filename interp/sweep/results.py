@@ -15,7 +15,7 @@ from torch import Tensor
 from interp.errors import InputError, InterpError
 from interp.files import atomic_path
 from interp.interventions import Intervention
-from interp.models.gpt import HookedGPT
+from interp.sweep.inputs import Inputs, Model, listed
 
 SAVE_EVERY = 2.0
 """Seconds between checkpoints; a kill loses no more than this and the chunk under way."""
@@ -151,11 +151,11 @@ def _close(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 
 def identity(
-    model: HookedGPT, tokens: Tensor, options: Sequence[object], variants: Sequence[Sequence[Intervention]]
+    model: Model, tokens: Inputs, options: Sequence[object], variants: Sequence[Sequence[Intervention]]
 ) -> str:
     """A hash of what a sweep runs, but for the metric: the clean results stand for it."""
     weights = [(name, float(p.double().sum()), float(p.double().norm())) for name, p in model.named_parameters()]
-    digest = hashlib.sha256(repr((tokens.tolist(), options, weights)).encode())
+    digest = hashlib.sha256(repr((listed(tokens), options, weights)).encode())
     known: dict[int, str] = {}
     for variant in variants:
         for edit in variant:

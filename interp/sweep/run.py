@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import InputError
@@ -22,6 +21,8 @@ from interp.interventions import Intervention
 from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 from interp.progress import track
+from interp.sweep.hooked import HookedPlan, positions_of
+from interp.sweep.inputs import Inputs, Model, call, listed, read_length
 from interp.sweep.plan import Metric, Plan
 from interp.sweep.results import Results, SweepInterrupted, identity
 
@@ -43,9 +44,9 @@ class Rounding:
     """Metric or hook name -> largest difference from the model's own dtype, among the variants run in both."""
     checked: int = 0
     """How many were."""
-    copies: dict[int, tuple[HookedGPT, HookedGPT]] = field(default_factory=dict)
+    copies: dict[int, tuple[Model, Model]] = field(default_factory=dict)
 
-    def sweep(self, model: HookedGPT, tokens: Tensor, variants: Sequence[Variant], **options: Any) -> dict[str, Tensor]:
+    def sweep(self, model: Model, tokens: Inputs, variants: Sequence[Variant], **options: Any) -> dict[str, Tensor]:
         """A sweep in `dtype`; and a few of its variants, evenly spread, in the model's own."""
         if id(model) not in self.copies:
             self.copies[id(model)] = model, deepcopy(model).to(self.dtype)
@@ -79,15 +80,15 @@ def lowered(dtype: torch.dtype) -> Iterator[Rounding]:
 
 @torch.no_grad()
 def sweep(
-    model: HookedGPT,
-    tokens: Int[Tensor, "batch pos"],
+    model: Model,
+    tokens: Inputs,
     variants: Sequence[Variant],
     metric: Metric | None = None,
     *,
     read: Sequence[int] | None = None,
     vocab: Sequence[int] | None = None,
     collect: NameSpec | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Inputs | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
@@ -95,7 +96,11 @@ def sweep(
 ) -> dict[str, Tensor]:
     """What a metric, or chosen activations, become under each variant.
 
+    A decoder's variants share all that they do not change; those of a translation model that leave its encoder alone
+    share what that gives; an encoder's each run by themselves.
+
     Args:
+        tokens: ids [batch pos]; of a translation model `Pair(source, target)`, and positions below are the target's.
         variants: interventions, or sequences of interventions that are applied together in one run. `()` is the clean
             run, so `[(), *edits]` gives the clean value as row 0. Values may differ by batch entry.
         metric: gets the logits of one variant [batch read d_vocab] and returns name -> [batch ...]. It must not
@@ -104,7 +109,8 @@ def sweep(
             activations are collected; None means all. Give as few as the metric needs: the rest is not computed.
         vocab: token ids whose logits the metric gets, in this order: then [batch read len(vocab)]. None means all.
         collect: hook points, as in `model.match`, whose activations are returned; with a metric, or instead of it.
-        attention_mask: [batch pos], 1 for tokens and 0 for padding.
+            Where positions are a source's, all are.
+        attention_mask: [batch pos], 1 for tokens and 0 for padding; of a translation model a pair of such.
         memory: bytes the sweep may use beyond the model; None means half of what is free. Variants are run in chunks
             that fit; results do not depend on it.
         progress: called with (variants finished, variants in all) after every chunk. Listeners of `interp.progress`
@@ -131,10 +137,11 @@ def sweep(
         )  # fmt: skip
     model = model if dtype in (None, model.dtype) else deepcopy(model).to(dtype)
     sources = [edits_of(variant) for variant in variants]
-    plan = Plan(model, tokens, sources, metric, read=read, vocab=vocab, collect=collect, attention_mask=attention_mask)
+    asked: dict[str, Any] = {"read": read, "vocab": vocab, "collect": collect, "attention_mask": attention_mask}
+    planned: Any = Plan if isinstance(model, HookedGPT) else HookedPlan
+    plan: Plan | HookedPlan = planned(model, tokens, sources, metric, **asked)
     limits = plan.limits(memory)
-    mask = None if attention_mask is None else attention_mask.tolist()
-    options = (plan.order, plan.vocab, plan.names, mask, str(model.dtype))
+    options = (plan.order, plan.vocab, plan.names, listed(attention_mask), str(model.dtype))
     results = Results(plan.clean_row, len(sources), checkpoint, lambda: identity(model, tokens, options, sources))
     waiting = sorted((v for v in range(len(sources)) if not results.finished[v]), key=plan.first_change)
     try:
@@ -156,15 +163,15 @@ def sweep(
 
 @torch.no_grad()
 def slow_sweep(
-    model: HookedGPT,
-    tokens: Int[Tensor, "batch pos"],
+    model: Model,
+    tokens: Inputs,
     variants: Sequence[Variant],
     metric: Metric | None = None,
     *,
     read: Sequence[int] | None = None,
     vocab: Sequence[int] | None = None,
     collect: NameSpec | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Inputs | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
@@ -176,12 +183,13 @@ def slow_sweep(
     """
     model = model if dtype is None else deepcopy(model).to(dtype)
     names = [] if collect is None else model.match(collect)
+    inputs, masks = call(model, tokens, attention_mask)
     found: list[dict[str, Tensor]] = []
     for variant in variants:
         with model.hooks(edits_of(variant)):
-            logits, cache = model.run_with_cache(tokens, attention_mask=attention_mask, names=names)
-        positions = list(range(tokens.shape[1])) if read is None else list(read)
-        row = {name: select_positions(cache[name], name, positions) for name in names}
+            logits, cache = model.run_with_cache(*inputs, **masks, names=names)
+        positions = list(range(read_length(tokens))) if read is None else list(read)
+        row = {name: select_positions(cache[name], name, positions_of(model, name, positions)) for name in names}
         if metric is not None:
             logits = logits[:, positions] if vocab is None else logits[:, positions][..., list(vocab)]
             row.update(metric(wide(logits)))

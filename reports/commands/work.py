@@ -75,13 +75,6 @@ def load_any_model(name: str, device: str, dtype: Dtype) -> Any:
     return _told(load(name, device=device, dtype=_dtype(dtype)))
 
 
-def runs_sweeps(model: Any) -> bool:
-    """Whether analyses run this kind of model through the sweep engine."""
-    from interp.models.gpt import HookedGPT
-
-    return isinstance(model, HookedGPT)
-
-
 def load_model(name: str, device: str, dtype: Dtype) -> "HookedGPT":
     """The decoder that the options mean."""
     from interp.models.gpt import HookedGPT
@@ -164,11 +157,6 @@ def run_command(
         lower = dtype if analysis.declared.sweeps and dtype in ("bfloat16", "float16") else None
         needed = shape is None and alone is None
         loaded = load_any_model(model, device, "float32" if lower else dtype) if needed else None
-        if loaded is not None and analysis.declared.sweeps and not runs_sweeps(loaded):
-            if ray is not None or resume is not None:
-                option = "--ray" if ray is not None else "--resume"
-                raise InputError(f"{option} for {model}", "expected a GPT: only its runs are shared or kept")
-            loaded, lower = load_any_model(model, device, dtype) if lower else loaded, None
         text: Any = given if len(given) != 1 else given[0]
         if rows is not None:
             text = as_tokens(rows, loaded) if loaded is not None else None
