@@ -44,7 +44,8 @@ TEXTS: dict[str, Any] = {
     "encoder": ["the cat [MASK] on the mat", "the dog sat on the [MASK]"],
 }
 VALUES: dict[str, Any] = {
-    "answer": 7, "wrong": 9, "target": 7, "layers": (1,), "positions": (-1,), "chosen": ("L0N3",), "methods": ("eap",),
+    "answer": 7, "wrong": 9, "target": 7, "layers": (1,), "positions": (-1,), "chosen": ("L0N3",),
+    "methods": ("eap",), "metric": "logit",
     "matrix": "blocks.0.W_in",
     "components": "mlps", "senders": "heads", "receivers": "L2H0.q", "reference": ("Some other words are here.",),
     "label": "capital", "words": ("of", "in"), "distance": 1, "pos": -2, "temperature": 0.5, "clusters": 3,

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.ablation import AblationResult, ablation
+from analyses.ablation import ablation
 from analyses.shared.panels import Finding, Note, Panel, Result, Table
 from interp.errors import LoadError, NotFoundError
 from interp.models.config import GPTConfig
@@ -132,7 +132,6 @@ def palindromes(state: Mapping[str, Tensor], data: Mapping[str, np.ndarray]) -> 
     found = ablation(
         model, tokens, kinds=("mean_over_texts", "zero"), metrics=("logit_diff",), answer=label, wrong=1 - label
     )
-    assert isinstance(found, AblationResult)  # of a decoder
     means = found.values[..., 0].mean(0)
     heads = {
         f"{kind.partition('_')[0]} {part.label}": float(means[p, k])
