@@ -139,10 +139,16 @@ def test_the_wheel_holds_three_packages_and_the_bundled_model(tmp_path: Path) ->
         names = wheel.namelist()
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"interp", "analyses", "reports"}
+    shipped = {name for name in names if name.endswith(".py")}
+    assert {str(f.relative_to(ROOT)) for folder in MAY_IMPORT for f in (ROOT / folder).rglob("*.py")} == shipped
     for needed in (
+        "interp/__init__.pyi",
+        "interp/training/phrase_words.toml",
+        "reports/page/static/page.js",
+        "reports/running/options.json",
         "interp/bundled/tiny/model.safetensors",
         "interp/bundled/tiny/tokenizer.json",
-        "reports/templates/page.html",
+        "reports/page/templates/page.html",
     ):
         assert needed in names
 

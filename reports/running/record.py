@@ -135,16 +135,11 @@ class Difference:
 def compare(name: str, kept: Mapping[str, Any], frame: pd.DataFrame | None, tolerance: float) -> Difference:
     """One table. A number may differ by `tolerance` times the largest value of its column; words must be equal.
 
-    Columns that the page does not have are left out: a later version may measure more.
-
     Raises InputError when what was kept cannot be read.
     """
     columns, old = _unpacked(name, kept)
     if frame is None:
         return Difference(name, kept["rows"], 0, "differs", math.inf, "the analysis was not run")
-    names = list(map(str, frame.columns))
-    if set(columns) < set(names):
-        frame = frame.loc[:, [name in columns for name in names]]  # a later version measures more
     if (len(frame), list(map(str, frame.columns))) != (kept["rows"], columns):
         before, now = (f"{rows} rows of {', '.join(names)}" for rows, names in (
             (kept["rows"], columns), (len(frame), list(map(str, frame.columns)))))  # fmt: skip
