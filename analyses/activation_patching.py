@@ -29,14 +29,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis, require
 from analyses.shared.clean_corrupted import (
+    Direction,
     Measure,
     Pairs,
     PatchingMetric,
     first_difference,
     measure,
-    notable,
     position_labels,
     resolve_pairs,
 )
@@ -44,10 +45,11 @@ from analyses.shared.components import layer_numbers
 from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
-from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.panels import Finding, Matrix, Panel, Result, Tokens
+from analyses.shared.patching_result import Patching
 from analyses.shared.prompts import TextsOrPrompts
 from analyses.shared.stacks import Model, attentions
-from analyses.shared.statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.statistics import q_values
 from analyses.shared.task import Row, sides, task_of
 from interp import scale
 from interp.errors import InputError, nearest
@@ -103,7 +105,7 @@ class Patched:
     """The metric of every patched run at one site, in one direction."""
 
     place: Place
-    direction: str
+    direction: Direction
     values: tuple[np.ndarray, ...]
     """[text] arrays of the metric, one axis for each name in `axes`."""
     positions: tuple[tuple[int, ...], ...]
@@ -176,62 +178,53 @@ class ActivationPatchingResult(Result):
             direction=patched.direction,
         )
 
+    def towards(self, patched: Patched) -> Patching:
+        """What can be said of effects in one direction."""
+        return Patching(pairs=self.pairs, measure=self.measure, direction=patched.direction, seed=self.seed)
+
     def effects(self, patched: Patched) -> np.ndarray:
         """[text layer (head) (pos)] patched metric minus that of the run patched into; positions end-aligned."""
-        base = self.measure.corrupted if patched.direction == "denoise" else self.measure.clean
         common = len(patched.labels) if "pos" in patched.axes else None
         cut = [values if common is None else values[..., values.shape[-1] - common :] for values in patched.values]
-        return np.stack([values - start for values, start in zip(cut, base, strict=True)])
-
-    def gap(self, direction: str) -> np.ndarray:
-        """[text] what copying everything would add."""
-        sign = 1.0 if direction == "denoise" else -1.0
-        gap: np.ndarray = sign * (self.measure.clean - self.measure.corrupted)
-        return gap
+        return np.stack([values - start for values, start in zip(cut, self.towards(patched).base, strict=True)])
 
     def panels(self) -> list[Panel]:
-        return [*(self._matrix(patched) for patched in self.patched), self._table(), self._note(), *self._methods()]
-
-    def _methods(self) -> list[Note]:
-        frame = self.summary()
-        return methods(
-            len(self.pairs.rows), clusters=self.pairs.clusters, seed=self.seed, test="sign flips",
-            tests=int(frame["p"].notna().sum()) if "p" in frame else 0,
-            chosen_of=max(self._places(patched) for patched in self.patched),
-        )  # fmt: skip
+        frame, first = self.summary(), self.patched[0]
+        shown = frame.assign(head=frame["head"].astype(object).where(frame["head"].notna(), ""))
+        tokens = frozenset({"position"}) if isinstance(first.labels, Tokens) else frozenset[str]()
+        tests = int(frame["p"].notna().sum()) if "p" in frame else 0
+        return [
+            *map(self._matrix, self.patched),
+            self.towards(first).largest_first(shown, "places", tokens),
+            self.pairs.choices(self.measure, self.answers, self.wrongs),
+            *self.towards(first).said_methods(tests, max(map(self._places, self.patched))),
+        ]
 
     def _places(self, patched: Patched) -> int:
         """How many places can have an effect: not those before the first token that differs."""
         return max(1, int((self.effects(patched) != 0).any(0).sum()))
 
     def _matrix(self, patched: Patched) -> Matrix:
-        spread = bootstrap(self.effects(patched), clusters=self.pairs.clusters, seed=self.seed)
-        heads = tuple(str(head) for head in range(spread.value.shape[1]))
-        layers = patched.place.layers
-        rows, row_axis, axis = tuple(map(str, layers)), "layer", patched.head_axis
-        if len(patched.axes) == 3:
-            letter = "H" if axis == "head" else "KV"
-            rows, row_axis = tuple(f"L{layer}{letter}{head}" for layer in layers for head in heads), axis
-        by_pos = "pos" in patched.axes
+        effects, axis, layers, of = (
+            self.effects(patched),
+            patched.head_axis,
+            patched.place.layers,
+            self.towards(patched),
+        )
+        heads, by_pos = range(effects.shape[2]), "pos" in patched.axes
         skip = patched.same if by_pos else 0
-        columns = type(patched.labels)(patched.labels[skip:]) if by_pos else heads
         left_out = (
             f" The first {skip} positions, where the texts agree, have no effect and are left out." if skip else ""
         )
-        values, low, high = (
-            None if x is None else x.reshape(len(rows), -1)[:, skip:] for x in (spread.value, spread.low, spread.high)
-        )
-        assert values is not None
-        return Matrix(
-            key=_key(patched), title=_title(patched), caption=self._caption(patched) + left_out, unit=self.measure.unit,
-            rows=rows, columns=columns, row_axis=row_axis, column_axis="position" if by_pos else axis,
-            values=values, low=low, high=high, diverging=True, image=values.size > 4000,
+        letter = "H" if axis == "head" else "KV"
+        names = [f"L{layer}{letter}{head}" for layer in layers for head in heads]
+        rows = {axis: names} if len(patched.axes) == 3 else {"layer": layers}
+        columns = {"position": type(patched.labels)(patched.labels[skip:])} if by_pos else {axis: heads}
+        flat = effects.reshape(len(effects), len(next(iter(rows.values()))), -1)[:, :, skip:]
+        return Axes.of(of.spread(flat), **rows, **columns).matrix(
+            _key(patched), _title(patched), of.caption("when this is copied") + left_out, unit=self.measure.unit,
+            diverging=True, image=flat[0].size > 4000,
         )  # fmt: skip
-
-    def _caption(self, patched: Patched) -> str:
-        gap = self.gap(patched.direction).mean()
-        texts = self.pairs.said()
-        return f"Change of the {self.measure.title}. Copying everything would change it by {gap:+.3g}. {texts}"
 
     def summary(self) -> pd.DataFrame:
         """One row per place: mean effect over texts, share of the whole gap; with several texts interval, p and q.
@@ -242,77 +235,38 @@ class ActivationPatchingResult(Result):
         frames = []
         for patched in self.patched:
             effects = self.effects(patched)
-            spread = bootstrap(effects, clusters=self.pairs.clusters, seed=self.seed)
-            columns, at = patched.columns(spread.value.shape)
+            columns, at = patched.columns(effects.shape[1:])
             frame = pd.DataFrame(columns)
             frame.insert(1, "direction", patched.direction)
             frame["position"] = np.array(patched.labels, dtype=object)[at["pos"]] if "pos" in at else "all"
-            frame["effect"] = spread.value.ravel()
-            gap = self.gap(patched.direction).mean()
-            frame["share"] = frame["effect"] / gap if gap else np.nan
-            if spread.low is not None and spread.high is not None:
-                p = sign_flip_p_value(effects, clusters=self.pairs.clusters, seed=self.seed)
-                p = np.where((effects == 0).all(0), np.nan, p).ravel()
-                frame = frame.assign(low=spread.low.ravel(), high=spread.high.ravel(), p=p)
-            frames.append(frame)
+            axes = Axes.of(effects, text=None, **dict.fromkeys(patched.axes))
+            found = self.towards(patched).tested(axes, (effects != 0).any(0))
+            wanted = [name for name in ("effect", "share", "low", "high", "p") if name in found]
+            frames.append(pd.concat([frame, found[wanted]], axis=1))
         whole = pd.concat(frames, ignore_index=True)
         return whole.assign(q=q_values(whole["p"].to_numpy())) if "p" in whole else whole
-
-    def _table(self) -> Table:
-        frame = self.summary()
-        order = np.argsort(-frame["effect"].abs().to_numpy(), kind="stable")
-        frame, most = frame.iloc[order].reset_index(drop=True), 500
-        frame["head"] = frame["head"].astype(object).where(frame["head"].notna(), "")
-        cut = f" The {most} largest of {len(frame):,} effects." if len(frame) > most else ""
-        n, unit = independent(len(self.pairs.rows), self.pairs.clusters)
-        tests = f" 95 % intervals over {n} {unit}; p by flipping the signs of {unit}, q corrected for all places."
-        share = "share: the effect over what copying everything would change."
-        return Table(
-            key="table", title="Every effect, largest first", caption=share + (tests if "q" in frame else "") + cut,
-            frame=frame.head(most), units={"effect": self.measure.unit}, diverging=frozenset({"effect"}),
-            tokens=frozenset({"position"}) if isinstance(self.patched[0].labels, Tokens) else frozenset(),
-        )  # fmt: skip
-
-    def _note(self) -> Note:
-        return self.pairs.choices(self.measure, self.answers, self.wrongs)
 
     def findings(self) -> list[Finding]:
         frame = self.summary()
         return [self._finding(patched, frame) for patched in self.patched if np.isfinite(self.effects(patched)).all()]
 
     def _finding(self, patched: Patched, frame: pd.DataFrame) -> Finding:
-        spread = bootstrap(
-            self.effects(patched), clusters=self.pairs.clusters, chosen_of=self._places(patched), seed=self.seed
-        )
-        gap = float(self.gap(patched.direction).mean())
+        effects = self.effects(patched)
         # Of places that do equally well the latest layer is told: the information must still be there.
-        size = np.abs(spread.value)
-        best = np.unravel_index(size.size - 1 - int(np.argmax(size.ravel()[::-1] >= 0.95 * size.max())), size.shape)
+        size = np.abs(effects.mean(0))
+        last = size.size - 1 - int(np.argmax(size.ravel()[::-1] >= 0.95 * size.max()))
+        best = np.unravel_index(last, size.shape)
         where = [f"layer {patched.place.layers[best[0]]}"]
         if patched.site in HEADS:
             where = [f"{patched.head_axis.replace('kv_', 'key-value ')} {best[1]} of {where[0]}"]
         if "pos" in patched.axes:
             where.append(f"position {patched.labels[best[-1]]!r}")
-        value = float(spread.value[best])
-        low, high = spread.ends(*best)
         rows = frame[(frame["site"] == patched.site) & (frame["direction"] == patched.direction)]
         rows = rows[rows["stack"] == patched.place.short] if "stack" in rows else rows
-        several = "q" in rows
-        q = float(rows["q"].to_numpy()[np.ravel_multi_index(best, size.shape)]) if several else None
-        clear = said_clear(rows["q"], *independent(len(self.pairs.rows), self.pairs.clusters)) if several else ""
-        known = f"; {self._places(patched)} places were tested: {clear}" if several else ""
         source = "clean" if patched.direction == "denoise" else "corrupted"
-        share = f", {100 * value / gap:z.0f} % of what copying everything does ({gap:+.3g})" if abs(gap) > 1e-6 else ""
-        return Finding(
-            text=f"Copying the {patched.words} from the {source} run at {', '.join(where)} changes the "
-            f"{self.measure.title} by {value:+.3g}{share}{known}.",
-            key=_key(patched),
-            weight=notable(value / gap if abs(gap) > 1e-6 else 0.0, low, high, q),
-            value=value,
-            unit=self.measure.unit,
-            low=low,
-            high=high,
-        )
+        start = f"Copying the {patched.words} from the {source} run at {', '.join(where)}"
+        effect = effects.reshape(len(effects), -1)[:, last]
+        return self.towards(patched).finding(start, _key(patched), effect, rows, last, "places", self._places(patched))
 
 
 def _key(patched: Patched) -> str:
@@ -364,7 +318,7 @@ def activation_patching(
     where = [place for name in _sites(model, site) for place in _places(model, name, layers, by_position)]
     pairs = resolve_pairs(model, clean, corrupted, answer=answer, wrong=wrong, seed=seed)
     measured = measure(model, pairs, task_of(model).metric if metric is None else metric, read)
-    ways = ("denoise", "noise") if direction == "both" else (direction,)
+    ways: tuple[Direction, ...] = ("denoise", "noise") if direction == "both" else (direction,)
     answers, wrongs = pairs.answers(model)
     return ActivationPatchingResult(
         pairs=pairs,
@@ -411,7 +365,7 @@ def _patch(
     pairs: Pairs,
     measured: Measure,
     place: Place,
-    direction: str,
+    direction: Direction,
     chosen: Sequence[int] | None,
     memory: int | None,
 ) -> Patched:

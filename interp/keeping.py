@@ -36,18 +36,30 @@ def keeping(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
+    state = _Kept(folder)
+    with working_folder(folder):
+        token = _kept.set(state)
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+        for path in state.used:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def working_folder(folder: Path) -> Iterator[None]:
+    """A folder that is there inside the block, and after it only if something is left in it.
+
+    Raises InterpError when it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InterpError(f"{folder} cannot be made: {error.strerror or error}", "choose another place") from error
-    state = _Kept(folder)
-    token = _kept.set(state)
     try:
         yield
-        for path in state.used:
-            path.unlink(missing_ok=True)
     finally:
-        _kept.reset(token)
         with suppress(OSError):  # stays unless it is empty
             folder.rmdir()
 

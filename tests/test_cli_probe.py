@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from command_line import interp
 
+from analyses.probes import fitting
 from interp import HookedGPT, NotFoundError, extract_activations
 from interp.text.documents import read_documents
 from interp.training.evaluation import SAMPLE
+from reports.running import probing
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +124,10 @@ def test_a_page_is_made_again_and_checked(
     start = text.index('"seed": 0') if '"seed": 0' in text else text.index("seed")
     bare.write_text(text[:start] + text[start:].replace("0", "1", 1))
     assert interp(capsys, "rerun", bare, "--check", "--quiet").code == 5  # changed by hand
+
+
+def test_the_kinds_that_may_be_typed_are_those_there_are() -> None:
+    assert get_args(probing.KINDS) == tuple(fitting.KINDS)
 
 
 KILLED = """

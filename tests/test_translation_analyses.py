@@ -238,7 +238,7 @@ def test_patching_the_changed_token_s_embedding_restores_everything(model) -> No
     effects = result.effects(encoder)[0, 0]
     assert sum(differs) == 1
     assert effects[differs.index(True)] == pytest.approx(gap, abs=1e-9)
-    assert result.gap("denoise")[0] == pytest.approx(gap, abs=1e-9)
+    assert result.towards(result.patched[0]).gap == pytest.approx(gap, abs=1e-9)
     assert abs(gap) > 1e-6
     np.testing.assert_allclose(effects[[not changed for changed in differs]], 0, atol=1e-9)
     assert encoder.labels == pair_labels(model, one.source)  # the clean tokens, not those that stand in for them
@@ -343,7 +343,7 @@ def test_patching_an_encoder_equals_a_loop_with_hooks(bert) -> None:
             expected = float(logits.softmax(-1)[bert.to_single_token("mat")])
             assert patched.values[0][at] == pytest.approx(expected, abs=1e-9)
     stream = result.effects(result.patched[0])[0]
-    assert stream[0, 1] == pytest.approx(float(result.gap("denoise")[0]), abs=1e-9)
+    assert stream[0, 1] == pytest.approx(result.towards(result.patched[0]).gap, abs=1e-9)
     assert np.abs(stream[1, 0]) > 1e-9  # before the token that differs: later ones are seen too
     alone = activation_patching(bert, MASKED[2])
     assert alone.measure.corrupted[0] != alone.measure.clean[0]

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.errors import InputError, InterpError
+from interp.errors import InputError
 from interp.files import atomic_path
 from interp.interventions import Intervention
+from interp.keeping import working_folder
 from interp.sweep.inputs import Inputs, Model, listed
 
 SAVE_EVERY = 2.0
@@ -54,19 +55,14 @@ def resumable(folder: Path) -> Iterator[Resumable]:
     The files go when the block ends as it should; after an error, Ctrl-C or a kill they stay for the next time, which
     has to make the same sweeps in the same order. Raises InterpError when the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InterpError(f"{folder} cannot be made: {error.strerror or error}", "choose another place") from error
     kept = Resumable(folder)
-    token = _resumable.set(kept)
-    try:
-        yield kept
+    with working_folder(folder):
+        token = _resumable.set(kept)
+        try:
+            yield kept
+        finally:
+            _resumable.reset(token)
         kept.clear()
-    finally:
-        _resumable.reset(token)
-        with suppress(OSError):  # stays unless it is empty
-            folder.rmdir()
 
 
 class SweepInterrupted(KeyboardInterrupt):
