@@ -41,6 +41,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.axes import largest_first
 from analyses.shared.capabilities import analysis, lacking
 from analyses.shared.clean_corrupted import Texts, notable, own_answers, resolve_texts, said_answers
 from analyses.shared.components import Component, choose, component_panels
@@ -188,17 +189,15 @@ class AblationResult(Result):
         )
 
     def _table(self) -> Table:
-        frame = self.summary()
-        frame = frame.iloc[np.argsort(-frame["effect"].abs().to_numpy(), kind="stable")].reset_index(drop=True)
-        frame, most = frame.drop(columns=[name for name in ("stack", "layer", "head", "neuron") if name in frame]), 2000
-        cut = f" The {most:,} largest of {len(frame):,} effects." if len(frame) > most else ""
+        frame, cut = largest_first(self.summary(), "effect", 2000)
+        frame = frame.drop(columns=["stack", "layer", "head", "neuron"], errors="ignore")
         _, unit = independent(len(self.texts), self.clusters)
         tests = f" p by flipping the signs of {unit}, q corrected for all rows of the table (Benjamini-Hochberg)."
         return Table(
             key="table",
             title="Every effect, largest first",
             caption=self._caption() + (tests if "q" in frame else "") + cut,
-            frame=frame.head(most),
+            frame=frame,
             diverging=frozenset({"effect"}),
         )
 
@@ -213,7 +212,7 @@ class AblationResult(Result):
         frame["gap"] = spread.value[part, kind]
         if spread.low is not None and spread.high is not None:
             frame["low"], frame["high"] = spread.low[part, kind], spread.high[part, kind]
-        return frame.iloc[np.argsort(-frame["gap"].abs().to_numpy(), kind="stable")].reset_index(drop=True)
+        return largest_first(frame, "gap", len(frame))[0]
 
     def _repair_panels(self) -> list[Panel]:
         if np.isnan(self.direct).all():
