@@ -10,7 +10,7 @@ shows tokens (a leading space as a dot, a newline as a return sign).
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,8 @@ class Matrix(Panel):
     low: np.ndarray | None = None  # [row column] lower end of the interval
     high: np.ndarray | None = None  # [row column] upper end of the interval
     image: bool = False  # True: too large for a table of numbers, draw as a picture only
+    family: str = ""  # matrices of one result that name the same family are coloured on one common scale
+    floor: float = 0.0  # what chance gives: sizes up to it are drawn grey, as no colour; in the matrix's unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +175,18 @@ class Finding:
     unit: str
     low: float | None = None
     high: float | None = None
+    kind: Literal["effect", "size", "warning", "negative"] = field(default="effect", kw_only=True)
+    """An effect has beaten its null. A size says what was counted or measured without a claim, a warning what the
+    reader should beware of, a negative that something looked for was not found."""
+    null: str = field(default="", kw_only=True)
+    """Of an effect: what its number was compared with and beat, in a few words: "128 shuffled texts"."""
+    p: float | None = field(default=None, kw_only=True)
+    """Of an effect: chance of so large a number under its null, the choice among this analysis' own candidates already
+    paid for. The page corrects over all its findings. None where the comparison is a floor, not a test."""
+    about: str = field(default="", kw_only=True)
+    """The component it speaks of, as labelled everywhere: "L1H0", "L3 mlp"; findings about the same share a card."""
+    short: str = field(default="", kw_only=True)
+    """What is said of that component in a few words, number included: "previous-token head, 99%"."""
 
 
 def _brief(value: Any) -> str:

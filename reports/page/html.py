@@ -17,12 +17,13 @@ from markupsafe import Markup
 
 from analyses.shared.panels import Finding, Panel, Result, Tokens
 from reports.numbers import SHADES, brief
-from reports.page import heads
+from reports.page import heads, viewers  # noqa: F401  (registers its views)
 from reports.page.views import View, prose, view
 from reports.running import record
 from reports.tokens import markup, printable
 
 HERE = Path(__file__).parent
+STYLES = ("page.css", "viewers.css")
 SCRIPTS = ("page.js", "heads.js", "table.js", "lens.js", "attention.js")
 TOP_FINDINGS = 10
 
@@ -82,7 +83,7 @@ def render(report: Report) -> str:
     shown = [(section, section.result.panels()) for section in report.sections]
     parts = [_part(section, panels) for section, panels in shown]
     shades = "".join(f".q{step}{{--q:{100 * step // SHADES}%}}" for step in range(1, SHADES + 1))
-    style, script = _static(("page.css",)) + shades, _static(SCRIPTS)
+    style, script = _static(STYLES) + shades, _static(SCRIPTS)
     policy = (
         "default-src 'none'; img-src data:; "
         f"style-src '{_sha256(style)}'; script-src '{_sha256(script)}'; base-uri 'none'; form-action 'none'"

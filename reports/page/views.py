@@ -3,7 +3,6 @@
 No HTML is written here except through `tokens.markup`; no numbers are computed, only rounded for display.
 """
 
-import base64
 import json
 import math
 import re
@@ -16,7 +15,6 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from analyses.shared.panels import (
-    AttentionGrid,
     Bars,
     Graph,
     Histogram,
@@ -25,21 +23,15 @@ from analyses.shared.panels import (
     Note,
     Panel,
     Table,
-    TokenGrid,
     Tokens,
     TokenStrip,
 )
 from reports import figures
 from reports.numbers import Scale, brief, decimal, decimals, exact, number
-from reports.page import packing
-from reports.tokens import coded, label, markup, printable
+from reports.tokens import label, markup, printable
 
 TABLE_ROWS = 300
 """Rows of a table shown at once; the rest lie in a template that the page's script adds on request."""
-HEAD_ROWS = 32
-"""Rows of the table of heads below an attention viewer written as HTML (few nodes, so that large models stay quick)."""
-TARGETS = 100
-"""Tokens a reader of a token grid can choose to follow beside those that were followed everywhere."""
 MATRIX_CELLS, MATRIX_SIDE = 1600, 64
 """Largest matrix written as a table of numbers."""
 
@@ -179,11 +171,11 @@ def limited(
 def view(panel: Panel, section: str) -> View:
     """The view of a panel of the analysis named `section`."""
     base = {"id": f"{section}-{panel.key}", "title": printable(panel.title), "caption": prose(panel.caption)}
-    return View(**{**base, **_view(panel)})
+    return View(**{**base, **view_of(panel)})
 
 
 @singledispatch
-def _view(panel: Panel) -> dict[str, Any]:
+def view_of(panel: Panel) -> dict[str, Any]:
     raise TypeError(f"no view for a panel of type {type(panel).__name__}")
 
 
@@ -191,12 +183,12 @@ def _figure(panel: Panel, alt: str, grid: Grid | None = None, **more: Any) -> di
     return {"kind": "figure", "pictures": (figures.svg_uri(panel),), "alt": alt, "grid": grid, **more}
 
 
-@_view.register
+@view_of.register
 def _(panel: Note) -> dict[str, Any]:
     return {"kind": "note", "extra": {"paragraphs": [printable(p) for p in panel.text.split("\n") if p.strip()]}}
 
 
-@_view.register
+@view_of.register
 def _(panel: Matrix) -> dict[str, Any]:
     n_rows, n_columns = panel.values.shape
     axes = f"{panel.row_axis} (down) by {panel.column_axis} (across); {panel.unit}"
@@ -238,7 +230,7 @@ def legend(scale: Scale, unit: str, name: str = "") -> dict[str, Any]:
     }
 
 
-@_view.register
+@view_of.register
 def _(panel: Lines) -> dict[str, Any]:
     x = panel.x if not isinstance(panel.x, np.ndarray) else tuple(number(v) for v in panel.x.tolist())
     titles, columns = [panel.x_axis], []
@@ -253,7 +245,7 @@ def _(panel: Lines) -> dict[str, Any]:
     return _figure(panel, printable(alt), number_grid([x], [printable(t) for t in titles], columns))
 
 
-@_view.register
+@view_of.register
 def _(panel: Bars) -> dict[str, Any]:
     bounds = [c for c in (panel.low, panel.high) if c is not None]
     titles = ["label", panel.unit, *(["low", "high"] if len(bounds) == 2 else [])]
@@ -263,7 +255,7 @@ def _(panel: Bars) -> dict[str, Any]:
     return _figure(panel, printable(f"Bars of {panel.unit} for {len(panel.labels)} labels"), grid)
 
 
-@_view.register
+@view_of.register
 def _(panel: Histogram) -> dict[str, Any]:
     edges = panel.edges.tolist()
     heads = [tuple(number(e) for e in edges[:-1]), tuple(number(e) for e in edges[1:])]
@@ -273,7 +265,7 @@ def _(panel: Histogram) -> dict[str, Any]:
     )
 
 
-@_view.register
+@view_of.register
 def _(panel: Graph) -> dict[str, Any]:
     order = sorted(range(len(panel.edges)), key=lambda i: -abs(panel.edges[i][2]))
     heads = [tuple(panel.nodes[ends[end]] for ends in (panel.edges[i][:2] for i in order)) for end in (0, 1)]
@@ -284,7 +276,7 @@ def _(panel: Graph) -> dict[str, Any]:
     return _figure(panel, printable(f"Graph of {len(panel.nodes)} nodes and {len(order)} edges; {panel.unit}"), grid)
 
 
-@_view.register
+@view_of.register
 def _(panel: TokenStrip) -> dict[str, Any]:
     scale = Scale.of(panel.values, panel.diverging)
     cells = [
@@ -299,7 +291,7 @@ def _(panel: TokenStrip) -> dict[str, Any]:
     return {"kind": "strip", "strip": tuple(cells), "grid": grid, "legend": legend(scale, panel.unit)}
 
 
-@_view.register
+@view_of.register
 def _(panel: Table) -> dict[str, Any]:
     names = [str(column) for column in panel.frame.columns]
     scales = {name: Scale.of(panel.frame.iloc[:, i].to_numpy(dtype=float), True)
@@ -319,148 +311,3 @@ def _(panel: Table) -> dict[str, Any]:
         words(name) + (f" ({printable(panel.units[name])})" if panel.units.get(name) else "") for name in names
     )
     return {"kind": "table", "grid": limited(titles, rows, numeric)}
-
-
-@_view.register
-def _(panel: TokenGrid) -> dict[str, Any]:
-    spoken: Any = [] if panel.candidate_values is None else panel.candidate_values
-    followed = dict(zip(panel.target_measures, spoken, strict=False))
-    scales = {
-        name: Scale.of(np.append(values, followed.get(name, [])), bool(np.nanmin(np.append(values, 0)) < 0))
-        for name, values in panel.measures.items()
-    }
-    first = next(iter(panel.measures), "")
-    rows = []
-    for i, head in enumerate(labels(panel.rows)):
-        cells = []
-        for j, token in enumerate(panel.cells[i]):
-            value = float(panel.measures[first][i, j]) if first else math.nan
-            cells.append(
-                Cell(text=markup(token, 12), value=label(token), shade=scales[first].shade(value) if first else "")
-            )
-        rows.append([head, *cells])
-    known: dict[str, int] = {}
-    candidates = [known.setdefault(coded(token), len(known)) for token in panel.candidates]
-    top = [[[known.setdefault(coded(token), len(known)) for token in cell] for cell in row] for row in panel.top]
-    data = {
-        "measures": [
-            {"name": name, "values": values, "scale": [scales[name].low, scales[name].high],
-             "diverging": scales[name].diverging, "log": scales[name].log,
-             "unit": "" if panel.units.get(name) == name else panel.units.get(name, "")}
-            for name, values in panel.measures.items()
-        ],
-        "tokens": [coded(token) for token in panel.tokens],
-        "targets": [coded(token) for token in panel.targets],
-        "rows": [printable(row) for row in panel.rows],
-        "row_axis": printable(panel.row_axis),
-        "top": top,
-        "top_values": panel.top_values,
-        "known": list(known),
-        "first": panel.first,
-        "target_measures": panel.target_measures,
-        "candidates": candidates,
-        "candidate_values": _short(panel.candidate_values),
-    }  # fmt: skip
-    grid = Grid(
-        columns=("", *(markup(token, 12) for token in panel.tokens)),
-        rows=rows,
-        numeric=(False,) * (len(panel.tokens) + 1),
-        corner=printable(panel.row_axis),
-    )
-    legends = [legend(scale, panel.units.get(name, ""), name) for name, scale in scales.items()]
-    extra = {"measures": list(panel.measures), "legends": legends, "default_target": panel.target_name,
-             "targets": _targets(panel, candidates, top, known), "top": len(top[0][0]) if top else 0}  # fmt: skip
-    return {"kind": "lens", "grid": grid, "data": json_block(data), "extra": extra}
-
-
-def _short(values: np.ndarray | None) -> Any:
-    """Three significant digits; whole numbers, such as ranks, as they are."""
-    if values is None:
-        return []
-    flat = [x if x.is_integer() else float(f"{x:.3g}") for x in np.asarray(values, dtype=float).ravel().tolist()]
-    return np.array(flat).reshape(values.shape)
-
-
-def _targets(
-    panel: TokenGrid, candidates: list[int], top: list[list[list[int]]], known: Mapping[str, int]
-) -> list[tuple[str, list[tuple[int, str]]]]:
-    """What a reader can choose to follow, by how much is known of it: numbers and labels of tokens."""
-    if not panel.target_measures:
-        return []
-    peak: dict[int, float] = {}
-    if panel.top_values is not None:
-        for i, j, k in np.ndindex(panel.top_values.shape):
-            peak[top[i][j][k]] = max(peak.get(top[i][j][k], 0.0), float(panel.top_values[i, j, k]))
-    others = sorted(set(peak) - set(candidates), key=lambda i: -peak[i])[:TARGETS]
-    names = [re.sub("[\x01\x02]", "", token) for token in known]
-    groups = [("followed everywhere", candidates), ("known where it is among the likeliest", others)]
-    return [(title, [(i, names[i]) for i in sorted(ids, key=lambda i: names[i])]) for title, ids in groups if ids]
-
-
-@_view.register
-def _(panel: AttentionGrid) -> dict[str, Any]:
-    n_layers, n_heads = panel.patterns[0].shape[:2]
-    pictures, blobs = [], []
-    texts: list[dict[str, Any]] = []
-    for i, (pattern, keys) in enumerate(zip(panel.patterns, panel.tokens, strict=True)):
-        tokens: tuple[str, ...] = keys
-        uri, side = packing.mosaic(pattern)
-        pictures.append(uri)
-        norms = panel.value_norms[i] if panel.value_norms else None
-        first = len(tokens) if panel.queries else 0
-        if panel.queries:  # a text of keys and then queries, in which the viewer's triangle holds any pattern
-            pattern, more = packing.joined(pattern), panel.queries[i]
-            tokens = (*tokens, *more)
-            norms = None if norms is None else np.pad(norms, ((0, 0), (0, 0), (0, len(more))))
-        blobs.append([packing.pack(layer) for layer in pattern])
-        texts.append({
-            "tokens": [coded(token) for token in tokens], "first": first, "side": side,
-            "bits": packing.bits_for(len(tokens)),
-            "norms": None if norms is None else _norms(norms),
-        })  # fmt: skip
-    orders = {printable(name): _order(values) for name, values in panel.measures.items()}
-    measures = [{"name": name, "values": values, "order": order}
-                for (name, order), values in zip(orders.items(), panel.measures.values(), strict=True)]  # fmt: skip
-    best = next(
-        (order[0] for name, order in orders.items() if "induction" in name), next(iter(orders.values()), [0])[0]
-    )
-    coarse = any(text["bits"] < 10 for text in texts)
-    return {
-        "kind": "attention",
-        "pictures": tuple(pictures),
-        "alt": f"Attention patterns of {n_layers} layers with {n_heads} heads each, one square a head",
-        "data": json_block({
-            "layers": n_layers, "heads": n_heads, "texts": texts, "measures": measures, "best": best,
-            "blues": base64.b64encode(packing.blues(64).tobytes()).decode("ascii"),
-        }),
-        "grid": _measure_grid(panel),
-        "note": "Texts over 512 tokens are stored in steps of 1/255." if coarse else "",
-        "extra": {
-            "blobs": blobs, "weighted": bool(panel.value_norms), "joined": bool(panel.queries),
-            "texts": [printable(" ".join("".join(tokens).split())[:60]) for tokens in panel.tokens],
-            "measures": list(orders),
-        },
-    }  # fmt: skip
-
-
-def _order(values: np.ndarray) -> list[int]:
-    """Heads by a measure, the largest first, what was not measured last."""
-    flat = np.nan_to_num(np.asarray(values, dtype=float).ravel(), nan=-np.inf)
-    order: list[int] = np.argsort(-flat, kind="stable").tolist()
-    return order
-
-
-def _measure_grid(panel: AttentionGrid) -> Grid | None:
-    if not panel.measures:
-        return None
-    n_layers, n_heads = panel.patterns[0].shape[:2]
-    heads = [tuple(f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads))]
-    columns = [np.asarray(values).ravel() for values in panel.measures.values()]
-    return number_grid(heads, ["head", *map(printable, panel.measures)], columns, HEAD_ROWS)
-
-
-def _norms(norms: np.ndarray) -> str:
-    """Lengths of value vectors as 16-bit steps of the largest (rows are normalised, so the unit does not matter)."""
-    known = np.nan_to_num(np.asarray(norms, dtype=float), posinf=0, neginf=0).clip(0)
-    steps = np.rint(known / (float(known.max(initial=0)) or 1.0) * 65535).astype("<u2")
-    return base64.b64encode(steps.tobytes()).decode("ascii")
