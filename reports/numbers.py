@@ -85,9 +85,9 @@ class Scale:
     log: bool = False
 
     @classmethod
-    def of(cls, values: np.ndarray, diverging: bool = False) -> "Scale":
-        """The scale for these numbers."""
-        known = np.asarray(values, dtype=float)
+    def of(cls, values: np.ndarray, diverging: bool = False, ends: tuple[float, float] | None = None) -> "Scale":
+        """The scale for these numbers, or between the ends given."""
+        known = np.asarray(values if ends is None else ends, dtype=float)
         known = known[np.isfinite(known)]
         low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
         if diverging:
@@ -100,10 +100,12 @@ class Scale:
             low = min(low, 0.0)  # otherwise all numbers are much the same, and the scale shows how they differ
         return cls(low, high, log=log)
 
-    def shade(self, value: float) -> str:
-        """The classes of a cell with this number; none for zero and for what was not measured."""
+    def shade(self, value: float, floor: float = 0.0) -> str:
+        """The classes of a cell with this number; none for zero and for what was not measured, grey up to the floor."""
         if value is None or not math.isfinite(value):
             return ""
+        if floor and abs(value) <= floor:
+            return "grey"
         if self.diverging:
             step = round(abs(value) / self.high * SHADES)
             return f"{'p' if value > 0 else 'n'} q{min(step, SHADES)}" if step else ""

@@ -2,24 +2,30 @@
 
 import base64
 import hashlib
+import io
 import json
 import re
+import xml.etree.ElementTree as ET
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels, report
 
 import reports
-from analyses.shared.panels import Finding, Note, Table, Tokens
+from analyses.shared.panels import Finding, Matrix, Note, Table, Tokens, TokenStrip, on_common_scales
 from reports import tokens
 from reports.numbers import Scale, decimal, decimals, number
 from reports.page.html import Report, Section, render
 from reports.page.views import json_block, view
+from reports.tokens import coded
 
 
 class Page(HTMLParser):
@@ -216,14 +222,68 @@ def test_cells_keep_the_exact_number_and_the_interval(page):
 def test_long_tables_say_what_was_left_out_and_carry_it_as_data():
     frame = pd.DataFrame({"n": np.arange(450), "word": [f"w{i}" for i in range(450)]})
     shown = view(Table(key="t", title="T", frame=frame), "s")
-    assert len(shown.grid.rows) == 300
+    assert len(shown.grid.rows) == 24
     assert [cell.value for cell in shown.grid.rest[-1]] == ["449", "w449"]
     page = render(
         Report("r", (WORDS,), (Section("s", "S", "", Sample((Table(key="t", title="T", frame=frame),)), 0.0),), {})
     )
-    assert "first 300 of 450 rows" in page
-    assert page.index("<template>") < page.index(">w300<") < page.index("</template>")
-    assert page.index(">w299<") < page.index("<template>")
+    assert "first 24 of 450 rows" in page
+    assert ">w23<" in page
+    assert ">w24<" not in page
+    kept = json.loads(zlib.decompress(base64.b64decode(re.search(r"data-rows>([^<]*)<", page)[1]), -15))
+    assert kept == {"heads": 0, "rows": [[str(i), f"w{i}"] for i in range(24, 450)]}
+
+
+def test_packed_cells_hold_all_that_a_written_cell_does():
+    words = Tokens([" a", "<b>&", "c\n"])
+    matrix = Matrix(key="m", title="M", values=np.array([[1.5, -2.0, np.nan]]), rows=("L0",), columns=words,
+                    row_axis="layer", column_axis="pos", unit="u", diverging=True,
+                    low=np.array([[1.0, -3.0, np.nan]]), high=np.array([[2.0, -1.0, np.nan]]))  # fmt: skip
+    grid = view(matrix, "s").grid.folded()
+    assert grid.rows == []
+    assert len(grid.rest) == 1
+    kept = json.loads(zlib.decompress(base64.b64decode(grid.packed()), -15))
+    assert kept["heads"] == 1
+    assert kept["rows"][0][:2] == ["L0", ["1.50", "1.5", "p q15", "1", "2", "1 to 2"]]
+    strip = view(TokenStrip(key="t", title="T", tokens=words, values=np.arange(3.0), unit="u"), "s").grid
+    tokens = [row[1] for row in json.loads(zlib.decompress(base64.b64decode(strip.packed()), -15))["rows"]]
+    assert [token[0] if isinstance(token, list) else token for token in tokens] == [coded(word) for word in words]
+
+
+def test_a_large_matrix_is_a_picture_of_its_own_numbers():
+    values = np.random.default_rng(0).normal(size=(30, 40))
+    panel = Matrix(key="m", title="M", values=values, rows=tuple(map(str, range(30))), columns=("<x>",) * 40,
+                   row_axis="layer", column_axis="pos", unit="u", diverging=True, floor=0.5)  # fmt: skip
+    shown = view(panel, "s")
+    assert shown.kind == "heat"
+    assert not shown.grid.rows
+    assert len(shown.grid.rest) == 30
+    drawn = ET.fromstring(unquote(shown.pictures[0].split(",", 1)[1]))
+    image = next(node for node in drawn.iter() if node.tag.endswith("image"))
+    pixels = Image.open(io.BytesIO(base64.b64decode(image.get("href").split(",")[1])))
+    assert pixels.size == (40, 30)
+    colours = np.asarray(pixels.convert("RGB")).astype(int)
+    grey = np.abs(values) <= 0.5
+    assert (colours[grey] == 222).all()
+    assert ((colours[..., 2] - colours[..., 0] > 0) == (values > 0))[~grey].all()
+    left, _top, _width, height = shown.extra["box"]
+    size = [float(drawn.get(name)) for name in ("width", "height")]
+    assert float(image.get("x")) == pytest.approx(left * size[0], abs=1)
+    assert float(image.get("height")) == pytest.approx(height * size[1], abs=1)
+
+
+def test_matrices_of_one_family_share_a_scale():
+    def matrix(key, values, family):
+        return Matrix(key=key, title=key, values=np.array([values]), rows=("a",), columns=("b", "c"), row_axis="r",
+                      column_axis="c", unit="u", diverging=True, family=family)  # fmt: skip
+
+    large, small, alone = on_common_scales(
+        [matrix("a", [1.0, -4.0], "f"), matrix("b", [0.1, 0.2], "f"), matrix("c", [0.1, 0.2], "")]
+    )
+    assert large.scale == small.scale == (-4.0, 1.0)
+    assert alone.scale is None
+    assert [cell.shade for cell in view(small, "s").grid.rows[0][1:]] == ["", "p q1"]
+    assert [cell.shade for cell in view(alone, "s").grid.rows[0][1:]] == ["p q10", "p q20"]
 
 
 def test_attention_budget_of_144_heads_by_64_tokens():
@@ -237,7 +297,7 @@ def test_scripts_and_style_stay_small_and_write_no_html(page):
     parsed = Page(page)
     own = parsed.styles + [text for attributes, text in parsed.scripts if "type" not in attributes]
     assert len(own) == 2
-    assert sum(len(text.encode()) for text in own) <= 40_000
+    assert sum(len(text.encode()) for text in own) <= 48_000
     folder = Path(reports.__file__).parent / "page" / "static"
     files = sorted(folder.iterdir())
     assert {file.suffix for file in files} == {".js", ".css"}

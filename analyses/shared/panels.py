@@ -8,8 +8,8 @@ shows tokens (a leading space as a dot, a newline as a return sign).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +47,7 @@ class Matrix(Panel):
     high: np.ndarray | None = None  # [row column] upper end of the interval
     image: bool = False  # True: too large for a table of numbers, draw as a picture only
     family: str = ""  # matrices of one result that name the same family are coloured on one common scale
+    scale: tuple[float, float] | None = None  # ends of the colour scale; by default the smallest and largest number
     floor: float = 0.0  # what chance gives: sizes up to it are drawn grey, as no colour; in the matrix's unit
 
 
@@ -187,6 +188,19 @@ class Finding:
     """The component it speaks of, as labelled everywhere: "L1H0", "L3 mlp"; findings about the same share a card."""
     short: str = field(default="", kw_only=True)
     """What is said of that component in a few words, number included: "previous-token head, 99%"."""
+
+
+def on_common_scales(panels: Sequence[Panel]) -> list[Panel]:
+    """The panels with the colour scales of matrices of one family made the same: from the smallest to the largest."""
+    ends: dict[str, list[float]] = {}
+    for panel in panels:
+        if isinstance(panel, Matrix) and panel.family:
+            ends.setdefault(panel.family, []).extend(panel.values[np.isfinite(panel.values)].tolist())
+    return [
+        replace(panel, scale=(min(known), max(known)))
+        if isinstance(panel, Matrix) and (known := ends.get(panel.family)) else panel
+        for panel in panels
+    ]  # fmt: skip
 
 
 def _brief(value: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from analyses.shared.panels import Finding, Panel, Result, Tokens
+from analyses.shared.panels import Finding, Panel, Result, Tokens, on_common_scales
 from reports.numbers import SHADES, brief
 from reports.page import heads, viewers  # noqa: F401  (registers its views)
 from reports.page.views import View, prose, view
@@ -80,7 +80,7 @@ class _Part:
 
 def render(report: Report) -> str:
     """The whole page as text."""
-    shown = [(section, section.result.panels()) for section in report.sections]
+    shown = [(section, on_common_scales(section.result.panels())) for section in report.sections]
     parts = [_part(section, panels) for section, panels in shown]
     shades = "".join(f".q{step}{{--q:{100 * step // SHADES}%}}" for step in range(1, SHADES + 1))
     style, script = _static(STYLES) + shades, _static(SCRIPTS)
@@ -180,9 +180,10 @@ def _environment() -> jinja2.Environment:
 
 @cache
 def _static(names: tuple[str, ...]) -> str:
-    """The files as one text, without the lines that only explain."""
-    lines = [line for name in names for line in (HERE / "static" / name).read_text(encoding="utf-8").splitlines()]
-    text = "\n".join(line for line in lines if line and not line.lstrip().startswith("//"))
+    """The files as one text, without indents and the lines that only explain."""
+    files = ((HERE / "static" / name).read_text(encoding="utf-8") for name in names)
+    lines = [line.strip() for text in files for line in text.splitlines()]
+    text = "\n".join(line for line in lines if line and not line.startswith("//"))
     if any(mark in text.lower() for mark in ("</script", "</style", "<!--")):
         raise ValueError("a static file contains a mark that would end the element that holds it")
     return text

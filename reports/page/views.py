@@ -3,11 +3,12 @@
 No HTML is written here except through `tokens.markup`; no numbers are computed, only rounded for display.
 """
 
+import base64
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
@@ -28,12 +29,17 @@ from analyses.shared.panels import (
 )
 from reports import figures
 from reports.numbers import Scale, brief, decimal, decimals, exact, number
+from reports.page import heatmap, packing
 from reports.tokens import label, markup, printable
 
-TABLE_ROWS = 300
-"""Rows of a table shown at once; the rest lie in a template that the page's script adds on request."""
-MATRIX_CELLS, MATRIX_SIDE = 1600, 64
-"""Largest matrix written as a table of numbers."""
+TABLE_ROWS = 24
+"""Rows of a long table shown at once; the page's script unpacks the rest on request."""
+SHORT = 40
+"""A table of at most so many rows is shown whole."""
+MATRIX_CELLS = 200
+"""Largest matrix written as a table of numbers; others are pictures whose numbers are read by pointing."""
+PICTURE_ONLY = 20_000
+"""Matrices with more numbers than this carry no table of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +56,38 @@ class Cell:
     head: bool = False
 
 
+def _bare(cell: Cell) -> str | list[str]:
+    """What a script needs to make the cell again; tokens as `tokens.coded` writes them."""
+    text = str(cell.text)
+    if isinstance(cell.text, Markup):
+        text = text.replace("<bdi>", "").replace("</bdi>", "").replace("<i>", "\x01").replace("</i>", "\x02")
+        text = Markup(text).unescape()
+    parts = [text, "" if cell.value == cell.text else cell.value, cell.shade, cell.low, cell.high, cell.interval]
+    while len(parts) > 1 and not parts[-1]:
+        parts.pop()
+    return parts if len(parts) > 1 else text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table: column titles, rows of cells, and the rows left out of the HTML as JSON."""
+    """A table: column titles, rows of cells, and the rows that the page's script adds on request."""
 
     columns: tuple[str, ...]
     rows: list[list[Cell]]
     numeric: tuple[bool, ...]
     corner: str = ""  # names both axes of a matrix
-    rest: Sequence[list[Cell]] = ()  # rows that the page's script adds on request
+    rest: Sequence[list[Cell]] = ()  # rows left out of the HTML
     compact: bool = False
+
+    def folded(self) -> "Grid":
+        """The same table with all its rows left out of the HTML."""
+        return replace(self, rows=[], rest=[*self.rows, *self.rest])
+
+    def packed(self) -> str:
+        """The rows left out, as JSON, deflated, in base64: a cell is its text, or a list of all that it holds."""
+        heads = sum(cell.head for cell in self.rest[0]) if self.rest else 0
+        block = json_block({"heads": heads, "rows": [[_bare(cell) for cell in row] for row in self.rest]})
+        return base64.b64encode(packing.deflate(block.encode())).decode("ascii")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +192,8 @@ def number_grid(
 def limited(
     columns: tuple[str, ...], rows: list[list[Cell]], numeric: tuple[bool, ...], limit: int = TABLE_ROWS
 ) -> Grid:
-    """A grid whose rows beyond `limit` are kept apart, in a template element."""
+    """A grid whose rows beyond `limit` are left out of the HTML, where there are more than `SHORT`."""
+    limit = limit if len(rows) > max(SHORT, limit) else len(rows)
     return Grid(columns=columns, rows=rows[:limit], numeric=numeric, rest=rows[limit:])
 
 
@@ -180,6 +209,7 @@ def view_of(panel: Panel) -> dict[str, Any]:
 
 
 def _figure(panel: Panel, alt: str, grid: Grid | None = None, **more: Any) -> dict[str, Any]:
+    grid = grid.folded() if grid else None
     return {"kind": "figure", "pictures": (figures.svg_uri(panel),), "alt": alt, "grid": grid, **more}
 
 
@@ -191,32 +221,46 @@ def _(panel: Note) -> dict[str, Any]:
 @view_of.register
 def _(panel: Matrix) -> dict[str, Any]:
     n_rows, n_columns = panel.values.shape
-    axes = f"{panel.row_axis} (down) by {panel.column_axis} (across); {panel.unit}"
-    if panel.image or n_rows * n_columns > MATRIX_CELLS or max(n_rows, n_columns) > MATRIX_SIDE:
-        dropped = (
-            "" if panel.image else f"{n_rows:,} x {n_columns:,} numbers: drawn as a picture, not written as a table."
-        )
-        return _figure(panel, f"Heat map of {printable(axes)}", note=dropped)
-    scale = Scale.of(panel.values, panel.diverging)
+    alt = printable(f"{panel.row_axis} (down) by {panel.column_axis} (across); {panel.unit}")
+    scale = Scale.of(panel.values, panel.diverging, panel.scale)
+    by_head = (panel.row_axis, panel.column_axis) == ("layer", "head")
+    shared: dict[str, Any] = {
+        "alt": alt,
+        "legend": legend(scale, panel.unit),
+        "note": _floored(panel),
+        "extra": {"by_head": by_head},
+    }
+    if not panel.image and n_rows * n_columns <= MATRIX_CELLS:
+        return {"kind": "matrix", "grid": _matrix_grid(panel, scale), **shared}
+    picture, box = heatmap.uri(panel, scale)
+    shared["extra"] = {"by_head": by_head, "box": box, "rows": n_rows, "columns": n_columns}
+    if panel.image or n_rows * n_columns > PICTURE_ONLY:
+        return {"kind": "heat", "pictures": (picture,), **shared}
+    return {"kind": "heat", "pictures": (picture,), "grid": _matrix_grid(panel, scale).folded(), **shared}
+
+
+def _floored(panel: Matrix) -> str:
+    return f"Grey: within \N{PLUS-MINUS SIGN}{brief(panel.floor)}, which chance gives." if panel.floor > 0 else ""
+
+
+def _matrix_grid(panel: Matrix, scale: Scale) -> Grid:
+    n_columns = panel.values.shape[1]
     places = None if scale.log else decimals(panel.values, panel.low, panel.high)
     rows = []
     for i, head in enumerate(labels(panel.rows)):
         bounds: list[tuple[Any, Any]] = [(None, None)] * n_columns
         if panel.low is not None and panel.high is not None:
             bounds = list(zip(panel.low[i], panel.high[i], strict=True))
-        values = panel.values[i]
-        rows.append([head, *(number_cell(v, scale.shade(v), *b, places) for v, b in zip(values, bounds, strict=True))])
+        cells = zip(panel.values[i], bounds, strict=True)
+        rows.append([head, *(number_cell(v, scale.shade(v, panel.floor), *b, places) for v, b in cells)])
     is_token = isinstance(panel.columns, Tokens)
-    grid = Grid(
+    return Grid(
         columns=("", *(shown(name, is_token) for name in panel.columns)),
         rows=rows,
         numeric=(False,) + (True,) * n_columns,
         corner=f"{printable(panel.row_axis)}\N{NO-BREAK SPACE}↓ {printable(panel.column_axis)}\N{NO-BREAK SPACE}→",
         compact=n_columns > 8,
     )
-    by_head = (panel.row_axis, panel.column_axis) == ("layer", "head")
-    return {"kind": "matrix", "grid": grid, "alt": printable(axes), "legend": legend(scale, panel.unit),
-            "extra": {"by_head": by_head}}  # fmt: skip
 
 
 def legend(scale: Scale, unit: str, name: str = "") -> dict[str, Any]:
@@ -288,7 +332,7 @@ def _(panel: TokenStrip) -> dict[str, Any]:
     grid = number_grid(
         [positions, panel.tokens], ["position", "token", printable(panel.unit)], [np.asarray(panel.values)]
     )
-    return {"kind": "strip", "strip": tuple(cells), "grid": grid, "legend": legend(scale, panel.unit)}
+    return {"kind": "strip", "strip": tuple(cells), "grid": grid.folded(), "legend": legend(scale, panel.unit)}
 
 
 @view_of.register

@@ -127,12 +127,27 @@ async function raster(url, name) {
   save(name, canvas.toDataURL("image/png"));
 }
 
-on(document, "click", ({ target }) => {
+// Heat maps: the cell pointed at is read from the table of numbers below it.
+$$("img.heat").forEach((image) => {
+  const box = image.dataset.box.split(" ").map(Number), [rows, columns] = image.dataset.cells.split(" ").map(Number);
+  const panel = image.closest(".panel"), table = $("table", panel), read = $("[data-read]", panel);
+  const cell = ({ offsetX, offsetY }) => {
+    const i = floor((offsetY / image.clientHeight - box[1]) / box[3] * rows), j = floor((offsetX / image.clientWidth - box[0]) / box[2] * columns);
+    return i >= 0 && i < rows && j >= 0 && j < columns && [i, j];
+  };
+  pointing(image, cell, () => read, async (i, j) => {
+    await allRows(table);
+    const { cells } = table.tBodies[0].rows[i], title = table.tHead.rows[0].cells[j + 1];
+    read.replaceChildren(`${cells[0].textContent}, ${title.textContent}: `, make("b", cells[j + 1].firstChild.textContent), ` ${$("small", cells[j + 1])?.textContent ?? ""}`);
+  }, (i, j) => { if (heads && "heads" in image.dataset) location.hash = `head-${i}.${j}`; });
+});
+
+on(document, "click", async ({ target }) => {
   const kind = target.dataset?.take;
   if (!kind) return;
   const panel = target.closest(".panel"), own = viewers[panel.id], image = $("img.figure", panel);
-  if (kind === "csv") return saveText(panel.id + ".csv", own?.csv?.() ?? csv($("table", panel)), "text/csv");
-  const drawn = own?.svg?.() ?? (image ? decode(bytes(image.src.split(",")[1])) : picture($("table, .shaded", panel)));
+  if (kind === "csv") return saveText(panel.id + ".csv", own?.csv?.() ?? await csv($("table", panel)), "text/csv");
+  const drawn = own?.svg?.() ?? (image ? decodeURIComponent(image.src.slice(image.src.indexOf(",") + 1)) : picture($("table, .shaded", panel)));
   if (kind === "svg") return saveText(panel.id + ".svg", drawn, "image/svg+xml");
   raster("data:image/svg+xml;charset=utf-8," + encodeURIComponent(drawn), panel.id + ".png");
 });

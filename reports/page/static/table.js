@@ -9,14 +9,34 @@ function toHeads(row) {
   }
 }
 
-function allRows(table) {
-  const rest = $("template", table.parentElement.nextElementSibling ?? table);
-  if (!rest) return;
-  [...rest.content.children].forEach(toHeads);
-  table.tBodies[0].append(rest.content);
-  rest.parentElement.textContent = table.tBodies[0].rows.length + " rows.";
+// Rows left out of the page's HTML are unpacked on request; a cell is its text, or [text, value, shade, low, high, interval].
+async function allRows(table) {
+  const below = table.parentElement.nextElementSibling, kept = below && $("[data-rows]", below);
+  if (!kept) return;
+  const numeric = [...table.tHead.rows[0].cells].map((th) => th.classList.contains("num"));
+  below.unpacked ??= inflate(kept.textContent).then((raw) => {
+    const { heads: first, rows } = JSON.parse(decode(raw));
+    table.tBodies[0].append(...rows.map((cells) => {
+      const row = make("tr");
+      row.append(...cells.map((cell, i) => tableCell([cell].flat(), i < first, numeric[i])));
+      toHeads(row);
+      return row;
+    }));
+    below.textContent = table.tBodies[0].rows.length > 24 ? table.tBodies[0].rows.length + " rows." : "";
+  });
+  await below.unpacked;
 }
-
+function tableCell([text, kept, shade = "", low, high, interval], isHead, numeric) {
+  const cell = make(isHead ? "th" : "td", token(text), `${numeric ? "num " : ""}${shade}`.trim());
+  if (isHead) cell.scope = "row";
+  if (kept) cell.dataset.v = kept;
+  if (interval) {
+    Object.assign(cell.dataset, { lo: low, hi: high });
+    cell.append(make("small", interval));
+  }
+  return cell;
+}
+document.addEventListener("toggle", ({ target }) => target.open && $$("table", target).forEach(allRows), true);
 const amount = (text) => text.trim() ? Number(text.replace("inf", "Infinity")) : NaN;
 function compare(a, b) { // numbers first
   const x = amount(a), y = amount(b);
@@ -24,10 +44,10 @@ function compare(a, b) { // numbers first
   return x === y ? 0 : x - y;
 }
 
-function sort(table, column, down) {
+async function sort(table, column, down) {
   const head = table.tHead.rows[0].cells[column];
   if (!head) return;
-  allRows(table);
+  await allRows(table);
   table.tBodies[0].append(...[...table.tBodies[0].rows].sort((r, s) => {
     const a = value(r.cells[column]), b = value(s.cells[column]);
     if (!a !== !b) return a ? -1 : 1; // what was not measured stays last
@@ -66,8 +86,8 @@ on(document, "click", ({ target }) => { // a cell of a table of layers by heads
 const quote = (text) => /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
 const lines = (rows) => rows.map((row) => row.map((cell) => quote(String(cell ?? ""))).join(",") + "\r\n").join("");
 // The whole table; intervals become two more columns.
-function csv(table) {
-  allRows(table);
+async function csv(table) {
+  await allRows(table);
   const rows = [...table.tBodies[0].rows];
   const titles = [...table.tHead.rows[0].cells].map((th) => th.textContent);
   const ranged = titles.map((_, i) => rows.some((row) => row.cells[i]?.dataset.lo !== undefined));
