@@ -8,6 +8,7 @@ a report holds dozens of them.
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from urllib.parse import quote
 
 import numpy as np
@@ -115,3 +116,63 @@ def _palette() -> UInt8[np.ndarray, "step 3"]:
     colours = np.concatenate([below, above[1:], [[222, 222, 222], [243, 243, 243]]])
     whole: UInt8[np.ndarray, "step 3"] = np.rint(colours).astype(np.uint8)
     return whole
+
+
+# Small pictures, for cards.
+
+SMALL = (96.0, 54.0)
+"""Width and height, in CSS pixels."""
+
+
+def thumbnail(panel: Matrix, scale: Scale) -> Markup:
+    """The numbers alone; of a large matrix, the one of largest size in each of at most 64 by 64 parts."""
+    values = np.asarray(panel.values, dtype=float)
+    for axis, length in enumerate(values.shape):
+        if length > 64:
+            starts = np.arange(0, length, -(-length // 64))
+            known = np.nan_to_num(values)
+            high, low = (reduce.reduceat(known, starts, axis) for reduce in (np.maximum, np.minimum))
+            values = np.where(high > -low, high, low)
+    return Markup(png_uri(_steps(replace(panel, values=values), scale), _palette()))
+
+
+def curves(series: Sequence[np.ndarray]) -> Markup:
+    """At most four curves on common axes."""
+    known = [values[np.isfinite(values)] for values in series[:4]]
+    known = [values for values in known if values.size > 1]
+    if not known:
+        return Markup()
+    low, high = min(values.min() for values in known), max(values.max() for values in known)
+    paths = [
+        " ".join(
+            f"{3 + (SMALL[0] - 6) * i / (len(values) - 1):.1f},{SMALL[1] - 4 - (SMALL[1] - 8) * share:.1f}"
+            for i, share in enumerate((values - low) / ((high - low) or 1.0))
+        )
+        for values in known
+    ]
+    colours = ("#2166ac", "#c2571a", "#6a51a3", "#222")
+    drawn = (
+        f'<polyline points="{p}" fill="none" stroke="{c}" stroke-width="1.6"/>'
+        for p, c in zip(paths, colours, strict=False)
+    )
+    return _small("".join(drawn))
+
+
+def columns(values: np.ndarray) -> Markup:
+    """A column a number, blue above zero and red below."""
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)[:96]
+    reach = float(np.abs(values).max(initial=0)) or 1.0
+    signed = bool((values < 0).any())
+    base, room = (SMALL[1] / 2, SMALL[1] / 2 - 3) if signed else (SMALL[1] - 3, SMALL[1] - 6)
+    wide = (SMALL[0] - 6) / max(len(values), 1)
+    drawn = (
+        f'<rect x="{3 + i * wide:.1f}" y="{min(base, base - room * value / reach):.1f}" width="{0.8 * wide:.1f}"'
+        f' height="{abs(room * value / reach):.1f}" fill="{"#d6604d" if value < 0 else "#4393c3"}"/>'
+        for i, value in enumerate(values.tolist())
+    )
+    return _small("".join(drawn))
+
+
+def _small(inner: str) -> Markup:
+    size = f'width="{SMALL[0]:.0f}" height="{SMALL[1]:.0f}" viewBox="0 0 {SMALL[0]:.0f} {SMALL[1]:.0f}"'
+    return svg_uri(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{inner}</svg>')

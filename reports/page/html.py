@@ -9,15 +9,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from analyses.shared.panels import Finding, Panel, Result, Tokens, on_common_scales
-from reports.numbers import SHADES, brief
+from analyses.shared.findings import established
+from analyses.shared.panels import Panel, Result, Tokens, on_common_scales
+from reports.numbers import SHADES
 from reports.page import heads, viewers  # noqa: F401  (registers its views)
+from reports.page.overview import first_screen
 from reports.page.views import View, prose, view
 from reports.running import record
 from reports.tokens import markup, printable
@@ -25,7 +28,10 @@ from reports.tokens import markup, printable
 HERE = Path(__file__).parent
 STYLES = ("page.css", "viewers.css")
 SCRIPTS = ("page.js", "heads.js", "table.js", "lens.js", "attention.js")
-TOP_FINDINGS = 10
+CARDS = 5
+"""Findings shown as cards; the others are a list."""
+FOLDED = "The model itself"
+"""The chapter that is the same for every text: closed at first."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Section:
     intro: str  # the question and how to read the answer; blank lines separate paragraphs
     result: Result
     seconds: float
+    chapter: str = ""  # sections of one chapter follow each other
 
 
 @dataclass(frozen=True)
@@ -48,15 +55,6 @@ class Report:
     sections: tuple[Section, ...]
     provenance: Mapping[str, Any]  # command, seed, model, weight hash, versions, device, dtype, ...
     kind: str = "report"  # what the page calls itself beside the contents
-
-
-@dataclass(frozen=True)
-class _Summary:
-    text: str
-    link: str
-    where: str
-    number: str
-    interval: str
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ class _Part:
     more: list["_Block"]
     groups: list[list[View]]  # small tables that follow each other stand side by side
     seconds: float
+    chapter: str
 
 
 def render(report: Report) -> str:
@@ -89,18 +88,20 @@ def render(report: Report) -> str:
         f"style-src '{_sha256(style)}'; script-src '{_sha256(script)}'; base-uri 'none'; form-action 'none'"
     )
     seconds = {section.name: round(section.seconds, 3) for section in report.sections}
-    found = _ranked(report)
-    findings = [_finding(finding, section) for finding, section in found]
-    head_pages = heads.gather(
-        [(section.name, section.title, panels) for section, panels in shown],
-        [(finding, f"{section.name}-{finding.key}") for finding, section in found],
-    )
+    results = [(section.name, section.result) for section in report.sections]
+    found = established((finding, name) for name, result in results for finding in result.findings())
+    told = [(section.name, section.title, panels) for section, panels in shown]
+    head_pages = heads.gather(told, [(finding, f"{name}-{finding.key}") for finding, name in found])
+    headline = next((headline for _, result in results if (headline := result.headline())), None)
+    marks = [(name, mark) for name, result in results if (mark := result.marks())]
+    first = first_screen(told, headline, marks, found)
     page = _environment().get_template("page.html").render(
         title=printable(report.title),
         kind=report.kind,
         texts=[[(markup(token, None), "\n" in token) for token in tokens] for tokens in report.tokens],
-        findings=findings[:TOP_FINDINGS],
-        more_findings=findings[TOP_FINDINGS:],
+        first=first,
+        n_cards=CARDS,
+        chapters=[(name, name == FOLDED, list(of)) for name, of in groupby(parts, key=lambda part: part.chapter)],
         sections=parts,
         heads=head_pages,
         provenance=list(_readable({k: v for k, v in report.provenance.items() if k not in record.FOR_MACHINES})),
@@ -112,26 +113,6 @@ def render(report: Report) -> str:
     return record.sealed(page.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def _ranked(report: Report) -> list[tuple[Finding, Section]]:
-    found = [(finding, section) for section in report.sections for finding in section.result.findings()]
-    return sorted(found, key=lambda pair: -pair[0].weight)  # stable: equal weights stay in reading order
-
-
-def _finding(finding: Finding, section: Section) -> _Summary:
-    interval = ""
-    if finding.low is not None and finding.high is not None:
-        scale = max(abs(finding.low), abs(finding.high), abs(finding.value))
-        low, high = (0.0 if abs(end) < 1e-4 * scale else end for end in (finding.low, finding.high))
-        interval = f"[{brief(low)}, {brief(high)}]"
-    return _Summary(
-        text=printable(finding.text),
-        link=f"{section.name}-{finding.key}",
-        where=printable(section.title),
-        number=f"{brief(finding.value)} {printable(finding.unit)}".strip(),
-        interval=interval,
-    )
-
-
 def _part(section: Section, panels: Sequence[Panel]) -> _Part:
     first, *rest = _blocks(section.intro) or [_Block([])]
     groups: list[list[View]] = []
@@ -141,7 +122,8 @@ def _part(section: Section, panels: Sequence[Panel]) -> _Part:
         else:
             groups.append([shown])
     lead = first.items[0] if first.items else Markup()
-    return _Part(section.name, printable(section.title), lead, rest[:1], rest[1:], groups, section.seconds)
+    title = printable(section.title)
+    return _Part(section.name, title, lead, rest[:1], rest[1:], groups, section.seconds, section.chapter)
 
 
 def _blocks(text: str) -> list[_Block]:

@@ -77,6 +77,7 @@ function remember(id, state) {
 function follow() {
   const [id, query] = location.hash.slice(1).split("?");
   const target = showHead(id) || document.getElementById(id);
+  for (let box = target?.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
   if (!target || query === undefined) return;
   viewers[id]?.restore(new URLSearchParams(query));
   target.scrollIntoView();
