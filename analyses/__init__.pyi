@@ -52,6 +52,7 @@ from analyses.shared.statistics import Interval as Interval
 from analyses.shared.statistics import bootstrap as bootstrap
 from analyses.shared.statistics import q_values as q_values
 from analyses.shared.statistics import sign_flip_p_value as sign_flip_p_value
+from analyses.surprise import surprise as surprise
 from analyses.tuned_lens import tuned_lens as tuned_lens
 from analyses.verify import verify as verify
 from analyses.weight_statistics import weight_statistics as weight_statistics

@@ -32,7 +32,7 @@ there is no direct contribution, and no self-repair gap.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
@@ -41,16 +41,26 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.axes import largest_first
+from analyses.shared.axes import largest_first, related
 from analyses.shared.capabilities import analysis, lacking
-from analyses.shared.clean_corrupted import Texts, notable, own_answers, resolve_texts, said_answers
+from analyses.shared.claims import (
+    FLOORS,
+    LOSS_FLOOR,
+    SURE,
+    clear_of_zero,
+    largest_p_value,
+    part_name,
+    signed,
+    testable,
+)
+from analyses.shared.clean_corrupted import Texts, own_answers, resolve_texts, said_answers
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.metrics import TITLES, UNITS, MetricName, TokenChoice, check_metrics
-from analyses.shared.panels import Finding, Note, Panel, Result, Table, Tokens
+from analyses.shared.panels import Finding, Marks, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.prompts import TextsOrPrompts
 from analyses.shared.replacements import KINDS, KindName, Replacements, Values, check_kinds
 from analyses.shared.stacks import Model
-from analyses.shared.statistics import bootstrap, independent, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.statistics import bootstrap, independent, methods, q_values, sign_flip_p_value
 from analyses.shared.task import Row, shape, task_of
 from interp import scale
 from interp.errors import NotApplicable
@@ -61,6 +71,8 @@ from interp.progress import tell
 from interp.residual import attn_share, logit_direction
 from interp.sweep import Variant, sweep
 
+TOLD = 3
+"""Most parts that findings name."""
 CAPPED = (
     "This model soft-caps its logits: what a head adds directly is counted before the cap, what is lost after it, so "
     "the self-repair gap holds what the cap takes away too."
@@ -95,6 +107,8 @@ class AblationResult(Result):
     """How answers and replacement values were chosen."""
     own: tuple[str, ...]
     """Which of answer and wrong answer the model chose itself."""
+    token_effects: np.ndarray
+    """[token component kind] change of the loss of each token of a single text, in nats; empty where not measured."""
     seed: int
 
     @property
@@ -106,6 +120,14 @@ class AblationResult(Result):
     def self_repair(self) -> np.ndarray:
         """[text component kind] direct contribution minus measured loss of the logit difference, in logits."""
         return np.asarray(self.direct + self.logit_effects)
+
+    def marks(self) -> Marks | None:
+        """The mean loss without each component; None where the loss was not measured."""
+        if "loss" not in self.metrics:
+            return None
+        values = self.effects[:, :, 0, self.metrics.index("loss")].mean(0)
+        sizes = {component.label: float(value) for component, value in zip(self.components, values, strict=True)}
+        return Marks(key="table", sizes=sizes, unit="nats of loss without it")
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per text, component, kind and metric.
@@ -164,9 +186,12 @@ class AblationResult(Result):
                 least = self._least()[m]
                 spread = bootstrap(self.effects[:, :, k, m], clusters=self.clusters, least=least, seed=self.seed)
                 caption, unit = self._caption(metric), UNITS[metric]
-                pictures += component_panels(
-                    f"{metric}-{kind}", title, self.components, spread, caption=caption, unit=unit
-                )
+                found = component_panels(f"{metric}-{kind}", title, self.components, spread, caption=caption, unit=unit)
+                signed_metric = metric != "kl"
+                pictures += [
+                    replace(one, diverging=signed_metric) if isinstance(one, Matrix) else one
+                    for one in related(found, metric)
+                ]
         return [*pictures, self._table(), *self._repair_panels(), self._note(), *self._methods()]
 
     def _methods(self) -> list[Note]:
@@ -189,7 +214,9 @@ class AblationResult(Result):
         )
 
     def _table(self) -> Table:
-        frame, cut = largest_first(self.summary(), "effect", 2000)
+        apart = [largest_first(some, "effect", 2000) for _, some in self.summary().groupby("metric", sort=False)]
+        frame, cut = pd.concat([some for some, _ in apart], ignore_index=True), apart[0][1]
+        cut += " Metrics apart, each in its own unit." if len(self.metrics) > 1 else ""
         frame = frame.drop(columns=["stack", "layer", "head", "neuron"], errors="ignore")
         _, unit = independent(len(self.texts), self.clusters)
         tests = f" p by flipping the signs of {unit}, q corrected for all rows of the table (Benjamini-Hochberg)."
@@ -198,7 +225,7 @@ class AblationResult(Result):
             title="Every effect, largest first",
             caption=self._caption() + (tests if "q" in frame else "") + cut,
             frame=frame,
-            diverging=frozenset({"effect"}),
+            diverging=frozenset({"effect"} if len(self.metrics) == 1 else ()),
         )
 
     def _repair_frame(self) -> pd.DataFrame:
@@ -217,16 +244,20 @@ class AblationResult(Result):
     def _repair_panels(self) -> list[Panel]:
         if np.isnan(self.direct).all():
             return []
+        frame = self._repair_frame().drop(columns=["layer", "head"])
+        ratio = frame["lost"] / frame["direct"].where(frame["direct"] != 0)
+        made_up = ratio.between(0, 1)
         caption = (
             "direct: what the replaced part of the head's output adds to the logit difference by itself. lost: what "
-            "the logit difference really loses. gap: direct minus lost; positive where later parts make up for it, "
-            "negative where the head also mattered through others. All in logits."
+            "the logit difference really loses. gap: direct minus lost, what later parts make up for. All in logits. "
+            f"Shown are {made_up.sum()} of {len(frame)} rows, in which the loss lies between 0 and the direct part; in "
+            "the others nothing was made up: the head also mattered through others, or was in the way."
         )
         columns = ("direct", "lost", "gap")
         return [
             Table(
                 key="self-repair", title="Self-repair gap of each head", caption=caption,
-                frame=self._repair_frame().drop(columns=["layer", "head"]),
+                frame=frame[made_up].reset_index(drop=True),
                 units=dict.fromkeys(columns, "logits"), diverging=frozenset(columns),
             )
         ]  # fmt: skip
@@ -239,39 +270,57 @@ class AblationResult(Result):
         )
 
     def findings(self) -> list[Finding]:
-        """The largest effect on each metric under the first kind of replacement; the others stand beside it."""
-        frame = self.summary()
-        found = []
-        for metric in self.metrics:
-            rows = frame[(frame["metric"] == metric) & (frame["kind"] == self.kinds[0])]
-            if not rows["effect"].isna().all():
-                found.append(self._finding(rows, metric, self.kinds[0]))
-        return found
+        """The parts with the largest effects on the loss (else on the first metric), replaced in the first way."""
+        m = self.metrics.index("loss") if "loss" in self.metrics else 0
+        effects = self.effects[:, :, 0, m]
+        mean, floor = effects.mean(0), LOSS_FLOOR if self.metrics[m] == "loss" else FLOORS[UNITS[self.metrics[m]]]
+        p, null = self._chances(effects, self.metrics[m])
+        few = clear_of_zero(effects, clusters=self.clusters, chosen_of=len(self.components))
+        sure = few if p is None else p <= SURE
+        told = np.flatnonzero(sure & (np.abs(mean) >= floor))
+        order = told[np.argsort(-np.abs(mean[told]), kind="stable")][:TOLD]
+        return [
+            self._finding(int(i), m, None if p is None else float(p[i]), null or f"a floor of {floor:g}") for i in order
+        ]
 
-    def _finding(self, rows: pd.DataFrame, metric: str, kind: str) -> Finding:
-        top = rows.iloc[int(rows["effect"].abs().argmax())]
-        effect, unit, several = float(top["effect"]), UNITS[metric], "q" in rows
-        number = next(i for i, c in enumerate(self.components) if c.label == top["component"])
-        part, shown = self.components[number], "heads" if self.components[number].kind == "head" else "others"
-        place = (self.kinds.index(kind), self.metrics.index(metric))
-        chosen = self.effects[:, number, place[0], place[1]]
-        least = self._least()[place[1]]
-        low, high = bootstrap(chosen, clusters=self.clusters, chosen_of=len(rows), least=least).ends()
-        tested = several and metric != "kl"
-        known = "; " + said_clear(rows["q"], *independent(len(self.texts), self.clusters)) if tested else ""
-        typical = float(rows["effect"].abs().median())
-        texts = f"over {len(self.texts)} texts" if several else "on this text"
-        title = TITLES[metric] + own_answers(self.own, metric)
+    def _chances(self, effects: np.ndarray, metric: str) -> tuple[np.ndarray | None, str]:
+        """[component] p-values of effects [text component], the choice paid for, and their null; None without test."""
+        n, unit = independent(len(self.texts), self.clusters)
+        of = f", the largest of {len(self.components)}"
+        if metric == "loss" and len(self.texts) == 1 and len(self.token_effects) > 1:
+            return largest_p_value(self.token_effects[:, :, 0], seed=self.seed), f"flipped signs of single tokens{of}"
+        if metric != "kl" and testable(n):
+            return largest_p_value(effects, clusters=self.clusters, seed=self.seed), f"flipped signs of {unit}{of}"
+        return None, ""
+
+    def _finding(self, number: int, m: int, p: float | None, null: str) -> Finding:
+        part, metric, kind = self.components[number], self.metrics[m], self.kinds[0]
+        means = self.effects[:, number, 0].mean(0)
+        found = bootstrap(
+            self.effects[:, number, 0, m], clusters=self.clusters, chosen_of=len(self.components),
+            least=self._least()[m],
+        )  # fmt: skip
+        effect, (low, high) = float(means[m]), found.ends()
+        unit = "nats a token" if metric == "loss" else UNITS[metric]
+        beside = [
+            f"{TITLES[other]} {signed(means[i])}{own_answers(self.own, other)}"
+            for i, other in enumerate(self.metrics) if i != m
+        ]  # fmt: skip
+        over = f" over {len(self.texts)} texts" if len(self.texts) > 1 else " on this text"
+        chance = f"; p = {p:.2g} as the largest of {len(self.components)}" if p is not None else ""
+        if p is None and len(self.texts) > 1:
+            n, what = independent(len(self.texts), self.clusters)
+            chance = f"; {n} {what} are too few for a test" if metric != "kl" else ""
+        name, shown = part_name(part.label), "heads" if part.kind == "head" else "others"
+        change = f"{'rises' if effect > 0 else 'falls'} by {abs(effect):.3g} {unit}, from {self.clean[:, m].mean():.3g}"
+        more = f" ({', '.join(beside)})" if beside else ""
         return Finding(
-            text=f"With {part.label} {KINDS[kind]}, the {title} changes by {effect:+.3g}, from "
-            f"{top['clean']:.3g} {texts}: the largest of {len(rows)} effects{known}.",
-            key="-".join(filter(None, (metric, kind, part.short * (part.kind == "head"), shown))).replace("_", "-"),
-            weight=notable(1 - typical / max(abs(effect), 1e-12), low, high, float(top["q"]) if several else None),
-            value=effect,
-            unit=unit,
-            low=low,
-            high=high,
-        )
+            f"With {name} {KINDS[kind]}, the {TITLES[metric]}{own_answers(self.own, metric)} {change}{over}{more}"
+            f"{chance}.",
+            "-".join(filter(None, (metric, kind, part.short * (part.kind == "head"), shown))).replace("_", "-"),
+            0.3 + 0.5 * float(np.tanh(abs(effect))), effect, unit, low, high, null=null, p=p, about=name,
+            short=f"without it {TITLES[metric]} {signed(effect, '+.2f')}",
+        )  # fmt: skip
 
 
 @analysis(
@@ -331,8 +380,9 @@ def ablation(
     direct = np.full(size, np.nan)
     groups = ((at, batch, [source.values(at, shape(batch), kind) for kind in chosen]) for at, batch in texts.groups())
     one = partial(_group, model, texts, parts, asked, positions, memory)
-    for indices, cleans, replaced, own in scale.map_items(one, groups):
-        direct[indices] = own
+    token_effects = np.zeros((0, len(parts), len(chosen)))
+    for indices, cleans, replaced, own, by_token in scale.map_items(one, groups):
+        direct[indices], token_effects = own, by_token
         for name in asked:
             clean[name][indices], values[name][indices] = cleans[name], replaced[name]
     logit_effects = np.full(size, np.nan)
@@ -356,6 +406,7 @@ def ablation(
         positions=None if positions is None else tuple(positions),
         notes=(*texts.notes, *source.notes, *([CAPPED] if capped else [])),
         own=texts.own,
+        token_effects=token_effects if len(texts.rows) == 1 else token_effects[:0],
         seed=seed,
     )
 
@@ -369,17 +420,23 @@ def _group(
     positions: Sequence[int] | None,
     memory: int | None,
     group: tuple[list[int], Row, Sequence[Sequence[Values]]],
-) -> tuple[list[int], dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+) -> tuple[list[int], dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Texts of one length, with the values that replace: metric -> [text] clean, metric -> [text component kind].
 
-    Before these the texts' numbers, after them the direct contributions [text component kind].
+    Before these the texts' numbers, after them the direct contributions [text component kind], and the changes of the
+    losses of a text that is alone [token component kind].
     """
     indices, batch, fills = group
     task = task_of(model)
-    readout = texts.readout(task, indices, asked)
+    tokens = "loss" in asked and len(texts.rows) == 1
+    readout = texts.readout(task, indices, (*asked, *(["losses"] if tokens else [])))
     plan = [(k, p, fill) for k, draws_of in enumerate(fills) for p in range(len(parts)) for fill in draws_of]
     variants: list[Variant] = [(), *(parts[p].replace(fill.__getitem__, positions) for _, p, fill in plan)]
     found = sweep(model, batch, variants, readout, read=readout.read, vocab=readout.vocab, memory=memory, progress=tell)
+    losses = found.pop("losses").double().cpu().numpy()[:, 0] if tokens else np.zeros((1 + len(plan), 0))
+    token_effects = np.zeros((losses.shape[1], len(parts), len(fills)))
+    for (k, p, _), row in zip(plan, losses[1:] - losses[0], strict=True):
+        token_effects[:, p, k] += row / len(fills[k])
     values = {name: np.zeros((len(indices), len(parts), len(fills))) for name in asked}
     for name, value in found.items():
         for (k, p, _), row in zip(plan, value[1:].double().cpu().numpy(), strict=True):
@@ -388,7 +445,7 @@ def _group(
     direct = np.full((len(indices), len(parts), len(fills)), np.nan)
     if task.direct:
         direct = _direct(task.model, texts, indices, batch, parts, fills, positions)
-    return indices, clean, values, direct
+    return indices, clean, values, direct, token_effects
 
 
 def _direct(

@@ -29,8 +29,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.axes import Axes
+from analyses.shared.axes import Axes, numbered
 from analyses.shared.capabilities import analysis, require
+from analyses.shared.claims import signed
 from analyses.shared.clean_corrupted import (
     Direction,
     Measure,
@@ -77,6 +78,8 @@ HEADS: dict[str, str] = {
     "pattern": "heads' attention patterns",
 }
 SITES = STREAMS | HEADS
+HALF = 0.5
+"""Share of the total effect from which on a place is said to hold the difference."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,6 +133,22 @@ class Patched:
         return "kv_head" if "kv_head" in self.axes else "head"
 
     @property
+    def named(self) -> Tokens | tuple[str, ...]:
+        """[pos] labels that tell equal tokens apart."""
+        if not isinstance(self.labels, Tokens):
+            return self.labels
+        return numbered(self.labels, self.positions[0][len(self.positions[0]) - len(self.labels) :])
+
+    def called(self, pos: int | None) -> str:
+        """A position in a sentence: "at 'be' (8)"; None where no position holds half."""
+        if pos is None:
+            return "spread over positions"
+        if not isinstance(self.labels, Tokens):
+            return f"at position {self.labels[pos]}"
+        at = self.positions[0][len(self.positions[0]) - len(self.labels) + pos]
+        return f"at {self.labels[pos]!r} ({at})"
+
+    @property
     def words(self) -> str:
         """What is copied."""
         return SITES[self.site] + self.place.where
@@ -180,7 +199,10 @@ class ActivationPatchingResult(Result):
 
     def towards(self, patched: Patched) -> Patching:
         """What can be said of effects in one direction."""
-        return Patching(pairs=self.pairs, measure=self.measure, direction=patched.direction, seed=self.seed)
+        return Patching(
+            pairs=self.pairs, measure=self.measure, direction=patched.direction, answers=self.answers,
+            wrongs=self.wrongs, seed=self.seed,
+        )  # fmt: skip
 
     def effects(self, patched: Patched) -> np.ndarray:
         """[text layer (head) (pos)] patched metric minus that of the run patched into; positions end-aligned."""
@@ -219,11 +241,11 @@ class ActivationPatchingResult(Result):
         letter = "H" if axis == "head" else "KV"
         names = [f"L{layer}{letter}{head}" for layer in layers for head in heads]
         rows = {axis: names} if len(patched.axes) == 3 else {"layer": layers}
-        columns = {"position": type(patched.labels)(patched.labels[skip:])} if by_pos else {axis: heads}
+        columns = {"position": type(patched.named)(patched.named[skip:])} if by_pos else {axis: heads}
         flat = effects.reshape(len(effects), len(next(iter(rows.values()))), -1)[:, :, skip:]
         return Axes.of(of.spread(flat), **rows, **columns).matrix(
             _key(patched), _title(patched), of.caption("when this is copied") + left_out, unit=self.measure.unit,
-            diverging=True, image=flat[0].size > 4000,
+            diverging=True, image=flat[0].size > 4000, family=patched.direction, floor=of.floor if of.weak else 0.0,
         )  # fmt: skip
 
     def summary(self) -> pd.DataFrame:
@@ -238,7 +260,7 @@ class ActivationPatchingResult(Result):
             columns, at = patched.columns(effects.shape[1:])
             frame = pd.DataFrame(columns)
             frame.insert(1, "direction", patched.direction)
-            frame["position"] = np.array(patched.labels, dtype=object)[at["pos"]] if "pos" in at else "all"
+            frame["position"] = np.array(patched.named, dtype=object)[at["pos"]] if "pos" in at else "all"
             axes = Axes.of(effects, text=None, **dict.fromkeys(patched.axes))
             found = self.towards(patched).tested(axes, (effects != 0).any(0))
             wanted = [name for name in ("effect", "share", "low", "high", "p") if name in found]
@@ -247,26 +269,66 @@ class ActivationPatchingResult(Result):
         return whole.assign(q=q_values(whole["p"].to_numpy())) if "p" in whole else whole
 
     def findings(self) -> list[Finding]:
-        frame = self.summary()
-        return [self._finding(patched, frame) for patched in self.patched if np.isfinite(self.effects(patched)).all()]
+        finite = [patched for patched in self.patched if np.isfinite(self.effects(patched)).all()]
+        if finite and self.towards(finite[0]).weak:
+            return [self.towards(finite[0]).nothing(_key(finite[0]))]
+        return [one for patched in finite for one in (self._way(patched) or self._strongest(patched))]
 
-    def _finding(self, patched: Patched, frame: pd.DataFrame) -> Finding:
+    def _way(self, patched: Patched) -> list[Finding]:
+        """Of a residual stream: where the information is, layer by layer, until it is where the answer is read."""
+        of = self.towards(patched)
+        shares = self.effects(patched).mean(0) / of.gap
+        if "resid" not in patched.site or shares.ndim != 2:
+            return []
+        places = [int(row.argmax()) if row.max() >= HALF else None for row in shares]
+        starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1]]
+        if len(starts) < 2 or any(np.diff([place for place in places if place is not None]) < 0):
+            return []
+        ends, layers = [*starts[1:], len(places)], patched.place.layers
+        steps = [
+            f"{patched.called(places[start])} {_span(layers[start], layers[end - 1], start == 0, end == len(places))}"
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        total = (self.measure.clean - self.measure.corrupted)[:, None]
+        told, p = of.tells(total, (0,))
+        if not told:
+            return []
+        (low, high), what = of.spread(total[:, 0]).ends(), patched.words.replace("the layer", "a layer")
+        return [
+            Finding(
+                f"{of.question}: the {what} holds the difference ({signed(of.gap)} {self.measure.unit}) "
+                f"{', '.join(steps)}.",
+                _key(patched), 0.35 if of.made_up else 0.8, float(total.mean()), self.measure.unit, low, high, p=p,
+                null=f"half of the total effect, which was compared with {of.null(p, 1, 'effects')}",
+            )
+        ]  # fmt: skip
+
+    def _strongest(self, patched: Patched) -> list[Finding]:
+        """The place with the largest effect, where it is told. Of a residual stream nothing: all passes through it."""
+        if "resid" in patched.site:
+            return []
         effects = self.effects(patched)
-        # Of places that do equally well the latest layer is told: the information must still be there.
-        size = np.abs(effects.mean(0))
-        last = size.size - 1 - int(np.argmax(size.ravel()[::-1] >= 0.95 * size.max()))
-        best = np.unravel_index(last, size.shape)
-        where = [f"layer {patched.place.layers[best[0]]}"]
+        best = tuple(map(int, np.unravel_index(np.abs(effects.mean(0)).argmax(), effects.shape[1:])))
+        layer = patched.place.layers[best[0]]
+        name = f"L{layer} {patched.site.removesuffix('_out')}"
         if patched.site in HEADS:
-            where = [f"{patched.head_axis.replace('kv_', 'key-value ')} {best[1]} of {where[0]}"]
-        if "pos" in patched.axes:
-            where.append(f"position {patched.labels[best[-1]]!r}")
-        rows = frame[(frame["site"] == patched.site) & (frame["direction"] == patched.direction)]
-        rows = rows[rows["stack"] == patched.place.short] if "stack" in rows else rows
+            name = f"L{layer}{'H' if patched.head_axis == 'head' else 'KV'}{best[1]}"
+        name = f"{patched.place.short} {name}".lstrip()
+        where = f" {patched.called(best[-1])}" if "pos" in patched.axes else ""
+        site = patched.site if patched.site in HEADS else "output"
         source = "clean" if patched.direction == "denoise" else "corrupted"
-        start = f"Copying the {patched.words} from the {source} run at {', '.join(where)}"
-        effect = effects.reshape(len(effects), -1)[:, last]
-        return self.towards(patched).finding(start, _key(patched), effect, rows, last, "places", self._places(patched))
+        said = f"{name}'s {site}{where}, copied from the {source} run, brings {{}}"
+        short = f"its {site}{where} brings {{}} when copied"
+        return self.towards(patched).finding(said, _key(patched), effects, best, "places", name, short)
+
+
+def _span(first: int, last: int, begins: bool, ends: bool) -> str:
+    """Layers in words: "until L2", "in L3", "from L4 on"."""
+    if begins:
+        return f"until L{last}"
+    if ends:
+        return f"from L{first} on"
+    return f"in L{first}" if first == last else f"from L{first} to L{last}"
 
 
 def _key(patched: Patched) -> str:

@@ -29,7 +29,7 @@ from analyses.shared.axes import Axes, lines
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences
 from analyses.shared.operations import ACTIVATIONS, NORMS, Operation, longest_path, operations_of
-from analyses.shared.panels import Finding, Note, Panel, Result, Table
+from analyses.shared.panels import WHOLE, Finding, Note, Panel, Result, Table
 from interp.errors import InputError
 from interp.models.config import PRESETS, GPTConfig
 from interp.models.gpt import HookedGPT
@@ -160,7 +160,8 @@ class ArchitectureResult(Result):
             f"{_short(self.total)} parameters in {c.n_layers} blocks of {c.n_heads} heads; reading {self.length:,} "
             f"tokens takes {_short(self.flops / self.batch)} FLOPs, {share:.1%} of them attention between positions."
         )
-        return [Finding(text, "operations", 0.2, float(self.total), "parameters")]
+        said = f"{_short(self.total)} parameters"
+        return [Finding(text, "operations", 0.2, float(self.total), "parameters", kind="size", about=WHOLE, short=said)]
 
     @property
     def flops_share_of_attention(self) -> float:

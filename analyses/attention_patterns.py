@@ -26,6 +26,11 @@ Heads are clustered by the Hellinger distance between patterns, its root mean sq
 Rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 2020) multiplies the layers' mean patterns,
 each mixed half and half with the identity for the residual stream.
 
+The summary names the head with the largest mass where this is at least .4 and cannot be chance: with each query's keys
+in random order a mass is a mean of independent numbers between 0 and 1, whose chance of being so high is bounded (equal
+queries counted once, and the choice of one head paid for). Heads that rest on the first token are held against heads
+that each rest on a random key.
+
 What the numbers do not show: that a head is used. Attention says from where information could be moved, not what is
 moved nor whether later layers read it; rollout besides ignores values, MLPs and the differences between heads. On
 ordinary text the classes overlap (the previous token may be the first one); `head_roles` separates them on random
@@ -40,16 +45,26 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor
 
 from analyses.shared.by_stack import StacksResult
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.panels import AttentionGrid, Finding, Matrix, Note, Panel, Result, Table, Tokens
-from analyses.shared.patterns import cluster_heads, key_masks, measure, overlap, read_stacks, rollout
+from analyses.shared.patterns import (
+    chernoff,
+    cluster_heads,
+    expected_mass,
+    key_masks,
+    measure,
+    overlap,
+    read_stacks,
+    rollout,
+)
 from analyses.shared.patterns import read_patterns as read_patterns
 from analyses.shared.stacks import Reading, Stack, attentions, labels_of, readings
-from analyses.shared.statistics import Interval, bootstrap, methods
+from analyses.shared.statistics import TOLD, Interval, bootstrap, methods
 from interp.errors import InputError
 from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
@@ -70,13 +85,13 @@ TITLES = {
 PHRASES = {
     "previous": ("to the previous token", 0.7),
     "next": ("to the next token", 0.7),
-    "last": ("to the last token", 0.35),
     "after_same": ("to tokens that follow an earlier copy of its own token, the induction pattern,", 0.95),
     "same": ("to earlier copies of its own token", 0.6),
 }
 """Masses that the summary names, in words, with what a head that gives all of its attention weighs there."""
 NOTABLE = 0.4
 """Share of a head's attention from which the summary names it after a pattern."""
+SHUFFLED_KEYS = "each query's keys in random order"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +114,10 @@ class AttentionPatternsResult(Result):
     """Measure -> [text layer head]; entropy and surprise in nats, masses 0 to 1; NaN where no query has it."""
     weighted: Mapping[str, np.ndarray]
     """Mass -> [text layer head], value-weighted."""
+    chance: Mapping[str, np.ndarray]
+    """Mass -> [text] what it is when each query's keys are in random order: the share of the keys that count."""
+    counted: Mapping[str, np.ndarray]
+    """Mass -> [text] different tokens among the queries that it is a mean over: equal ones look alike."""
     distance: np.ndarray
     """[head head], heads of all layers in order: Hellinger distance of their patterns, 0 to 1, over all texts."""
     cluster: np.ndarray
@@ -114,6 +133,17 @@ class AttentionPatternsResult(Result):
         values = (self.weighted if weighted else self.plain)[measure]
         chosen_of = values[0].size if chosen else 1
         return bootstrap(values, share=measure in MASSES, chosen_of=chosen_of, least=0.0, seed=self.seed)
+
+    def p_value(self, mass: str) -> np.ndarray:
+        """[layer head] chance that the mean over texts is so high with each query's keys in random order, the choice of
+        one head paid for: at most this."""
+        known = self.counted[mass] > 0
+        if not known.any():
+            return np.ones(self.plain[mass].shape[1:])
+        queries = int(known.sum() * self.counted[mass][known].min())
+        value = self.plain[mass][known].mean(0)
+        bound = chernoff(value, float(self.chance[mass][known].mean()), queries)
+        return np.asarray(np.minimum(value.size * bound, 1.0))
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per text, layer and head: text layer head cluster, the measures, `weighted_...` for the masses."""
@@ -181,6 +211,7 @@ class AttentionPatternsResult(Result):
             unit="nats" if nats else "share of attention",
             low=found.low,
             high=found.high,
+            family="" if nats else "mass",
         )
 
     def _table(self) -> Table:
@@ -256,7 +287,9 @@ class AttentionPatternsResult(Result):
             if np.isnan(estimate.value).all() or np.nanmax(estimate.value) < NOTABLE:
                 continue
             layer, head = divmod(int(np.nanargmax(estimate.value)), estimate.value.shape[1])
-            value = float(estimate.value[layer, head])
+            value, p = float(estimate.value[layer, head]), float(self.p_value(name)[layer, head])
+            if p > TOLD:
+                continue
             low, high = estimate.ends(layer, head)
             text = f"Head L{layer}H{head} gives {value:.0%}{_range(low, high)} of its attention {phrase}"
             text = text.rstrip(",") + "."
@@ -269,20 +302,27 @@ class AttentionPatternsResult(Result):
                     unit="share",
                     low=low,
                     high=high,
+                    kind="effect",
+                    null=SHUFFLED_KEYS,
+                    p=p,
+                    about=f"L{layer}H{head}",
+                    short=f"gives {value:.0%} of its attention {phrase.split(',')[0]}",
                 )
             )
         return [*found, *self._sink_finding()]
 
     def _sink_finding(self) -> list[Finding]:
         plain, weighted = self.interval("first").value, self.interval("first", weighted=True).value
-        count, total = int((plain > 0.5).sum()), plain.size
-        if not count:
+        count, total, keys = int((plain > 0.5).sum()), plain.size, min(map(len, self.tokens))
+        p = float(stats.binom.sf(count - 1, total, min(2 / keys, 1.0)))  # twice: early queries see few keys
+        if p > TOLD:
             return []
         text = (
             f"{count} of {total} heads give more than half of their attention to the first token; "
             f"weighted by the values moved, {int((weighted > 0.5).sum())} do."
         )
-        return [Finding(text=text, key="first", weight=0.3 + 0.3 * count / total, value=count, unit="heads")]
+        weight, null = 0.3 + 0.3 * count / total, "heads that each rest on a key of their own, drawn at random"
+        return [Finding(text, "first", weight, count, "heads", kind="effect", null=null, p=p)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,8 +331,9 @@ class StackPatternsResult(StacksResult):
 
     stacks: tuple[AttentionPatternsResult, ...]
     alignment: pd.DataFrame
-    """Columns text, written, source, share, head, head_share: for each token written the source token that all
-    cross-attention heads together attend to most (the end token left out), and the head that attends to it most."""
+    """Columns text, written, source, share, head, head_share, p: for each token written the source token that all
+    cross-attention heads together attend to most (the end token left out), and the head that attends to it most; p as
+    that of `AttentionPatternsResult.p_value`, for the choice of a source token."""
     grid: tuple[int, int] | None = None
     """Rows and columns of patches, for images."""
 
@@ -311,7 +352,7 @@ class StackPatternsResult(StacksResult):
             "does not go to the end token, and the head that attends to it most. Attention is where it looks, which "
             "need not be what it uses. A query of cross-attention is a token that the decoder has read, and is used to "
             "write the next one.",
-            frame=self.alignment.drop(columns="text" if self.alignment["text"].nunique() == 1 else []),
+            frame=self.alignment.drop(columns=["p", *(["text"] if self.alignment["text"].nunique() == 1 else [])]),
             tokens=frozenset({"written", "source"}),
         )
 
@@ -339,14 +380,17 @@ class StackPatternsResult(StacksResult):
         found = super().findings()
         if len(self.alignment):
             inner = self.alignment[self.alignment["written"] != "</s>"]
-            best = (inner if len(inner) else self.alignment).sort_values("share").iloc[-1]
-            value = float(best["share"])
+            inner = inner if len(inner) else self.alignment
+            best = inner.sort_values("p", kind="stable").iloc[0]
+            value, p = float(best["share"]), float(best["p"]) * len(inner)
             text = (
-                f"When it writes “{best['written'].strip()}”, {value:.0%} of all cross-attention that does not go to "
-                f"the end token goes to “{best['source'].strip()}”; head {best['head']} gives it "
-                f"{best['head_share']:.0%}."
+                f"When it writes “{best['written'].strip()}”, the decoder looks at “{best['source'].strip()}” most: "
+                f"{value:.0%} of all cross-attention that does not go to the end token."
             )
-            found.append(Finding(text=text, key="alignment", weight=0.8 * value, value=value, unit="share"))
+            if p <= TOLD:
+                found.append(Finding(
+                    text, "alignment", 0.8 * value, value, "share", kind="effect", null=SHUFFLED_KEYS, p=p
+                ))  # fmt: skip
         return found
 
 
@@ -362,17 +406,24 @@ class _Gathered:
     plain: list[Mapping[str, np.ndarray]] = field(default_factory=list)
     weighted: list[Mapping[str, np.ndarray]] = field(default_factory=list)
     closeness: np.ndarray = field(default_factory=lambda: np.zeros(()))
-    counted: int = 0
+    seen: int = 0
+    chance: dict[str, list[float]] = field(default_factory=dict)
+    counted: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, text: Reading, pattern: Tensor, norms: Tensor, *, kept: bool) -> None:
         stack, length, keys = self.stack, *pattern.shape[2:]
+        first = stack.first_query
         ids = text.ids[stack.queries].cpu() if text.ids else np.arange(length)
         masks = key_masks(torch.as_tensor(ids), causal=stack.causal, keys=keys if stack.crosses else None)
         plain, weighted = measure(pattern, norms, masks, stack.first_query)
+        for name, mask in masks.items():
+            defined = mask[first:].any(-1)
+            self.chance.setdefault(name, []).append(expected_mass(mask[first:], (pattern[:, 0, first:] != 0).all(0)))
+            self.counted.setdefault(name, []).append(len(np.unique(np.asarray(ids)[first:][defined.numpy()])))
         self.plain.append(plain)
         self.weighted.append(weighted)
         self.closeness = self.closeness + overlap(pattern, stack.first_query, causal=stack.causal)
-        self.counted += length - stack.first_query
+        self.seen += length - stack.first_query
         self.tokens.append(text.labels[stack.keys])
         self.queries.append(text.labels[stack.queries])
         if kept:
@@ -380,7 +431,7 @@ class _Gathered:
             self.norms.append(norms)
 
     def result(self, clusters: int, seed: int) -> AttentionPatternsResult:
-        distance = np.sqrt(np.clip(1 - self.closeness / self.counted, 0, 1))
+        distance = np.sqrt(np.clip(1 - self.closeness / self.seen, 0, 1))
         np.fill_diagonal(distance, 0)
         plain, weighted = (
             {name: np.stack([one[name] for one in texts]) for name in texts[0]} for texts in (self.plain, self.weighted)
@@ -393,6 +444,8 @@ class _Gathered:
             rollout=() if self.stack.crosses else tuple(rollout(pattern).numpy() for pattern in self.patterns),
             plain=plain,
             weighted=weighted,
+            chance={name: np.array(shares) for name, shares in self.chance.items()},
+            counted={name: np.array(counts) for name, counts in self.counted.items()},
             distance=distance,
             cluster=cluster_heads(distance, clusters).reshape(self.stack.shape),
             seed=seed,
@@ -435,7 +488,7 @@ def attention_patterns(
 def _alignment(text: int, cross: np.ndarray, keys: Tokens, written: Tokens) -> list[dict[str, object]]:
     """A row for each token written, see `StackPatternsResult.alignment`; cross: [layer head query key]."""
     inner = cross[..., : len(keys) - 1] if len(keys) > 1 else cross  # all but the end token
-    together = inner.mean((0, 1))
+    together, heads = inner.mean((0, 1)), inner.shape[0] * inner.shape[1]
     rows: list[dict[str, object]] = []
     for query, word in enumerate(written):
         key = int(together[query].argmax())
@@ -448,6 +501,7 @@ def _alignment(text: int, cross: np.ndarray, keys: Tokens, written: Tokens) -> l
                 "share": float(together[query, key] / max(together[query].sum(), 1e-12)),
                 "head": f"L{layer}H{head}",
                 "head_share": float(inner[layer, head, query, key]),
+                "p": min(len(keys) * float(chernoff(together[query, key], together[query].mean(), heads)), 1.0),
             }
         )
     return rows

@@ -26,8 +26,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analyses.shared.axes import Axes
+from analyses.shared.axes import Axes, related
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import part_name, signed
 from analyses.shared.clean_corrupted import Direction, PatchingMetric, measure, resolve_pairs
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.declared import PYTHON_ONLY
@@ -50,6 +51,8 @@ EDGES = 20
 """Most edges drawn."""
 LISTED = 200
 """Most edges in the table."""
+AGREES = 0.7
+"""Correlation with true patches from which on estimates are not warned of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,7 +130,8 @@ class AttributionPatchingResult(PatchingResult):
         steps = [f"EAP-IG averages {self.steps} gradients."] if "eap-ig" in self.methods else []
         more = "q is that of the estimates, nodes and edges each corrected among themselves."
         return [
-            *panels, reliability, *self._graph(), self._node_table(), self._edge_table(), self.choices(steps),
+            *related(panels, "nodes", self.floor if self.weak else 0.0), reliability, *self._graph(),
+            self._node_table(), self._edge_table(), self.choices(steps),
             *self.said_methods(tests=self._edges, chosen_of=self._edges, more=more),
         ]  # fmt: skip
 
@@ -193,26 +197,42 @@ class AttributionPatchingResult(PatchingResult):
         return [layered_graph(title, caption, edges, depth, self.measure.unit)] if edges else []
 
     def findings(self) -> list[Finding]:
-        if not self.gap:
-            return []
+        return [] if self.weak else [*self._disagreement(), *self._edge()]  # activation patching says that it is weak
+
+    def _disagreement(self) -> list[Finding]:
+        """A warning where estimates of the fair sample do not go with the true patches."""
         method, table = self.methods[-1], self.reliability()
         rows = table[(table["method"] == method) & (table["sample"] == "random")].dropna(subset="pearson")
-        found = []
-        if len(rows):
-            known = zip(rows["pearson"], rows["kind"], rows["n"], strict=True)
-            said = ", ".join(f"{pearson:.2f} for {kind} ({n} patched)" for pearson, kind, n in known)
-            text = f"{METHODS[method]} estimates correlate with true patches drawn at random: {said}."
-            found.append(Finding(text, "reliability", 0.5, float(rows["pearson"].iloc[-1]), "correlation"))
-        a, b = np.unravel_index(np.argmax(np.abs(self._best)), self._best.shape)
-        spread, q = self.spread(self.true_edges[:, a, b], chosen_of=self._edges), self._q(self.edge_scores[-1])
-        true, (low, high), of = float(spread.value), spread.ends(), None if q is None else float(q[a, b])
+        rows = rows[rows["pearson"] < AGREES]
+        if rows.empty:
+            return []
+        known = zip(rows["pearson"], rows["kind"], rows["n"], strict=True)
+        said = ", ".join(f"{signed(pearson, '.2f')} for {kind} ({n} patched)" for pearson, kind, n in known)
         text = (
-            f"The largest edge by {METHODS[method]} leads from {self.nodes[a].label} to {self.receivers[b].label}: "
-            f"estimated {self._best[a, b]:+.3g}, truly {true:+.3g} {self.measure.unit}"
-            f"{'' if of is None else f' (q = {of:.2g} of {self._edges:,} edges)'}."
+            f"{METHODS[method]} estimates do not go with true patches drawn at random: correlation {said}. Believe the "
+            "true patches only."
         )
-        weight = self.weight(true, low, high, of)
-        return [*found, Finding(text, "edges", weight, true, self.measure.unit, low, high)]
+        return [Finding(text, "reliability", 0.5, float(rows["pearson"].min()), "correlation", kind="warning")]
+
+    def _edge(self) -> list[Finding]:
+        """The true effect of the edge with the largest estimate; the embedding aside, through which all enters."""
+        from_parts = np.array([node.kind != "embed" for node in self.nodes])
+        best = self._best * from_parts[:, None]
+        a, b = (int(i) for i in np.unravel_index(np.argmax(np.abs(best)), best.shape))
+        if np.isnan(self.true_edges[:, a, b]).any():
+            return []
+        sender, receiver = part_name(self.nodes[a].label), self.receivers[b].label
+        way = "the logits" if receiver == "logits" else part_name(receiver)
+        said = (
+            f"the path from {sender} straight to {way}, the largest by {METHODS[self.methods[-1]]}, truly carries {{}} "
+            f"(estimated {signed(self._best[a, b])})"
+        )
+        about = sender if receiver == "logits" else part_name(receiver.partition(".")[0])
+        site = receiver.partition(".")[2]
+        gets = f"its {site} gets {{}} from {sender}" if site else f"gets {{}} from {sender}"
+        short = f"straight to {way} {{}}" if receiver == "logits" else gets
+        true, scores = np.nan_to_num(self.true_edges), self.edge_scores[-1]
+        return self.finding(said, "edges", true, (a, b), "edges", about, short, estimates=scores)
 
 
 def _largest(score: np.ndarray, true: np.ndarray) -> np.ndarray:

@@ -214,40 +214,50 @@ class CompareResult(Result):
             ),
         ]  # fmt: skip
 
-    def _ends(self, head: str, role: str) -> tuple[float | None, float | None]:
-        """The interval of a change that is told because it is the largest of all."""
+    def _largest(self, head: str, role: str) -> tuple[tuple[float | None, float | None], float]:
+        """The interval and the p of a change that is told because it is the largest of all (Bonferroni)."""
         layer, number = (int(part) for part in head[1:].split("H"))
         first, other = self.roles
         place = first.roles.index(role.replace(" ", "_")), layer, number
         difference = (other.scores - first.scores)[:, *place]
-        return bootstrap(difference, chosen_of=len(self.role_changes)).ends()
+        of = len(self.role_changes)
+        return bootstrap(difference, chosen_of=of).ends(), min(of * float(paired_t_p_value(difference)), 1.0)
 
     def findings(self) -> list[Finding]:
         if self.identical:
             text = f"{self.names[0]} and {self.names[1]} are the same model: every weight is equal."
-            return [Finding(text, "identical", 0.9, 0.0, "relative change")]
+            return [Finding(text, "identical", 0.9, 0.0, "relative change", kind="size")]
         found, changed = [], self.changed
         if self.losses:
             mean = bootstrap(self._losses @ (-1, 1))
             difference, (low, high) = float(mean.value), mean.ends()
             word = "lower" if difference < 0 else "higher"
             text = f"{self.names[1]} has a loss {abs(difference):.3f} nats a token {word} than {self.names[0]}."
-            weight = 0.6 if low is None or high is None or low * high > 0 else 0.1
-            found.append(Finding(text, "loss", weight, difference, "nats", low, high))
+            p = float(paired_t_p_value(self._losses @ (-1, 1)))
+            if p <= 0.05:
+                null = "no difference, over texts"
+                found.append(Finding(text, "loss", 0.6, difference, "nats", low, high, kind="effect", null=null, p=p))
+            else:
+                weight = 0.6 if np.isnan(p) else 0.1  # of one text the difference is a plain fact
+                found.append(Finding(text, "loss", weight, difference, "nats", low, high, kind="size"))
         if len(changed):
             top, heads = changed.iloc[0], changed["head"].nunique()
             text = (
                 f"{heads} head{'s' * (heads != 1)} changed role; most of all {top['head']}, whose {top['role']} score "
                 f"goes from {top['first']:.2f} to {top['other']:.2f}."
             )
-            ends = self._ends(str(top["head"]), str(top["role"]))
-            found.append(Finding(text, "changed", 0.8, float(top["change"]), "share", *ends))
+            ends, p = self._largest(str(top["head"]), str(top["role"]))
+            found.append(Finding(
+                text, "changed", 0.8, float(top["change"]), "share", *ends, kind="effect", p=p,
+                null="no change, over random sequences", about=str(top["head"]),
+                short=f"{top['role']} score {top['first']:.2f} before, {top['other']:.2f} after",
+            ))  # fmt: skip
         elif self.patterns is not None:
             moved = self.patterns.mean(0)
             layer, head = np.unravel_index(int(moved.argmax()), moved.shape)
             where = f"L{layer}H{head} ({moved.max():.0%} of its pattern)"
             text = f"No head changed its role; attention moved most in {where}."
-            found.append(Finding(text, "patterns", 0.4, float(moved.max()), "share"))
+            found.append(Finding(text, "patterns", 0.4, float(moved.max()), "share", kind="negative"))
         return found
 
 

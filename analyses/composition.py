@@ -10,9 +10,10 @@ it). The norms are those of d_head x d_head cores, so no d_model x d_model matri
 same two matrices give when one of them is turned at random: their singular values stay, their directions mean nothing
 to each other. Its mean is near 1 / sqrt(d_model); the spread comes from random rotations. The best
 of all pairs is held against the score that the best of as many pairs exceeds in 5 % of cases when their heads know
-nothing of each other: the squared score of a pair under random rotation is close to a shifted gamma law, whose mean and
-variance are known exactly, and the point is taken at .05 / pairs. Under rotary positions W_QK
-is that of a key `distance` positions before the query, 0 for the query itself.
+nothing of each other: the squared score of a pair under random rotation is close to a shifted gamma law, whose mean,
+variance and skewness are known exactly, and the chances of all pairs are put together as if they were independent
+(Sidak 1967), which they nearly are. Under rotary positions W_QK is that of a key `distance` positions before the query,
+0 for the query itself.
 
 What it shows: that the weights of two heads match. Not that any text uses the match: the later head also reads the
 embeddings, all other heads and the MLPs, and parts that every head shares (such as a few directions of large norm)
@@ -20,9 +21,9 @@ raise all scores alike. Biases, scales of norms and caps are left out. Where nor
 model), what a head wrote goes through the gains of all that lie between the two heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,7 @@ from analyses.shared.distributions import one_thread
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.panels import Finding, Graph, Matrix, Note, Panel, Result, Table
 from analyses.shared.stacks import Model, Stack, attentions
-from analyses.shared.statistics import methods_note
+from analyses.shared.statistics import TOLD, methods_note
 from analyses.shared.weight_circuits import Circuits, arriving, circuits
 from interp.errors import InputError
 from interp.models.encoder import HookedEncoder
@@ -48,6 +49,8 @@ from interp.residual import writes as writes_of
 KINDS = ("Q", "K", "V")
 ROTATIONS = 32
 """Random rotations of the baseline."""
+NOTABLE = 1.5
+"""How many times its baseline a score is that a finding may speak of: less is sure in many models, and says little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,9 @@ class CompositionResult(Result):
     spread: dict[str, np.ndarray]
     """Likewise: standard deviation under random rotation."""
     limit: dict[str, np.ndarray]
-    """Likewise: the score that any pair of the three kinds exceeds by chance in 5 % of models at most."""
+    """Likewise: the score that any pair of the three kinds exceeds by chance in 5 % of models."""
+    chance: dict[str, np.ndarray]
+    """Likewise: chance that any pair of the three kinds is as far above its own baseline."""
     n_heads: int
     """Heads in a layer."""
     edges: int
@@ -111,8 +116,8 @@ class CompositionResult(Result):
         pairs = sum(int((~np.isnan(limit)).sum()) for limit in self.limit.values())
         return [*panels, methods_note(
             f"Scores of {pairs:,} pairs, with mean and spread over {ROTATIONS} random rotations of one of the two "
-            f"matrices (seed {self.seed}); limits from a shifted gamma law with the exact mean and variance of the "
-            f"squared score under rotation, at .05 / {pairs:,} (Bonferroni)."
+            f"matrices (seed {self.seed}); limits from a shifted gamma law with the exact mean, variance and skewness "
+            f"of the squared score under rotation, at 1 - .95^(1/{pairs:,}) (Sidak)."
         )]  # fmt: skip
 
     def _table(self) -> Table:
@@ -149,26 +154,32 @@ class CompositionResult(Result):
         return Matrix(
             key=f"matrix-{kind.lower()}", title=f"{kind}-composition of all pairs", values=self.excess(kind)[:-n, n:],
             rows=self.names[:-n], columns=self.names[n:], row_axis="from", column_axis="to",
-            unit="score above baseline", diverging=True, image=len(self.names) > 40,
+            unit="score above baseline", diverging=True, image=len(self.names) > 40, family="composition",
+            floor=max(float(np.nanmax(self.limit[one] - self.baseline[one], initial=0.0)) for one in KINDS),
             caption=f"How well what the earlier head writes matches what the later head's {_READS[kind]} reads, less "
             "the baseline of a random rotation. Pairs whose first head is not in an earlier layer are empty.",
         )  # fmt: skip
 
     def findings(self) -> list[Finding]:
-        found = []
-        for kind in KINDS:
-            for early, late in self._strongest(kind, 1):
-                score, base = self.scores[kind][early, late], self.baseline[kind][early, late]
-                pair = f"{self.names[early]} into {self.names[late]}"
-                limit = float(self.limit[kind][early, late])
-                sure = score > limit
-                weight = min(0.6, 0.1 + 0.5 * float(score / base - 1)) if sure else 0.1
-                found.append(Finding(
-                    text=f"Strongest {kind}-composition: {pair}, {score:.2f} where random directions give {base:.2f}, "
-                    f"and chance lets the best of all pairs reach {limit:.2f}.",
-                    key="strongest", weight=weight, value=float(score), unit="share",
-                ))  # fmt: skip
-        return found
+        return [found for kind in KINDS for found in self._finding(kind)]
+
+    def _finding(self, kind: str) -> list[Finding]:
+        """The pair of this kind that is furthest above its limit, where it is far above its baseline too."""
+        excess = np.nan_to_num(self.scores[kind] - self.limit[kind], nan=-np.inf)
+        early, late = np.unravel_index(int(np.argmax(excess)), excess.shape)
+        score, base, limit, p = (
+            float(x[kind][early, late]) for x in (self.scores, self.baseline, self.limit, self.chance)
+        )
+        if not (p <= TOLD and score >= NOTABLE * base):
+            return []
+        writer, reader = self.names[early], self.names[late]
+        return [Finding(
+            f"{reader} is built to read its {_READS[kind]} from {writer}: {kind}-composition {score:.2f} where random "
+            f"directions give {base:.2f}, and the best of all pairs {limit:.2f}.",
+            "strongest", min(0.6, 0.1 + 0.5 * (score / base - 1)), score, "share", kind="effect", p=p,
+            null="random rotations, the best of all pairs", about=reader,
+            short=f"reads its {_READS[kind]} from {writer}, composition {score:.2f}",
+        )]  # fmt: skip
 
 
 _READS = {"Q": "query", "K": "key", "V": "value"}
@@ -207,10 +218,11 @@ def _measured(model: Model, stack: Stack, edges: int, distance: int, seed: int) 
     groups = [(tuple(range(n_layers)), writes)]
     if writes_of(stack.blocks[0])[0].after:
         groups = [((layer,), arriving(stack, writes, layer) if layer else writes) for layer in range(n_layers)]
-    scores, baseline, spread, limit = {}, {}, {}, {}
+    scores, baseline, spread, limit, chance = {}, {}, {}, {}, {}
     for kind, read in reads.items():
         found = [_pairs(early, read, layers, turns, width, 3 * int(allowed.sum())) for layers, early in groups]
-        score, mean, deviation, most = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        score, mean, deviation, most, p = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        chance[kind] = np.where(allowed, p, np.nan)
         limit[kind] = np.where(allowed, most, np.nan)
         baseline[kind] = np.where(allowed, mean, np.nan)
         spread[kind] = np.where(allowed, deviation, np.nan)
@@ -220,6 +232,7 @@ def _measured(model: Model, stack: Stack, edges: int, distance: int, seed: int) 
         baseline=baseline,
         spread=spread,
         limit=limit,
+        chance=chance,
         n_heads=n_heads,
         edges=edges,
         distance=distance,
@@ -229,12 +242,13 @@ def _measured(model: Model, stack: Stack, edges: int, distance: int, seed: int) 
 
 def _pairs(
     writes: Tensor, read: Tensor, layers: Sequence[int], turns: Tensor, width: int, pairs: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Score, mean and deviation under rotation and limit [head head] of all heads into those of some layers, from what
-    is left of their writes there."""
+) -> tuple[np.ndarray, ...]:
+    """Score, mean and deviation under rotation, limit and chance [head head] of all heads into those of some layers,
+    from what is left of their writes there."""
     late = read[list(layers)]
     shares = _shares(writes), _shares(late.mT)
-    return _norms(writes, late, layers), *_turned(*shares, turns), _limit(*shares, width, pairs)
+    scores = _norms(writes, late, layers)
+    return scores, *_turned(*shares, turns), *_limit(*shares, width, pairs, scores)
 
 
 @one_thread()
@@ -295,20 +309,49 @@ def _turned(writes: Tensor, reads: Tensor, turns: Tensor) -> tuple[np.ndarray, n
     return mean, np.sqrt(np.maximum(squares / len(turns) - mean**2, 0.0))
 
 
-def _limit(writes: Tensor, reads: Tensor, width: int, pairs: int) -> np.ndarray:
-    """[head head] the score that any of so many pairs exceeds by chance in 5 % of cases at most, from heads' shares.
+def _limit(writes: Tensor, reads: Tensor, width: int, pairs: int, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From heads' shares the score that the best of so many pairs exceeds by chance in 5 % of cases, and the chance
+    that the best of them is as far above its own law as each score: both [head head].
 
-    The squared score is sum s_i s'_j q_ij^2, q a random orthogonal matrix of this width, whose entries' fourth moments
-    are known (Collins and Sniady, "Integration with respect to the Haar measure", 2006): 3, 1 or (n + 1) / (n - 1) over
-    n (n + 2) for two entries that are the same, in one row or column, or in neither. The skewness is that of
-    independent normal q, which is above the true one.
+    The law of the squared score, a mean of three moments: shifted gamma, at most 1.
     """
+    powers = [[x.double().pow(power).sum(-1).cpu().numpy() for power in (2, 3)] for x in (writes, reads)]
+    mean, variance, skewness = rotated_moments(powers[0], powers[1], width)
+    deviation = np.sqrt(np.maximum(variance, 1e-300))
+    point = stats.pearson3.isf(-np.expm1(np.log(0.95) / max(pairs, 1)), skewness)
+    alone = stats.pearson3.sf((scores**2 - mean) / deviation, skewness)
+    limit = np.sqrt(np.minimum(mean + deviation * point, 1.0))
+    return limit, -np.expm1(pairs * np.log1p(-np.minimum(alone, 1 - 1e-16)))
+
+
+def rotated_moments(
+    writes: Sequence[np.ndarray], reads: Sequence[np.ndarray], width: int
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Mean, variance and skewness [head head] of sum s_i s'_j q_ij^2, q a random orthogonal matrix of this width.
+
+    The k-th moment of tr(A q B q^T) is the sum over the partitions of k of C(A) C(B) / C(I), the zonal polynomials C
+    (James, "Distributions of Matrix Variates and Latent Roots Derived from Normal Samples", 1964). A head comes as the
+    sums of its shares' squares and cubes, [head] each; the shares themselves sum to one.
+    """
+    (a2, a3), (b2, b3) = ([x[:, None] for x in writes], [x[None, :] for x in reads])
     n = float(width)
-    (a, a3), (b, b3) = ([x.double().pow(power).sum(-1).cpu().numpy() for power in (2, 3)] for x in (writes, reads))
-    a, b = a[:, None], b[None, :]
-    neither = (n + 1) / (n - 1) if n > 1 else 0.0
-    second = (3 * a * b + a * (1 - b) + (1 - a) * b + (1 - a) * (1 - b) * neither) / (n * (n + 2))
-    variance = np.maximum(second - 1 / n**2, 1e-300)
-    skewness = 8 * a3[:, None] * b3 / np.maximum(2 * a * b, 1e-300) ** 1.5
-    squared = 1 / n + np.sqrt(variance) * stats.pearson3.isf(0.05 / max(pairs, 1), skewness)
-    return np.asarray(np.sqrt(np.minimum(squared, 1.0)))
+    second = sum(_ratio(f(1.0, a2) * f(1.0, b2), f(n, n)) for f in _ZONAL_2)
+    third = sum(_ratio(f(1.0, a2, a3) * f(1.0, b2, b3), f(n, n, n)) for f in _ZONAL_3)
+    mean = 1 / n
+    variance = np.asarray(second - mean**2)
+    central = np.asarray(third - 3 * mean * second + 2 * mean**3)
+    return mean, variance, np.asarray(central / np.maximum(variance, 1e-300) ** 1.5)
+
+
+_ZONAL_2: tuple[Callable[..., Any], ...] = (lambda p, q: (p * p + 2 * q) / 3, lambda p, q: 2 * (p * p - q) / 3)
+_ZONAL_3: tuple[Callable[..., Any], ...] = (
+    lambda p, q, r: (p**3 + 6 * p * q + 8 * r) / 15,
+    lambda p, q, r: 3 * (p**3 + p * q - 2 * r) / 5,
+    lambda p, q, r: (p**3 - 3 * p * q + 2 * r) / 3,
+)
+"""Zonal polynomials of the partitions of 2 and 3, of the sums of the first, second and third powers."""
+
+
+def _ratio(top: np.ndarray, bottom: float) -> np.ndarray:
+    """Zero where a matrix is too narrow for the polynomial: then it is zero for both."""
+    return top / bottom if abs(bottom) > 1e-9 else np.zeros_like(top)

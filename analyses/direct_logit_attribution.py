@@ -26,9 +26,12 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor
 
+from analyses.shared.axes import numbered
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import FLOORS, SURE, part_name, signed
 from analyses.shared.grids import GridsResult, NumberGrid, head_grid, list_grid
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import TokenChoice, token_ids
@@ -77,6 +80,11 @@ class DirectLogitAttributionResult(Result):
     """The position whose prediction is explained, as given."""
     chosen_by_model: bool
     """Whether the answer is the model's own top prediction, because none was given."""
+    by_chance: np.ndarray
+    """[text component], logits: standard deviation of the contribution if what the component writes had a random
+    direction; NaN for parts that write nothing of their own."""
+    choices: int
+    """How many answers there were to choose from: the vocabulary where the model chose, else one."""
     weights: str
     """`folded` when every layer norm of the model has gain one and bias zero, else `raw`."""
     shape: tuple[int, int]
@@ -209,7 +217,7 @@ class DirectLogitAttributionResult(Result):
             ),
             Matrix(
                 key="head-by-position", title="By head and position read", values=flat[top].round(6), diverging=True,
-                rows=tuple(f"L{row // n_heads}H{row % n_heads}" for row in top), columns=self.tokens[0],
+                rows=tuple(f"L{row // n_heads}H{row % n_heads}" for row in top), columns=numbered(self.tokens[0]),
                 row_axis="head", column_axis="position read", unit=self._unit,
                 caption=f"The heads with the largest direct contributions, split by the position they read.{which}",
             ),
@@ -229,22 +237,43 @@ class DirectLogitAttributionResult(Result):
             caption=f"The {len(order)} largest of {len(self.components)} parts. {self._over}",
         )  # fmt: skip
 
+    @property
+    def p_values(self) -> np.ndarray:
+        """[component] chance that one of all components, of random directions, contributes as much to some answer.
+
+        A random direction of the length of what the component writes is all but normal along any other, with standard
+        deviation length / sqrt(d_model); for several texts as if all had the same direction. Bonferroni over components
+        and over the answers to choose from.
+        """
+        z = np.abs(self.relative.mean(0)) / self.by_chance.mean(0)
+        return np.asarray(np.minimum(1.0, 2 * stats.norm.sf(z) * np.isfinite(z).sum() * self.choices))
+
+    @property
+    def null(self) -> str:
+        """What `p_values` compare with, in words."""
+        answers = f" and {self.choices:,} answers" if self.choices > 1 else ""
+        return f"random directions of the same length, {np.isfinite(self.by_chance[0]).sum()} parts{answers}"
+
     def findings(self) -> list[Finding]:
-        names = [i for i, name in enumerate(self.components) if re.match(r"L\d+H|mlp \d", name)]
+        p = self.p_values
+        names = [i for i, name in enumerate(self.components) if re.match(r"L\d+H|mlp \d", name) and p[i] <= SURE]
         interval = self._spread(self.relative)
         values = interval.value
         total = float((self.total - self.common.sum(1)).mean())
         best = max(names, key=lambda i: float(values[i]) * (1 if total >= 0 else -1), default=None)
-        if best is None:
+        if best is None or abs(values[best]) < max(FLOORS["logits"], abs(total) / 20):
             return []
         low, high = (None if end is None else float(end[best]) for end in (interval.low, interval.high))
         above = "" if self.wrongs else ", counted from the vocabulary's mean"
         above += "" if self.softcap is None else ", before the soft-cap"
+        name, amount = part_name(self.components[best]), f"{signed(values[best], '+.2f')} of {signed(total, '+.2f')}"
         return [
             Finding(
-                text=f"{self.components[best]} contributes most directly to the {self.quantity}: "
-                f"{values[best]:+.2f} of {total:+.2f} logits{above}.",
-                key="strongest", weight=0.5, value=float(values[best]), unit="logits", low=low, high=high,
+                f"{name} contributes {amount} logits directly to the {self.quantity}{above}, more than its length "
+                "explains.",
+                "strongest", 0.5,
+                float(values[best]), "logits", low, high, null=self.null, p=float(p[best]), about=name,
+                short=f"adds {amount} to the {self.quantity}",
             )
         ]  # fmt: skip
 
@@ -303,7 +332,7 @@ def direct_logit_attribution(
     wrongs = None if wrong is None else token_ids(model, wrong, len(texts)).tolist()
     mean = _Target(_wide(model.W_U.mean(1)), _bias(model).mean())
     names: tuple[str, ...] = ()
-    contributions, common, total, by_source = [], [], [], []
+    contributions, common, total, by_source, by_chance = [], [], [], [], []
     for number, run in enumerate(runs):
         target, value = _Target.logit(model, answers[number]), run.logits[answers[number]]
         if wrongs is not None:
@@ -313,10 +342,13 @@ def direct_logit_attribution(
         contributions.append(parts)
         common.append(shared)
         total.append(float(value))
-        by_source.append(run.by_source(target - mean if wrongs is None else target))
+        shown = target - mean if wrongs is None else target
+        by_source.append(run.by_source(shown))
+        by_chance.append(run.by_chance(shown, names))
     result = DirectLogitAttributionResult(
         components=names, contributions=np.stack(contributions), common=np.stack(common), total=np.array(total),
-        by_source=tuple(by_source), texts=tuple(text.name for text in texts),
+        by_source=tuple(by_source), by_chance=np.stack(by_chance),
+        choices=model.W_U.shape[1] if answer is None else 1, texts=tuple(text.name for text in texts),
         tokens=tuple(text.labels[stacks[-1].keys] for text in texts),
         answers=labels_of(model, answers), wrongs=Tokens() if wrongs is None else labels_of(model, wrongs),
         pos=pos, chosen_by_model=answer is None, weights=weights_kind(model), shape=stacks[-1].shape,
@@ -359,7 +391,8 @@ def _by_attention(result: DirectLogitAttributionResult, stacks: Sequence[Stack],
     )  # fmt: skip
     return ContributionsResult(
         what=f"contribution to the {what if len(result.texts) == 1 else 'answers logits'}", unit="logits",
-        texts=result.texts, grids=tuple(grids), notes=(Note(key="what", title="What is explained", text=note),),
+        texts=result.texts, p_values=dict(zip(names, result.p_values, strict=True)), null=result.null,
+        grids=tuple(grids), notes=(Note(key="what", title="What is explained", text=note),),
         strips=(strip,), seed=result.seed,
     )  # fmt: skip
 
@@ -432,6 +465,14 @@ class _Run:
             parts["ln_final bias"] = _wide(bias) @ target.column
         parts["unembed bias"] = target.bias
         return tuple(parts), torch.stack(list(parts.values())).numpy()
+
+    def by_chance(self, target: _Target, names: Sequence[str]) -> np.ndarray:
+        """[component] standard deviation of each part if it had a random direction; NaN for what writes no vector."""
+        components, labels = decompose(self.model, self.cache)
+        written = _wide(components[:, 0, 0])
+        sizes = written.norm(dim=-1) * self.direction(target).norm() / written.shape[-1] ** 0.5
+        known = dict(zip(labels, sizes.tolist(), strict=True))
+        return np.array([known.get(name) or np.nan for name in names])
 
     def _neurons(
         self, label: str, part: Tensor, inner: dict[tuple[int, str], Tensor], target: _Target

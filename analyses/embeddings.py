@@ -29,7 +29,7 @@ from analyses.shared.axes import Axes, lines, similarity
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.panels import Finding, Panel, Result, Table, Tokens, TokenStrip
-from analyses.shared.statistics import Interval, null_p_value
+from analyses.shared.statistics import TOLD, Interval, null_p_value
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 
@@ -135,18 +135,20 @@ class EmbeddingsResult(Result):
         more = f" The first of {self.n_texts} texts." if self.n_texts > 1 else ""
         more += f" The first {cut} of {len(self.tokens)} tokens." if cut < len(self.tokens) else ""
         words = "One column a token: equal tokens have equal columns."
-        parts = [("token", "Token embeddings", self.token_embedding, words)]
+        token: dict[str, Sequence[object]] = {"token": Tokens(self.tokens[:cut])}
+        parts = [("token", "Token embeddings", self.token_embedding, words, token)]
         if self.positions is not None:
             at = self.positions.embedding
             words = "The sum of the two, from which everything else is computed."
-            total = ("sum", "What the first block reads", self.token_embedding + at, words)
-            parts += [("position", "Position embeddings", at, "One column a position, whatever the token."), total]
+            total = ("sum", "What the first block reads", self.token_embedding + at, words, token)
+            of_positions = "One column a position, whatever the token."
+            parts += [("position", "Position embeddings", at, of_positions, {"position": range(cut)}), total]
         return [
-            Axes.of(values[:cut].T, coordinate=None, token=Tokens(self.tokens[:cut])).matrix(
+            Axes.of(values[:cut].T, coordinate=None, **axis).matrix(
                 f"{key}-embedding", title, f"{caption} One row a coordinate.{more}", unit="activation", diverging=True,
                 image=True,
             )
-            for key, title, values, caption in parts
+            for key, title, values, caption, axis in parts
         ]  # fmt: skip
 
     @property
@@ -162,7 +164,8 @@ class EmbeddingsResult(Result):
         return [
             similarity(
                 f"{kind}-similarity", f"Similarity of {title} in the text", f"Cosine.{chance.get(kind, '')}",
-                self.similarity[kind][: len(tokens), : len(tokens)], "token", tokens,
+                self.similarity[kind][: len(tokens), : len(tokens)],
+                *(("position", range(len(tokens))) if kind == "position" else ("token", tokens)),
             )
             for kind, title in titles.items()
             if kind in self.similarity
@@ -231,19 +234,22 @@ class EmbeddingsResult(Result):
         if self.positions is None:
             return []
         order, found = self.spectrum, self.spectrum.found
-        if not len(found):
+        if not len(found) or order.p_value > TOLD:
             text = (
-                f"The position embeddings show no order: no period stands out (p = {order.p_value:.2g}), and "
+                f"The position embeddings show no clear order: no period stands out (p = {order.p_value:.2g}), and "
                 f"neighbours have cosine {_plain(order.neighbour_cosine)}."
             )
-            return [Finding(text, "spectrum", 0.2, order.neighbour_cosine, "cosine")]
+            return [Finding(text, "spectrum", 0.2, order.neighbour_cosine, "cosine", kind="negative")]
         share = float(order.power[found].sum())
         text = (
             f"The position embeddings have an order: {len(found)} of {len(order.power)} periods hold {share:.0%} of "
             f"their variance, where shuffled positions would put {order.null_middle[found].sum():.1%}; the strongest "
             f"is {order.periods[found[0]]:,.0f} tokens long."
         )
-        return [Finding(text, "spectrum", 0.45, share, "share of variance")]
+        null = f"{order.shuffles} shuffled orders, the strongest period of each"
+        return [Finding(
+            text, "spectrum", 0.45, share, "share of variance", kind="effect", null=null, p=order.p_value
+        )]  # fmt: skip
 
 
 @analysis(place=74, runs=True)

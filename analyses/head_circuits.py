@@ -15,7 +15,8 @@ and a direction's sign is free: the opposite tokens work the same way. The copyi
 L11H10 of GPT-2 small lowers the logits of the names it attends to (Wang et al. 2022), and the eigenvalues of its W_OV
 alone, without W_E and W_U, have a published score of +.996: a figure of another matrix than the one shown here. Here
 the logits are centred over the vocabulary besides, which Elhage et al. do not do. `head_roles` measures copying on
-running text.
+running text. A head's score is held against random matrices with the singular values of its circuit: one whose singular
+values are few is often near +1 or -1 by chance.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
 from analyses.shared.by_stack import by_stack
@@ -32,6 +34,7 @@ from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, token_list
 from analyses.shared.panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.stacks import Model, Stack, attentions, labels_of
+from analyses.shared.statistics import TOLD
 from analyses.shared.weight_circuits import Circuits, circuits, factor_svd, toward_logits
 from interp.errors import InputError, NotApplicable
 from interp.models.encoder import HookedEncoder
@@ -49,6 +52,10 @@ CAUTION = (
 )
 
 
+DRAWS = 10
+"""Random matrices that a copying score is held against."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadCircuitsResult(Result):
     """Singular values and directions of every head's QK and OV circuit."""
@@ -58,6 +65,8 @@ class HeadCircuitsResult(Result):
     copying: np.ndarray
     """[layer head], -1 to 1: sum of the eigenvalues of the whole OV circuit over the sum of their absolute values; NaN
     where the vocabulary of the logits is another one."""
+    copying_spread: np.ndarray
+    """[layer head], root mean square of the score of random matrices with the same singular values; the mean is 0."""
     read: dict[str, tuple[Tokens, ...]]
     """`QK` and `OV` -> [layer x head x direction] top tokens of the side that reads: the query's, the source's."""
     written: dict[str, tuple[Tokens, ...]]
@@ -89,13 +98,26 @@ class HeadCircuitsResult(Result):
             }))  # fmt: skip
         return pd.concat(frames, ignore_index=True)
 
+    @property
+    def copying_p(self) -> np.ndarray:
+        """[layer head] chance that the highest of all heads' scores is so high at random (Bonferroni)."""
+        spreads = np.divide(self.copying, self.copying_spread, out=np.zeros_like(self.copying), where=self._known)
+        return np.asarray(np.minimum(self.copying.size * stats.t.sf(spreads, DRAWS), 1.0))
+
+    @property
+    def _known(self) -> np.ndarray:
+        return np.asarray(self.copying_spread > 0)
+
     def panels(self) -> list[Panel]:
         n_layers, _ = self.copying.shape
+        limit = np.minimum(self.copying_spread * stats.t.isf(0.05 / self.copying.size, DRAWS), 1.0)
         panels: list[Panel] = [] if np.isnan(self.copying).all() else [
             _grid(
                 "copying", "Copying score from eigenvalues", self.copying, "score",
                 "Sum of the eigenvalues of each head's whole OV circuit, token to logits, over the sum of their "
-                "absolute values. Read the caution below.", diverging=True,
+                "absolute values. Random matrices with the same singular values have a root mean square of "
+                f"{np.median(self.copying_spread):.2f}. Read the caution below.", diverging=True,
+                floor=float(limit.max()),
             ),
             Note(key="caution", title="This score is not a copying test", text=CAUTION),
         ]  # fmt: skip
@@ -145,18 +167,27 @@ class HeadCircuitsResult(Result):
         )  # fmt: skip
 
     def findings(self) -> list[Finding]:
-        rank = effective_rank(self.singular_values["OV"])
-        layer, head = np.unravel_index(rank.argmin(), rank.shape)
+        p = self.copying_p
+        best = np.argsort(-self.copying, axis=None, kind="stable")
+        order = [divmod(int(i), p.shape[1]) for i in best if p.flat[i] <= TOLD]
+        if not order:
+            return []
+        names, first, n = [f"L{layer}H{head}" for layer, head in order], order[0], len(order)
+        score, spread = float(self.copying[first]), float(self.copying_spread[first])
+        others = f", then {', '.join(names[1:4])}" * (n > 1) + f" and {n - 4} more" * (n > 4)
         return [Finding(
-            text=f"L{layer}H{head} writes the fewest directions: {rank.min():.1f} of "
-            f"{self.singular_values['OV'].shape[-1]} (median over heads {np.median(rank):.1f}).",
-            key="dimensions-ov", weight=0.2, value=float(rank.min()), unit="directions",
+            f"{n} head{'s' * (n != 1)} with eigenvalues as copying has them: {names[0]} scores {score:+.2f}, where "
+            f"random matrices with its singular values have a root mean square of {spread:.2f}{others}.",
+            "copying", 0.3, score, "score", kind="effect", null="random matrices of equal singular values, the best of "
+            "all heads", p=float(p[first]), about=names[0], short=f"eigenvalues as of copying, score {score:+.2f}",
         )]  # fmt: skip
 
 
-def _grid(key: str, title: str, values: np.ndarray, unit: str, caption: str, *, diverging: bool = False) -> Matrix:
+def _grid(
+    key: str, title: str, values: np.ndarray, unit: str, caption: str, *, diverging: bool = False, floor: float = 0.0
+) -> Matrix:
     return Matrix(
-        key=key, title=title, caption=caption, values=values, unit=unit, diverging=diverging,
+        key=key, title=title, caption=caption, values=values, unit=unit, diverging=diverging, floor=floor,
         rows=tuple(map(str, range(len(values)))), columns=tuple(map(str, range(values.shape[1]))),
         row_axis="layer", column_axis="head",
     )  # fmt: skip
@@ -225,10 +256,12 @@ def _measured(model: Model, stack: Stack, directions: int, top: int, distance: i
         else:
             other = theirs @ reads
         written[name] = _top_tokens(model, sign * other, top)
-    copying = np.full(stack.shape, np.nan) if reader is None else copying_scores(reader, c, stack.part)
+    small = None if reader is None else _token_circuits(reader, c, stack.part)
+    unknown = np.full(stack.shape, np.nan)
+    copying, spread = (unknown, unknown) if small is None else (copying_scores(small), random_spread(small))
     return HeadCircuitsResult(
-        singular_values=values, copying=copying, read=read, written=written, directions=directions, distance=distance,
-        has_logits=reader is not None,
+        singular_values=values, copying=copying, copying_spread=spread, read=read, written=written,
+        directions=directions, distance=distance, has_logits=reader is not None,
     )  # fmt: skip
 
 
@@ -238,19 +271,36 @@ def _reader(model: Model, stack: Stack) -> Reader | None:
     return model if linear else None  # type: ignore[return-value]
 
 
-def copying_scores(model: Reader, c: Circuits, part: str = "attn") -> np.ndarray:
-    """[layer head]: sum of eigenvalues over sum of absolute eigenvalues of W_E W_V W_O W_U; 0 where all are zero.
+def _token_circuits(model: Reader, c: Circuits, part: str) -> Float[np.ndarray, "layer head d_head d_head"] | None:
+    """Of each head a matrix with the non-zero eigenvalues of W_E W_V W_O W_U; None where the vocabularies differ.
 
     A product A B has the non-zero eigenvalues of B A, so W_O (W_U W_E) W_V, d_head x d_head, has them all. Logits are
     centred over the vocabulary; that is a product of two means, so that no second table is needed.
     """
     embed, unembed = wide(model.W_E), wide(model.W_U)
     if unembed.shape[1] != len(embed):
-        return np.full(c.o.shape[:2], np.nan)
+        return None
     through = unembed @ embed - len(embed) * torch.outer(unembed.mean(1), embed.mean(0))
-    small = (toward_logits(model, part, c.o) @ through @ c.v).cpu().double().numpy()
-    eigenvalues = np.linalg.eigvals(small)  # torch's fails to converge on a matrix of almost nothing
+    small: np.ndarray = (toward_logits(model, part, c.o) @ through @ c.v).cpu().double().numpy()
+    return small
+
+
+def copying_scores(matrices: Float[np.ndarray, "*head n n"]) -> Float[np.ndarray, "*head"]:
+    """Sum of the eigenvalues of each matrix over the sum of their absolute values; 0 where all are zero."""
+    eigenvalues = np.linalg.eigvals(matrices)  # torch's fails to converge on a matrix of almost nothing
     return ratio(eigenvalues.sum(-1).real, np.abs(eigenvalues).sum(-1))
+
+
+def random_spread(matrices: Float[np.ndarray, "*head n n"]) -> Float[np.ndarray, "*head"]:
+    """Root mean square of the scores of random matrices with the same singular values.
+
+    U S V^T with random U and V has the eigenvalues of S Q, Q = V^T U random and orthonormal.
+    """
+    values = np.linalg.svd(matrices, compute_uv=False)[..., None]
+    turns = stats.ortho_group(matrices.shape[-1], seed=0) if matrices.shape[-1] > 1 else None
+    drawn = [copying_scores(values * (1.0 if turns is None else turns.rvs())) for _ in range(DRAWS)]
+    spread: np.ndarray = np.sqrt(np.mean(np.square(drawn), axis=0))
+    return spread
 
 
 def _directions(left: Tensor, right: Tensor, count: int) -> tuple[Tensor, np.ndarray, Tensor]:
@@ -260,8 +310,15 @@ def _directions(left: Tensor, right: Tensor, count: int) -> tuple[Tensor, np.nda
 
 
 def _top_tokens(model: Model, scores: Float[Tensor, "row d_vocab"], top: int) -> tuple[Tokens, ...]:
-    """The best of each row; numbers of outputs where these are not the vocabulary."""
-    ids = scores.topk(min(top, scores.shape[-1]), dim=-1).indices
-    if scores.shape[-1] == model.config.d_vocab:
-        return tuple(labels_of(model, row) for row in ids)
-    return tuple(Tokens(f"output {number}" for number in row) for row in ids.tolist())
+    """The best of each row that can be read, of four times as many: parts of characters and control codes are left out;
+    numbers of outputs where these are not the vocabulary."""
+    if scores.shape[-1] != model.config.d_vocab:
+        ids = scores.topk(min(top, scores.shape[-1]), dim=-1).indices
+        return tuple(Tokens(f"output {number}" for number in row) for row in ids.tolist())
+    ids = scores.topk(min(4 * top, scores.shape[-1]), dim=-1).indices
+    return tuple(Tokens([label for label in labels_of(model, row) if _readable(label)][:top]) for row in ids)
+
+
+def _readable(label: str) -> bool:
+    """Whether a token is made of whole, printable characters."""
+    return "\\x" not in label and all(c.isprintable() or c in "\n\t" for c in label) and "\ufffd" not in label

@@ -34,7 +34,7 @@ from analyses.shared.axes import Axes, said_mean
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences
 from analyses.shared.metrics import TokenChoice, token_ids
-from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table
+from analyses.shared.panels import Finding, Marks, Matrix, Note, Panel, Result, Table
 from analyses.shared.statistics import Interval, bootstrap, methods, paired_t_p_value, q_values
 from analyses.shared.weight_circuits import added, reading
 from interp.errors import InputError
@@ -92,6 +92,13 @@ class Measurement:
         """The interval of a score that is told because it is the highest of its role."""
         heads = self.scores.shape[2] * self.scores.shape[3]
         return bootstrap(self.scores[:, role, layer, head], chosen_of=heads).ends()
+
+    def chance(self, role: str, layer: int, head: int) -> float | None:
+        """p that a score is no higher than its null, for the choice among all heads and roles (Bonferroni); None for
+        fewer than two sequences."""
+        place = self.roles.index(role), layer, head
+        p = float(paired_t_p_value((self.scores - self.nulls)[:, *place], greater=True))
+        return None if np.isnan(p) else min(p * int(np.isfinite(self.q).sum()), 1.0)
 
     @cached_property
     def named(self) -> pd.DataFrame:
@@ -155,7 +162,7 @@ class HeadRolesResult(Result):
         return Axes.of(found, layer=None, head=None).matrix(
             role.replace("_", "-"), role.replace("_", " ").capitalize(),
             f"{MEANING[role].capitalize()}, on {measured.what}. Chance gives {null.mean():.2f} on average over heads, "
-            f"{null.max():.2f} at most.", unit="share",
+            f"{null.max():.2f} at most.", unit="share", family="role", floor=float(np.nanmax(null, initial=0.0)),
         )  # fmt: skip
 
     def _on_text(self) -> Matrix:
@@ -180,8 +187,23 @@ class HeadRolesResult(Result):
             low, high = self.random.chosen(self.random.roles.index(str(role)), layer, column)
             text = f"{_count(n, str(role))}: {best['head']} scores {best.score:.2f} where chance gives {best.null:.2f}"
             key, weight = str(role).replace("_", "-"), weights.get(str(role), 0.3)
-            found.append(Finding(f"{text}{others}.", key, weight, float(best.score), "share", low, high))
+            found.append(Finding(
+                f"{text}{others}.", key, weight, float(best.score), "share", low, high, kind="effect", null=_NULL[key],
+                p=self.random.chance(str(role), layer, column), about=str(best["head"]),
+                short=f"{key} head, {best.score:.0%}" + f" (first of {n})" * (n > 1),
+            ))  # fmt: skip
         return found
+
+    def marks(self) -> Marks:
+        """The role of each head named on random sequences, its strongest over the null."""
+        frame = self.random.named.assign(gain=lambda rows: rows["score"] - rows["null"]).sort_values("gain")
+        return Marks(key="named", roles=dict(zip(frame["head"], frame["role"].str.replace("_", " "), strict=True)))
+
+
+_NULL = dict.fromkeys(("previous-token", "first-token"), "any other earlier place") | {
+    "positional": "the keys in random order",
+    "duplicate-token": "the tokens shuffled", "induction": "the tokens shuffled", "copying": "the tokens shuffled",
+}  # fmt: skip
 
 
 def _count(n: int, role: str) -> str:

@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import SURE, UNIFORM
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import token_ids
 from analyses.shared.panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens, TokenStrip
@@ -48,6 +49,10 @@ COLUMNS_SHOWN = 64
 """Most positions drawn in the grid of words; all are in the data."""
 CANDIDATES = 12
 """Tokens that the reader of the grid can choose to follow, beside the next token."""
+SHUFFLES = 199
+"""Random assignments of final choices that the settled share is compared with."""
+LEAST = 0.005
+"""Least mean probability, and least change of it, that is told: less rounds to 0 %."""
 MEASURES = ("log_probability", "rank", "kl", "entropy")
 
 
@@ -100,6 +105,7 @@ class LogitLensResult(Result):
     """[candidate place pos] of the first text, from 1."""
     labels: Mapping[int, str]
     """The token of every id in `top_ids`."""
+    d_vocab: int
     seed: int
     """Of the bootstrap intervals."""
 
@@ -246,46 +252,71 @@ class LogitLensResult(Result):
         )
 
     def findings(self) -> list[Finding]:
+        """Nothing of a final prediction that is all but uniform: then nothing forms."""
+        if self.mean("entropy").value[-1] > UNIFORM * np.log(self.d_vocab):
+            return []
+        return [*self._half(), *self._settled_finding(), *self._target_finding()]
+
+    def _half(self) -> list[Finding]:
         kl = self.mean("kl", chosen_of=len(self.places))
         half = int(np.argmax(kl.value <= kl.value[0] / 2))
         low, high = kl.ends(half)
+        if f"{kl.value[0]:.1f}" == "0.0":
+            return []
         text = (
             f"The prediction is half formed after {self.places[half]}: the mean KL divergence to the final prediction "
             f"has fallen from {kl.value[0]:.1f} nats after the embedding to {kl.value[half]:.1f}{_range(low, high)}."
         )
-        value = float(kl.value[half])
-        found = [Finding(text=text, key="kl", weight=0.55, value=value, unit="nats", low=low, high=high)]
-        settled = np.concatenate([self.settled(text) for text in range(len(self.tokens))])
+        return [Finding(text, "kl", 0.45, float(kl.value[half]), "nats", low, high, kind="size")]
+
+    def _settled_finding(self) -> list[Finding]:
+        """From which place on the final choice stands, at more positions than if those were given to others."""
+        texts = range(len(self.tokens))
+        settled = np.concatenate([self.settled(text) for text in texts])
         middle = int(np.quantile(settled, 0.5, method="inverted_cdf"))
-        last = len(self.places) - 1
-        if 0 < middle == last:
-            share = float((settled == last).mean())
-            text = (
-                f"At {share:.0%} of the positions the final choice of next token is reached only after the last "
-                f"{self._last}."
-            )
-        else:
-            share = float((settled <= middle).mean())
-            text = (
-                f"At {share:.0%} of the positions the final choice of next token stands from {self.places[middle]} on."
-            )
-        found.append(Finding(text=text, key="settled", weight=0.4, value=share, unit="share of positions"))
-        return [*found, *self._target_finding()]
+        stands = int((settled <= middle).sum())
+        rng = np.random.default_rng(self.seed)
+        chance = [sum(int((self._shuffled(text, rng) <= middle).sum()) for text in texts) for _ in range(SHUFFLES)]
+        p = (1 + sum(count >= stands for count in chance)) / (1 + SHUFFLES)
+        if p > SURE or middle == len(self.places) - 1:
+            return []
+        share, usual = stands / len(settled), float(np.mean(chance)) / len(settled)
+        text = (
+            f"At {share:.0%} of the positions the final choice of next token stands from {self.places[middle]} on "
+            f"(shuffled over positions: {usual:.0%})."
+        )
+        null = f"{SHUFFLES} shuffles of the final choices over positions"
+        return [Finding(text, "settled", 0.4, share, "share of positions", kind="effect", null=null, p=p)]
+
+    def _shuffled(self, text: int, rng: np.random.Generator) -> np.ndarray:
+        """[pos] as `settled`, where the final choice of each position is that of another."""
+        top = self.top_ids[text][:, :, 0]
+        agrees = top == rng.permutation(top[-1])
+        held: np.ndarray = np.minimum.accumulate(agrees[-2::-1], axis=0).sum(0)
+        return len(top) - 1 - held
 
     def _target_finding(self) -> list[Finding]:
+        """How the target's probability rises, and falls again where it does."""
         found = self.mean("probability")
-        if len(self.places) < 2 or np.isnan(found.value).any():
+        values = found.value
+        if len(self.places) < 2 or np.isnan(values).any() or values.max() < LEAST:
             return []
-        step = int(np.argmax(np.diff(found.value)))
+        peak = int(values.argmax())
         low, high = found.ends(-1)
         what = "the actual next token" if self.target is None else repr(self.target)
-        text = (
-            f"The mean probability of {what} goes from {_percent(found.value[0])} after the embedding to "
-            f"{_percent(found.value[-1])}{_range(low, high, '.1%')} at the end; the largest step "
-            f"({np.diff(found.value)[step]:+.1%}) is at {self.places[step + 1]}."
-        )
-        value = float(found.value[-1])
-        return [Finding(text=text, key="probability", weight=0.45, value=value, unit="probability", low=low, high=high)]
+        end = f"{values[-1]:.1%}{_range(low, high, '.1%')}"
+        if values[peak] - values[-1] < max(LEAST, 0.1 * values[peak]):
+            step = int(np.argmax(np.diff(values)))
+            if values[-1] - values[0] < LEAST:
+                return []
+            text = (
+                f"The mean probability of {what} rises from {values[0]:.1%} after the embedding to {end} at the end, "
+                f"most of all at {self.places[step + 1]} (+{np.diff(values)[step]:.1%})."
+            )
+        else:
+            rose = f"rose from {values[0]:.1%} to {values[peak]:.1%}" if peak else f"was {values[0]:.1%}"
+            text = f"The mean probability of {what} {rose} at {self.places[peak]} and fell to {end} at the end."
+        return [Finding(text, "probability", 0.45, float(values[-1]), "probability", low, high, kind="size")]
 
 
 @analysis(place=30, needs=("next token",), runs=True)
@@ -337,6 +368,7 @@ def logit_lens(
         candidate_log_probability=lenses[0].other_log_probability.movedim(-1, 0).cpu().double().numpy(),
         candidate_rank=lenses[0].other_rank.movedim(-1, 0).cpu().double().numpy(),
         labels=labels,
+        d_vocab=model.config.d_vocab,
         seed=seed,
         **numbers,
     )
@@ -449,7 +481,3 @@ def _layer(place: str) -> int:
 
 def _range(low: float | None, high: float | None, form: str = ".1f") -> str:
     return "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.001 else "less than 0.1%"

@@ -252,13 +252,13 @@ class MarkovChainResult(Result):
         only = self.only_class
         if only is None:
             text = f"The chain has {len(self.classes)} closed classes; where it ends depends on where it starts."
-            return [Finding(text, "long-run", 0.5, float(len(self.classes)), "classes")]
+            return [Finding(text, "long-run", 0.5, float(len(self.classes)), "classes", kind="size")]
         top = int(np.argmax(only.stationary))
         text = (
             f"In the long run the model is in state {self.names[top]} for {only.stationary[top]:.0%} of the time, and "
             f"each token holds {only.entropy_rate:.2f} bits."
         )
-        return [Finding(text, "stationary", 0.5, only.entropy_rate, "bits a token")]
+        return [Finding(text, "stationary", 0.5, only.entropy_rate, "bits a token", kind="size")]
 
 
 @analysis(place=76, needs=("next token",), runs=True)

@@ -29,12 +29,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.axes import Axes, said_mean
+from analyses.shared.axes import Axes, numbered, said_mean
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import LOSS_FLOOR, SURE, largest_p_value, signed, testable
 from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels, token_list
 from analyses.shared.metrics import Readout
 from analyses.shared.panels import Bars, Finding, Panel, Result, Table, Tokens
-from analyses.shared.statistics import Interval, bootstrap, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.statistics import Interval, bootstrap, methods, q_values, sign_flip_p_value
 from analyses.shared.weight_circuits import added, reading
 from interp.cache import ActivationCache
 from interp.errors import InputError
@@ -105,7 +106,7 @@ class NeuronsResult(Result):
         which = "" if len(self.texts) == 1 else f" Text {self.texts[0]}."
         return [
             self._table(),
-            Axes.of(self.activations[0], neuron=self.names, token=self.tokens[0]).matrix(
+            Axes.of(self.activations[0], neuron=self.names, token=numbered(self.tokens[0])).matrix(
                 "activations", "Activations", "Activation of each neuron after the non-linearity"
                 f"{', times the linear part' * bool(self.scaled_by)}, at each token.{which}", unit="activation",
                 diverging=True,
@@ -152,17 +153,28 @@ class NeuronsResult(Result):
         )  # fmt: skip
 
     def findings(self) -> list[Finding]:
-        spread = self._spread(self.effect["loss"])
-        best = int(spread.value.argmax())
-        low, high = bootstrap(self.effect["loss"][:, best], chosen_of=len(self.neurons)).ends()
-        value, random = float(spread.value[best]), float(self.control["loss"].mean())
-        known = "" if self.q is None else f"; {said_clear(self.q, len(self.texts))}"
-        sure = self.q is None or (self.q[best] <= 0.05 and low is not None and low > 0)
+        """The largest rise of the loss, where its interval and its test, both paying for the choice, exclude chance."""
+        loss = self.effect["loss"]
+        best = int(loss.mean(0).argmax())
+        low, high = bootstrap(loss[:, best], chosen_of=len(self.neurons)).ends()
+        value, random = float(loss[:, best].mean()), float(self.control["loss"].mean())
+        p = float(largest_p_value(loss, seed=self.seed)[best])
+        if low is None or low <= 0 or value < LOSS_FLOOR or (testable(len(loss)) and p > SURE):
+            return []
+        name = self.names[best]
+        chance = f"p = {p:.2g} as the largest of" if testable(len(loss)) else "the largest rise of"
         text = (
-            f"Without neuron {self.names[best]} the loss changes by {value:+.3f} nats a token, without a random neuron "
-            f"by {random:+.3f}: the largest rise of {len(self.names)}{known}."
+            f"Without neuron {name} the loss rises by {value:.3f} nats a token, without a random neuron it changes by "
+            f"{signed(random, '+.3f')}: {chance} {len(self.names)}."
         )
-        return [Finding(text, "effect", 0.3 if sure else 0.1, value, "nats a token", low, high)]
+        null = f"flipped signs of texts, the largest of {len(self.names)}"
+        null = null if testable(len(loss)) else f"an interval that pays for the choice among {len(self.names)}"
+        return [
+            Finding(
+                text, "effect", 0.3, value, "nats a token", low, high, null=null, p=p if testable(len(loss)) else None,
+                about=name, short=f"without it loss {signed(value, '+.2f')}",
+            )
+        ]  # fmt: skip
 
 
 @analysis(place=70, needs=("mlp", "next token"), sweeps=True)

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from analyses.shared.axes import Axes, lines
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import UNIFORM
 from analyses.shared.inputs import sequences, text_names, token_labels
-from analyses.shared.panels import Finding, Note, Panel, Result, Table, TokenGrid, Tokens, TokenStrip
+from analyses.shared.panels import WHOLE, Finding, Note, Panel, Result, Table, TokenGrid, Tokens, TokenStrip
 from analyses.shared.statistics import bootstrap
 from interp.errors import InputError
 from interp.generation import sampling_distribution
@@ -186,13 +187,21 @@ class NextTokenResult(Result):
         ]  # fmt: skip
 
     def findings(self) -> list[Finding]:
-        first = self.after[0]
+        first, most = self.after[0], float(np.log(self.ranks[-1]))
+        which = "first text" if len(self.after) > 1 else "text"
+        if first.entropy > UNIFORM * most:
+            text = (
+                f"After the {which} the model has no expectation: its entropy is {first.entropy:.2f} of at most "
+                f"{most:.2f} nats, as if it were untrained."
+            )
+            said = f"expects nothing after the {which} (entropy {first.entropy:.2f} of at most {most:.2f} nats)"
+            return [Finding(text, "distribution", 0.6, first.entropy, "nats", kind="warning", about=WHOLE, short=said)]
+        like = f"{np.exp(first.entropy):,.1f}"
         text = (
-            f"After the {'first text' if len(self.after) > 1 else 'text'} the model expects "
-            f"{self.vocabulary[first.chosen]!r} ({first.probability:.0%}); it is as undecided as among "
-            f"{np.exp(first.entropy):,.1f} equally likely tokens (entropy {first.entropy:.2f} nats)."
+            f"After the {which} the model expects {self.vocabulary[first.chosen]!r} ({first.probability:.0%}); it is "
+            f"as undecided as among {like} equally likely tokens (entropy {first.entropy:.2f} nats)."
         )
-        return [Finding(text, "distribution", 0.4, first.probability, "probability")]
+        return [Finding(text, "distribution", 0.4, first.probability, "probability", kind="size")]
 
 
 @analysis(place=10, needs=("next token",), runs=True)

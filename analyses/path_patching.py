@@ -25,8 +25,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.axes import Axes
+from analyses.shared.axes import Axes, related
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import part_name
 from analyses.shared.clean_corrupted import Direction, Measure, Pairs, PatchingMetric, measure, resolve_pairs
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.declared import PYTHON_ONLY
@@ -94,6 +95,7 @@ class PathPatchingResult(PatchingResult):
         heard = np.isfinite(self.values).all(0)  # [receiver sender]
         table = self.largest_first(self.summary(), "paths")
         said = self.said_methods(tests=int(heard.sum()), chosen_of=int(heard.sum(1).max()))
+        panels = related(panels, "paths", self.floor if self.weak else 0.0)
         return [*panels, *self._graph(), table, self.choices(self.notes), *said]
 
     def _caption(self) -> str:
@@ -117,17 +119,27 @@ class PathPatchingResult(PatchingResult):
         ]
 
     def findings(self) -> list[Finding]:
-        frame = self.summary()
-        rows = [frame[frame["receiver"] == receiver] for receiver in self.receivers]
-        return [self._finding(of, str(of["receiver"].iloc[0])) for of in rows if len(of)]
+        if self.weak:
+            return []  # activation patching says so
+        return [one for r in range(len(self.receivers)) for one in self._finding(r)]
 
-    def _finding(self, rows: pd.DataFrame, receiver: str) -> Finding:
-        best = int(rows["effect"].abs().argmax())
-        sender = self.labels.index(str(rows["sender"].iloc[best]))
-        effects = self.effects[:, self.receivers.index(receiver), sender]
-        start = f"Straight to {receiver}, {self.labels[sender]} has the largest effect: patching that path alone"
-        key = f"to-{_key(receiver)}-{'heads' if self.senders[sender].kind == 'head' else 'others'}"
-        return self.finding(start, key, effects, rows, best, "paths")
+    def _finding(self, r: int) -> list[Finding]:
+        """The largest effect on one receiver; the embedding aside, through which everything enters."""
+        effects, receiver = np.nan_to_num(self.effects), self.receivers[r]
+        heard = [i for i, part in enumerate(self.senders) if part.kind != "embed"]
+        if not heard:
+            return []
+        best = heard[int(np.abs(effects[:, r, heard].mean(0)).argmax())]
+        sender = self.senders[best]
+        name, target = part_name(sender.label), receiver.partition(".")[0]
+        key = f"to-{_key(receiver)}-{'heads' if sender.kind == 'head' else 'others'}"
+        way = "the logits" if receiver == "logits" else receiver
+        said, short = f"the path from {name} straight to {way} carries {{}}", f"straight to {way} {{}}"
+        if receiver == "logits" or "+" in receiver:
+            return self.finding(said, key, effects, (r, best), "paths", name, short)
+        site = receiver.partition(".")[2]
+        short = f"its {site} gets {{}} from {name}" if site else f"gets {{}} from {name}"
+        return self.finding(said, key, effects, (r, best), "paths", part_name(target), short)
 
 
 def _key(receiver: str) -> str:

@@ -29,9 +29,11 @@ from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
-from analyses.shared.statistics import Interval
+from analyses.shared.statistics import TOLD, Interval
 from analyses.shared.token_features import TASKS
 from interp.errors import InputError, check_seed
+from interp.keeping import kept_whole
+from interp.loading.digests import parameters_sha256
 from interp.models.gpt import HookedGPT
 from interp.text.documents import Documents
 
@@ -121,11 +123,12 @@ class ProbingResult(Result):
         found = []
         for sweep in self.sweeps.values():
             for finding in sweep.findings():
-                if sweep.accuracy and finding.weight > 0.3:
+                p = (finding.p or 0.0) * len(self.sweeps)
+                if finding.kind == "effect" and p <= TOLD:
                     best = float(sweep.interval("probe").value[sweep.best])
                     rest = [float(np.nanmax(sweep.interval(one).value)) for one in ("token", "embedding", "random")]
                     weight = float(np.clip(0.15 + 2 * (best - max(rest)), 0.0, 0.5))
-                    found.append(replace(finding, key="knows", weight=weight))
+                    found.append(replace(finding, key="knows", weight=weight, p=p))
         return [max(found, key=lambda one: one.weight)] if found else []
 
 
@@ -155,7 +158,6 @@ def probing(
     windows, texts, bos = _windows(model, rows, documents, seed)
     words = words_of(model)
     labels = [name for name, task in TASKS.items() if words is not None or not task.needs_words]
-    names = _names(model)
     fewest = 4 * model.config.d_model
     stored = sum(len(window) - int(bos) for window in windows)
     if len(set(texts)) < FEWEST_TEXTS or stored < fewest or label not in labels:
@@ -167,17 +169,11 @@ def probing(
             if label in labels
             else f"The label {label} needs the text of tokens, and this model has no tokenizer.",
         )
-    held = run_model(model, windows, texts, names, bos=bos)
-    held.manifest["split"] = split_texts(held.manifest["text"].to_numpy(), seed)
-    twin = run_model(random_twin(model, seed), windows, texts, names, bos=bos)
-    sweeps: dict[str, ProbeLayersResult] = {}
-    for name in labels:
-        try:
-            sweeps[name] = probe_layers(
-                held, name, probe="lda", model=model, random_store=twin, description_length=False, seed=seed
-            )
-        except InputError:  # a text may lack a class, such as quotations
-            continue
+    given = (model.config, model.device, seed, bos, texts, labels)
+    sweeps = kept_whole(
+        lambda: ("probing", parameters_sha256(model), *given, *(window.numpy() for window in windows)),
+        lambda: _sweeps(model, windows, texts, labels, bos, seed),
+    )
     if label not in sweeps:
         return _nothing(label, f"The texts to learn from, or those to measure on, have a single class of {label}.")
     shown = rows[0] if documents is not None else rows[0][:, :0]
@@ -190,6 +186,25 @@ def probing(
         positions=stored,
         remark="",
     )
+
+
+def _sweeps(
+    model: HookedGPT, windows: list[Tensor], texts: list[int], labels: list[str], bos: bool, seed: int
+) -> dict[str, ProbeLayersResult]:
+    """Probes for each label that the texts have at least two classes of, at every layer."""
+    names = _names(model)
+    held = run_model(model, windows, texts, names, bos=bos)
+    held.manifest["split"] = split_texts(held.manifest["text"].to_numpy(), seed)
+    twin = run_model(random_twin(model, seed), windows, texts, names, bos=bos)
+    sweeps: dict[str, ProbeLayersResult] = {}
+    for name in labels:
+        try:
+            sweeps[name] = probe_layers(
+                held, name, probe="lda", model=model, random_store=twin, description_length=False, seed=seed
+            )
+        except InputError:  # a text may lack a class, such as quotations
+            continue
+    return sweeps
 
 
 def _nothing(label: str, remark: str) -> ProbingResult:

@@ -123,7 +123,7 @@ class ResidualStreamResult(Result):
                 "Above zero: more of what is there already. Below zero: taken away.",
             ),
             Matrix(
-                key="cosine", title="Cosine between stages", values=between.value,
+                key="cosine", title="Cosine between stages", values=between.value.round(3),
                 rows=self.stages, columns=self.stages, row_axis="stage", column_axis="stage",
                 unit="cosine", diverging=True,
                 low=between.low, high=between.high,
@@ -158,28 +158,16 @@ class ResidualStreamResult(Result):
         )  # fmt: skip
 
     def findings(self) -> list[Finding]:
-        norms = self.measures["norm"]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            per_layer = self._spread((norms[:, -1] / norms[:, 0])[:, None] ** (1 / (len(self.stages) - 1)))
-        low, high = (None if end is None else float(end[0]) for end in (per_layer.low, per_layer.high))
-        growth = float(per_layer.value[0])
-        turn = "grows" if growth >= 1 else "falls"
-        found = [
-            Finding(
-                text=f"The residual stream's norm {turn} from {norms[:, 0].mean():.3g} to {norms[:, -1].mean():.3g}, "
-                f"a factor of {growth:.2f} a layer.",
-                key="norm", weight=0.3, value=growth, unit="factor a layer", low=low, high=high,
-            )
-        ]  # fmt: skip
         massive = self.largest[self.largest.massive]
-        if not massive.empty:
-            top, plural = massive.iloc[0], "s" * (len(massive) != 1)
-            found.append(Finding(
-                text=f"{len(massive)} massive activation{plural}: coordinate {top.coordinate} reaches "
-                f"{top.value:.0f} at position {top.position}, {top.ratio:,.0f} times the median.",
-                key="massive", weight=0.5, value=float(top.value), unit="activation",
-            ))  # fmt: skip
-        return found
+        if massive.empty:
+            return []
+        top, plural = massive.iloc[0], "s" * (len(massive) != 1)
+        return [Finding(
+            text=f"{len(massive)} massive activation{plural}: coordinate {top.coordinate} reaches "
+            f"{top.value:.0f} at “{top.token.strip()}” ({top.position}), {top.ratio:,.0f} times the median.",
+            key="massive", weight=0.5, value=float(top.value), unit="activation", kind="effect",
+            null=f"{RELATIVE:,.0f} times the stage's median",
+        )]  # fmt: skip
 
 
 @analysis(place=72, runs=True)

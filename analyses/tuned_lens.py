@@ -27,6 +27,7 @@ from torch import Tensor
 
 from analyses.shared.axes import Axes, lines, said_mean
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import FLOORS, SURE, largest_p_value, testable
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.panels import Finding, Lines, Note, Panel, Result, TokenGrid, Tokens
 from analyses.shared.statistics import Interval, bootstrap, methods
@@ -126,15 +127,20 @@ class TunedLensResult(Result):
         low, high = bootstrap(self.kl[:, best, 0] - self.kl[:, best, 1], chosen_of=len(kl)).ends()
         if not better:
             text = "The translators do not help on this text: at every layer the plain logit lens is closer to the "
-            return [Finding(f"{text}output.", "kl", 0.2, float(gain[best]), "nats")]
+            return [Finding(f"{text}output.", "kl", 0.2, float(gain[best]), "nats", kind="negative")]
         sure = "" if low is None or high is None else f" (less by {low:.2f} to {high:.2f})"
         text = (
             f"Read through the tuned lens, {better} of {len(kl)} layers are closer to the final prediction than the "
             f"plain lens shows; {self.places[best]} falls from {kl[best, 0]:.2f} to {kl[best, 1]:.2f} nats{sure} on "
             f"{'this' if self.given else 'held-out'} text."
         )
-        weight = 0.35 if low is None or low > 0 else 0.1
-        return [Finding(text, "kl", weight, float(gain[best]), "nats", low, high)]
+        gains = self.kl[:, :, 0] - self.kl[:, :, 1]
+        p = float(largest_p_value(gains, seed=self.seed)[best]) if testable(len(gains)) else None
+        if gain[best] < FLOORS["nats"] or (p is not None and p > SURE) or (low is not None and low <= 0):
+            return []
+        null = "the plain lens on text that was not fitted on" if p is None else "flipped signs of held-out texts"
+        value = float(gain[best])
+        return [Finding(text, "kl", 0.35, value, "nats", low, high, null=f"{null}, the best layer of {len(kl)}", p=p)]
 
 
 @analysis(place=31, needs=("next token",))

@@ -174,7 +174,9 @@ class VerifyResult(Result):
             f"({numbers:,} numbers); the largest difference for its tolerance is {worst['worst_difference']:.2g} "
             f"({worst['table'][0].lower()}{worst['table'][1:]}, {worst['tolerance']:g} allowed)."
         )
-        return [Finding(text, "tables", 0.6 if good == len(ran) else 1.0, good / len(ran), "share of tables")]
+        if good < len(ran):
+            return [Finding(text, "tables", 1.0, good / len(ran), "share of tables", kind="warning")]
+        return [Finding(text, "tables", 0.6, 1.0, "share of tables", kind="size")]
 
 
 @analysis(place=95, sweeps=True, runs=True)

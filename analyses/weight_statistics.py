@@ -18,10 +18,15 @@ query heads share keys and values, the parts of K and V are kv heads, `KV0`):
 - moving average: means of windows, 64 x 64 where the matrix is large enough, against the same entries shuffled: the
   ratio of variances is 1 when neighbours have nothing in common. Columns and rows of most matrices have no natural
   order; heads lie side by side, positions in order.
-- trend: Kendall's tau of a number with the block, exact p-values, Benjamini-Hochberg corrected.
+- trend: Kendall's tau of a number with the block, exact p-values, Benjamini-Hochberg corrected; from six blocks on, the
+  fewest with which a tau of 1 among the many that are looked at could be told from chance.
 - outlier coordinates: of the embeddings' root mean squares, and, where positions are learned, of `W_pos[0] +
   mlp_0(W_pos[0])`, the residual stream that the first position starts from whatever its token is; more than 6 robust
   deviations (1.4826 MAD) from the median.
+
+The summary speaks of tails where the excess kurtosis is at least .5 and beyond what normal entries have (Anscombe and
+Glynn 1983), of singular values at least 1.2 times the edge and beyond the Tracy-Widom law, both for the largest of all
+matrices (Bonferroni); where there is neither, it says that the weights look untrained.
 
 What the numbers do not show: what a matrix does. Entries depend on the basis, and norms' gains and biases can be folded
 into the matrices without changing the function; singular values and ranks change with that folding too. AIC
@@ -43,7 +48,9 @@ from analyses.shared.distributions import (
     Entries,
     describe,
     edge_of,
+    edge_p_value,
     expected_counts,
+    kurtosis_p_value,
     moving_average,
     normal_point,
     side_by_side,
@@ -62,9 +69,9 @@ from analyses.shared.matrices import (
     numpy_of,
     whole_matrices,
 )
-from analyses.shared.panels import Finding, Histogram, Lines, Matrix, Note, Panel, Result, Table
+from analyses.shared.panels import WHOLE, Finding, Histogram, Lines, Matrix, Note, Panel, Result, Table
 from analyses.shared.stacks import Model
-from analyses.shared.statistics import methods_note, q_values
+from analyses.shared.statistics import TOLD, methods_note, q_values
 from interp.errors import InputError, nearest
 from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
@@ -78,6 +85,12 @@ SPECTRUM = (
     "stable_rank", "effective_rank", "rank", "norm", "edge_ratio", "above_random", "energy_above", "mp_distance",
 )  # fmt: skip
 HEADS = ("std", "kurtosis", "beyond_3", "best", "nu", "ks", "stable_rank", "effective_rank", "norm", "edge_ratio")
+LEAST_BLOCKS = 6
+"""Blocks from which trends are looked for."""
+HEAVY, SPIKE = 0.5, 1.2
+"""Least excess kurtosis, and largest singular value over the random edge, that a finding may speak of."""
+SMALLEST = 1e-300
+"""Smaller p-values are not told apart."""
 POINTS = np.linspace(0, 1, 65)
 """Places in the spectrum at which matrices of different sizes are compared."""
 
@@ -99,7 +112,7 @@ class WeightStatisticsResult(Result):
     gains: pd.DataFrame
     """One row per norm: norm layer (-1: outside blocks) mean std min max of the gain, mean and rms of its bias."""
     trends: pd.DataFrame
-    """One row per kind and number: kind number tau p q, value in the first and last block. Empty below 4 layers."""
+    """One row per kind and number: kind number tau p q, value in the first and last block. Empty below 6 layers."""
     outliers: pd.DataFrame
     """One row per outlier coordinate: of coordinate value deviation (in robust deviations), the furthest first."""
     first_position: np.ndarray
@@ -184,7 +197,7 @@ class WeightStatisticsResult(Result):
                 title="Neighbouring entries against shuffled ones",
                 caption="window_ratio: variance of window means over that of shuffled entries; 1 when neighbours have "
                 "nothing in common. q is corrected for the number of matrices.",
-                frame=windows.sort_values("window_ratio", ascending=False, ignore_index=True),
+                frame=readable_p(windows.sort_values("window_ratio", ascending=False, ignore_index=True)),
             ),
             *([] if self.gains.empty else self._gain_panels()),
             Table(
@@ -255,7 +268,7 @@ class WeightStatisticsResult(Result):
 
     def _trend_table(self) -> Panel:
         if self.trends.empty:
-            text = "A trend over fewer than four blocks cannot be told from chance, so none was tested."
+            text = f"A trend over fewer than {LEAST_BLOCKS} blocks cannot be told from chance, so none was tested."
             return Note(key="trends", title="Trend over blocks", text=text)
         return Table(
             key="trends",
@@ -334,7 +347,7 @@ class WeightStatisticsResult(Result):
                 key="gains",
                 title="Norms",
                 caption="Numbers of the gains of every norm, and mean and root mean square of its bias if any.",
-                frame=self.gains,
+                frame=self.gains.replace({"layer": {-1: np.nan}}),  # outside the blocks
             ),
         ]
 
@@ -342,46 +355,56 @@ class WeightStatisticsResult(Result):
         shaped = self.shaped
         if shaped.empty:
             return []
-        tail, edge = extreme(shaped, "kurtosis"), extreme(shaped, "edge_ratio")
-        best = shaped["best"].value_counts()
-        low = extreme(shaped, "effective_share", -1)
-        laws = " and ".join(f"{name} for {count}" for name, count in best.items())
-        found = [
-            Finding(
-                text=f"{tail['matrix']} has the heaviest tails: excess kurtosis {tail['kurtosis']:.1f}, and "
-                f"{tail['beyond_6']:.2g} of its entries lie beyond 6 standard deviations (normal: 2e-9).",
-                key="entries",
-                weight=0.35 if tail["kurtosis"] > 1 else 0.1,
-                value=tail["kurtosis"],
-                unit="excess kurtosis",
-            ),
-            Finding(
-                text=f"By AIC the best of three laws for the entries is {laws} of {len(shaped)} matrices; the "
-                f"distance from normal is at most {shaped['ks'].max():.3f} and typically {shaped['ks'].median():.3f}.",
-                key="normality",
-                weight=0.25,
-                value=float(shaped["ks"].median()),
-                unit="ks distance",
-            ),
-            Finding(
-                text=f"The largest singular value of {edge['matrix']} is {edge['edge_ratio']:.1f} times the edge of "
-                f"a random matrix, the highest of {len(shaped)} ratios; {edge['above_random']:.0f} of its "
-                f"{edge['rank']} singular values lie above it.",
-                key="spectra",
-                weight=0.3 if edge["edge_ratio"] > 1.2 else 0.1,
-                value=edge["edge_ratio"],
-                unit="ratio",
-            ),
-            Finding(
-                text=f"{low['matrix']} has the lowest effective rank for its size: {low['effective_rank']:.0f} of "
-                f"{low['rank']}.",
-                key="spectra",
-                weight=0.2,
-                value=low["effective_rank"],
-                unit="effective rank",
-            ),
-        ]
-        return [*found, *self._outlier_finding(), *self._window_finding(shaped)]
+        tails = shaped.assign(p=[kurtosis_p_value(row["kurtosis"], int(row["count"])) for _, row in shaped.iterrows()])
+        edges = shaped.assign(
+            p=[edge_p_value((row["rows"], row["columns"]), row["edge_ratio"]) for _, row in shaped.iterrows()]
+        )  # fmt: skip
+        heavy = tails[(tails["kurtosis"] >= HEAVY) & (tails["p"] * len(shaped) <= TOLD)]
+        spiked = edges[(edges["edge_ratio"] >= SPIKE) & (edges["p"] * len(shaped) <= TOLD)]
+        if heavy.empty and spiked.empty:
+            return [self._untrained(shaped), *self._outlier_finding(), *self._window_finding(shaped)]
+        return [
+            *self._tail_finding(heavy, len(shaped)), *self._spike_finding(spiked, len(shaped)),
+            *self._outlier_finding(), *self._window_finding(shaped),
+        ]  # fmt: skip
+
+    def _untrained(self, shaped: pd.DataFrame) -> Finding:
+        """That nothing sets the matrices apart from random ones."""
+        value = float(shaped["edge_ratio"].max())
+        return Finding(
+            f"The weights look untrained: none of {len(shaped)} matrices has heavy tails, or a singular value clearly "
+            f"beyond the edge of a random matrix (the largest is {value:.2f} times the edge).",
+            "spectra", 0.6, value, "times the edge", kind="warning", about=WHOLE,
+            short=f"no matrix differs from a random one (singular values up to {value:.2f} times its edge)",
+        )  # fmt: skip
+
+    def _tail_finding(self, heavy: pd.DataFrame, tests: int) -> list[Finding]:
+        if heavy.empty:
+            return []
+        top = extreme(heavy, "kurtosis")
+        text = (
+            f"{len(heavy)} of {tests} matrices have heavier tails than a normal law, {top['matrix']} the heaviest: "
+            f"excess kurtosis {top['kurtosis']:.1f}, and {top['beyond_6']:.2g} of its entries lie beyond 6 standard "
+            "deviations (normal: 2e-9)."
+        )
+        return [Finding(
+            text, "entries", 0.35 if top["kurtosis"] > 1 else 0.2, top["kurtosis"], "excess kurtosis", kind="effect",
+            null="normal entries, the heaviest of as many matrices", p=min(float(top["p"]) * tests, 1.0),
+        )]  # fmt: skip
+
+    def _spike_finding(self, spiked: pd.DataFrame, tests: int) -> list[Finding]:
+        if spiked.empty:
+            return []
+        top = extreme(spiked, "edge_ratio")
+        text = (
+            f"{len(spiked)} of {tests} matrices have singular values beyond the edge of a random matrix, most so "
+            f"{top['matrix']}: {top['above_random']:.0f} of {top['rank']}, the largest {top['edge_ratio']:.1f} times "
+            "the edge."
+        )
+        return [Finding(
+            text, "spectra", 0.3, top["edge_ratio"], "times the edge", kind="effect",
+            null="random matrices (Tracy and Widom), the largest of all", p=min(float(top["p"]) * tests, 1.0),
+        )]  # fmt: skip
 
     def _outlier_finding(self) -> list[Finding]:
         rows = self.outliers[self.outliers["of"] == FIRST_POSITION]
@@ -390,11 +413,15 @@ class WeightStatisticsResult(Result):
         named = ", ".join(f"{row.coordinate} ({row.deviation:+.0f})" for row in rows.head(3).itertuples())
         text = f"At the first position coordinates {named} stand out before any token counts, in robust deviations."
         value = float(rows["deviation"].iloc[0])
-        return [Finding(text=text, key="outliers", weight=0.4, value=value, unit="robust deviations")]
+        return [Finding(
+            text, "outliers", 0.4, value, "robust deviations", kind="effect",
+            null="6 robust deviations",
+        )]  # fmt: skip
 
     def _window_finding(self, shaped: pd.DataFrame) -> list[Finding]:
         known = shaped.dropna(subset="window_ratio")
-        if known.empty or known["window_q"].min() > 0.05:
+        p = min(float(known["window_p"].min()) * len(known), 1.0)
+        if not p <= TOLD:
             return []
         top = extreme(known, "window_ratio")
         text = (
@@ -402,7 +429,20 @@ class WeightStatisticsResult(Result):
             f"(q <= .05), most in {top['matrix']}: its window means vary {top['window_ratio']:.3g} times as much as"
             f" shuffled."
         )
-        return [Finding(text=text, key="windows", weight=0.2, value=top["window_ratio"], unit="ratio of variances")]
+        return [Finding(
+            text, "windows", 0.2, top["window_ratio"], "ratio of variances", kind="effect", null="entries shuffled", p=p
+        )]  # fmt: skip
+
+
+def readable_p(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with p-values that are too small for a number written as what they are below."""
+    frame = frame.copy()
+    for name in ("window_p", "window_q"):
+        if (frame[name] < SMALLEST).any():
+            frame[name] = [
+                f"< {SMALLEST:g}" if p < SMALLEST else "" if np.isnan(p) else f"{p:.2g}" for p in frame[name]
+            ]
+    return frame
 
 
 def extreme(frame: pd.DataFrame, column: str, sign: int = 1) -> pd.Series:
@@ -500,13 +540,13 @@ def _chosen(whole: pd.DataFrame, matrix: str | None) -> str:
 
 
 def block_trends(whole: pd.DataFrame) -> pd.DataFrame:
-    """Kendall's tau with the block of each number of each kind, exact p, and q; empty below four blocks."""
+    """Kendall's tau with the block of each number of each kind, exact p, and q; empty below LEAST_BLOCKS blocks."""
     rows = []
     for kind in dict.fromkeys(whole[whole["layer"] >= 0]["kind"]):
         blocks = whole[whole["kind"] == kind].sort_values("layer")
         for number in TRENDS:
             values = blocks[number].to_numpy(dtype=float)
-            if len(values) < 4 or np.isnan(values).any() or len(set(values)) < len(values):
+            if len(values) < LEAST_BLOCKS or np.isnan(values).any() or len(set(values)) < len(values):
                 continue
             found = stats.kendalltau(blocks["layer"], values, method="exact")
             row = {"kind": kind, "number": number, "tau": float(found.statistic), "p": float(found.pvalue)}

@@ -2,14 +2,19 @@
 
 import hashlib
 import io
+import os
+import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
 
 from interp.errors import InterpError
 from interp.files import atomic_path
@@ -24,6 +29,10 @@ class _Kept:
 
 
 _kept: ContextVar[_Kept | None] = ContextVar("keeping", default=None)
+_remembered: ContextVar[Path | None] = ContextVar("remembered", default=None)
+KEPT = 40
+"""Files that stay in the user's cache."""
+T = TypeVar("T")
 
 
 @contextmanager
@@ -83,6 +92,57 @@ def kept(key: Iterable[object], compute: Callable[[], Arrays]) -> Arrays:
             temporary.write_bytes(out.getvalue())
     state.used.add(path)
     return found
+
+
+@contextmanager
+def remembered(folder: Path | None = None) -> Iterator[None]:
+    """Inside the block `kept_whole` keeps what it computes, for later runs: in this folder, by default in the user's
+    cache (`XDG_CACHE_HOME`, or `.cache` of the home), of which the `KEPT` files used last stay."""
+    token = _remembered.set(folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "interp")
+    try:
+        yield
+    finally:
+        _remembered.reset(token)
+
+
+def kept_whole(key: Callable[[], Iterable[object]], compute: Callable[[], T]) -> T:
+    """What `compute` gives: now, or in an earlier run of the same code within `remembered`; outside of it, now.
+
+    A file that cannot be written, or is damaged, costs time and nothing else.
+
+    Args:
+        key: gives all that the result depends on, as for `kept`; asked only inside `remembered`.
+    """
+    folder = _remembered.get()
+    if folder is None:
+        return compute()
+    path = folder / f"{_digest((_code(), *key()))}.pickle"
+    with suppress(OSError, ValueError, pickle.UnpicklingError):
+        raw = path.read_bytes()
+        if hashlib.sha256(raw[32:]).digest() == raw[:32]:
+            path.touch()
+            found: T = pickle.loads(raw[32:])
+            return found
+    found = compute()
+    raw = pickle.dumps(found)
+    with suppress(OSError, InterpError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(hashlib.sha256(raw).digest() + raw)
+        for old in sorted(folder.glob("*.pickle"), key=lambda one: one.stat().st_mtime)[:-KEPT]:
+            old.unlink(missing_ok=True)
+    return found
+
+
+@cache
+def _code() -> str:
+    """A digest of all files of the project: other code may compute something else."""
+    whole = hashlib.sha256(torch.__version__.encode() + np.__version__.encode())
+    root = Path(__file__).parent.parent
+    for package in ("interp", "analyses"):
+        for path in sorted((root / package).rglob("*.py")):
+            whole.update(path.read_bytes())
+    return whole.hexdigest()
 
 
 def _read(path: Path) -> Arrays | None:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import pandas as pd
 from markupsafe import Markup
 
-from analyses.shared.panels import Finding, Note, Panel, Result, Table
+from analyses.shared.panels import Finding, Note, Panel, Result, Table, TokenGrid
 from reports import figures, terminal
 from reports.page.html import Report, Section, render
 from reports.tokens import printable
@@ -28,6 +28,10 @@ FRAME = 640
 SPARE, LISTED = 4000, 20
 """Bytes for the words around the frame; panels named when some are left out."""
 DPI = 110
+DARK = Markup(
+    "<style>@media (prefers-color-scheme: dark) {.interp-figure {filter: invert(.92) hue-rotate(180deg)}}</style>"
+)
+"""White figures on a dark notebook: lightness turned round, colours kept. Without a style they stay white."""
 HTML, PLAIN = "text/html", "text/plain"
 
 
@@ -124,20 +128,24 @@ def _static(report: Report) -> Markup:
     panels = [panel for section in report.sections for panel in section.result.panels()]
     drawn = _first_figure(panels, {finding.key for finding in found[:1]})
     if drawn is not None:
+        parts.append(DARK)
         source = "data:image/png;base64," + base64.b64encode(figures.png(drawn, dpi=DPI)).decode("ascii")
         title, caption = printable(drawn.title), printable(drawn.caption)
         alt = f"{title}. {caption}".strip(". ") or "Figure"
         parts += [
             Markup("<p><b>{}</b></p>").format(title) if title and title != report.title else Markup(),
-            Markup('<p><img src="{}" alt="{}" width="{}"></p>').format(source, alt[:300], 720),
+            Markup('<p><img class="interp-figure" src="{}" alt="{}" width="{}"></p>').format(source, alt[:300], 720),
             Markup("<p>{}</p>").format(caption) if caption else Markup(),
         ]
     return Markup().join(parts)
 
 
 def _first_figure(panels: list[Panel], notable: set[str]) -> Panel | None:
-    """The panel that the first finding rests on, or else the first that is more than words."""
+    """What was predicted where, if that is shown; the panel that the first finding rests on; or the first picture."""
     pictures = [panel for panel in panels if not isinstance(panel, (Note, Table))]
+    lens = next((panel for panel in pictures if isinstance(panel, TokenGrid)), None)
+    if lens is not None:
+        return lens
     return next((panel for panel in pictures if panel.key in notable), pictures[0] if pictures else None)
 
 

@@ -60,6 +60,10 @@ WIDTH = 100
 MAX_ROWS, MAX_POSITIONS, MAX_FINDINGS = 20, 60, 8
 PICTURE = 12
 """Pixels a side of a small picture of an attention pattern."""
+WIDE = 2
+"""Columns that one value of a curve takes at most."""
+HEAD = 14
+"""Columns for the names of the rows beside a text."""
 PICTURE_WIDTH = 72
 """Pixels across a matrix too large for numbers."""
 
@@ -199,9 +203,11 @@ def _(panel: TokenGrid, width: int) -> list[Text]:
         columns.append(plain("next", names(Tokens(panel.targets[:shown]), 14)))
     unit = panel.units.get(measure, "")
     title = printable(measure) + (f" ({printable(unit)})" if unit and unit != measure else "")
-    last = [numbers(cut(title, 12), values[-1, :shown])] if measure else []
-    used = sum(max([cell_len(c.title), *(cell.cell_len for cell in c.cells)]) + 1 for c in columns + last)
     size = 9
+    used = sum(max([cell_len(c.title), *(cell.cell_len for cell in c.cells)]) + 1 for c in columns)
+    spare = width - used - (size + 1) * len(panel.rows)
+    last = [numbers(cut(title, max(12, spare)), values[-1, :shown])] if measure else []
+    used += sum(max([cell_len(c.title), *(cell.cell_len for cell in c.cells)]) + 1 for c in last)
     room = max(1, (width - used) // (size + 1))
     chosen = sorted({round(i) for i in np.linspace(len(panel.rows) - 1, 0, min(room, len(panel.rows)))})
     for row in chosen:
@@ -223,18 +229,25 @@ def _(panel: TokenGrid, width: int) -> list[Text]:
 def _(panel: TokenStrip, width: int) -> list[Text]:
     """The text in lines, each token above its number."""
     low, high = ends(panel.values)
-    upper, lower, out = Text(), Text(), []
+    unit = printable(panel.unit)
+    room = min(HEAD, max(len("token"), cell_len(unit)))
+    heads = [Text.styled(str(pad(cut(name, room), room + 2)), "dim") for name in ("token", unit)]
+    upper, lower, out = heads[0].copy(), heads[1].copy(), []
     cells = list(zip(names(panel.tokens, 16), panel.values, map(number, panel.values), strict=True))
     for token, value, text in cells[: 4 * MAX_POSITIONS]:
         size = max(cell_len(token), len(text))
         if upper.cell_len + size > width:
             out += [upper, lower]
-            upper, lower = Text(), Text()
+            upper, lower = heads[0].copy(), heads[1].copy()
         upper += pad(token, size) + Text(" ")
         lower += Text.styled(str(pad(text, size)), colour(level(value, low, high, panel.diverging))) + Text(" ")
     for line in (out := [*out, upper, lower]):
         line.rstrip()
-    return [*out, *more(len(panel.tokens) - 4 * MAX_POSITIONS, "tokens"), *dim(panel.unit, width)]
+    return [
+        *out,
+        *more(len(panel.tokens) - 4 * MAX_POSITIONS, "tokens"),
+        *(dim(unit, width) if cell_len(unit) > room else []),
+    ]
 
 
 @body.register
@@ -248,6 +261,7 @@ def _(panel: Lines, width: int) -> list[Text]:
     titles = names(tuple(series), 28)
     room = max(8, width - max(map(cell_len, titles), default=0) - 4 * 9 - 12)
     known = [np.asarray(values, dtype=float) for values in series.values()]
+    room = min(room, WIDE * max(map(len, known), default=1))
     columns = [
         plain("", titles),
         plain("", [spark(height(values), low, high, room) for values in known]),
@@ -288,6 +302,7 @@ def _(panel: Histogram, width: int) -> list[Text]:
     shown = dict(list(panel.counts.items())[: 2 * MAX_ROWS])
     titles = names(tuple(shown), 28)
     room = min(48, max(8, width - max(map(cell_len, titles), default=0) - 12))
+    room = min(room, WIDE * max(1, len(panel.edges) - 1))
     logs = [np.log10(1 + np.clip(np.nan_to_num(np.asarray(c, dtype=float)), 0, None)) for c in shown.values()]
     high = max((float(values.max(initial=0)) for values in logs), default=1.0)
     columns = [

@@ -55,12 +55,16 @@ def label(token: str, limit: int | None = 24) -> str:
     return "".join(text for text, _ in parts(token, limit))
 
 
-def markup(token: str, limit: int | None = 24) -> Markup:
-    """HTML for a token: isolated from the direction of its surroundings, stand-in signs dim."""
+def markup(token: str, limit: int | None = 24, *, isolate: bool = True) -> Markup:
+    """HTML for a token: isolated from the direction of its surroundings, stand-in signs dim.
+
+    Args:
+        isolate: by an element of its own; False inside cells and strips, which the style sheet isolates.
+    """
     inner = Markup().join(
         Markup("<i>{}</i>").format(text) if dim else escape(text) for text, dim in parts(token, limit)
     )
-    return Markup("<bdi>{}</bdi>").format(inner)
+    return Markup("<bdi>{}</bdi>").format(inner) if isolate else inner
 
 
 def coded(token: str, limit: int | None = 24) -> str:

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: small random models and a small real tokenizer."""
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from interp.text.vocabularies import END_OF_TEXT
 
 torch.set_num_threads(1)  # the models are tiny: two threads would mostly wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"  # and so would those of what a test starts
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="interp-tests-")  # not the cache of who runs them
 
 TEXT = (
     "The cat sat on the mat. The dog sat on the log. When Mary and John went to the store, John gave a drink to Mary. "

@@ -127,7 +127,8 @@ def test_the_induction_head_is_found_in_a_model_made_by_hand():
         assert best == roles["induction"]
         assert effects[best] > 0.9 * result.towards(result.patched[0]).gap
         assert abs(effects[roles["nothing"]]) < 1e-5
-    assert "head 0 of layer 1" in result.findings()[0].text
+    assert result.findings()[0].about == "L1H0"
+    assert "L1H0's z, copied from the clean run, brings +" in result.findings()[0].text
 
 
 def test_a_metric_of_ones_own():
@@ -222,3 +223,30 @@ def test_wrong_options(options, words):
         activation_patching(MODEL, CLEAN, **options)
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_the_way_of_the_information_is_told_layer_by_layer():
+    """The induction model carries the answer from the position after the first copy to the last in its second layer."""
+    model, _ = induction_model()
+    clean = repeated(40, 10, batch=1, seed=1)[:, :-1]
+    corrupted = clean.clone()
+    corrupted[0, 9] = unused = next(t for t in range(40) if t not in clean[0].tolist())
+    options = {"answer": int(clean[0, 9]), "wrong": unused}
+    told = activation_patching(model, clean, corrupted, **options, site="resid_post").findings()
+    assert len(told) == 1
+    assert f"at '<{clean[0, 9]}>' (9) until L0, at '<{clean[0, -1]}>' (18) from L1 on" in told[0].text
+    assert f"when '<{clean[0, 9]}>' (9) is replaced by '<{unused}>'" in told[0].text
+    with torch.no_grad():
+        before, after = model(clean)[0, -1], model(corrupted)[0, -1]
+    gap = (before - after)[clean[0, 9]] - (before - after)[unused]
+    assert told[0].value == pytest.approx(float(gap), abs=1e-4)
+    control, _ = induction_model(previous_token_head=False)  # nothing is carried
+    assert not any(one.kind == "effect" for one in activation_patching(control, clean, corrupted, **options).findings())
+
+
+def test_equal_tokens_are_told_apart_by_their_positions():
+    text = torch.tensor([[5, 9, 5, 9, 5, 7]])
+    changed = text.clone()
+    changed[0, 1] = 8
+    matrix = activation_patching(MODEL, text, changed, answer=1, wrong=2).panels()[0]
+    assert matrix.columns == ("<9> (1)", "<5> (2)", "<9> (3)", "<5> (4)", "<7> (5)")

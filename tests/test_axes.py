@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from analyses.shared.axes import Axes, largest_first, lines, said_mean, said_tests, similarity
-from analyses.shared.clean_corrupted import notable
 from analyses.shared.panels import Finding, Matrix, Note, Panel, Tokens
 from analyses.shared.patching_result import PatchingResult, layered_graph
 from analyses.shared.statistics import Interval, bootstrap, q_values, sign_flip_p_value
@@ -144,8 +143,10 @@ class Patching(PatchingResult):
 
 def patching(n: int, direction: str = "noise", gap: float = -4.0) -> Patching:
     clean = np.linspace(1.0, 2.0, n)
-    pairs = SimpleNamespace(rows=[None] * n, clusters=None, said=lambda: f"{n} pairs.")
-    measured = SimpleNamespace(title="loss", unit="nats", clean=clean, corrupted=clean + gap)
+    pairs = SimpleNamespace(
+        rows=[None] * n, clusters=None, own=(), said=lambda: f"{n} pairs.", question=lambda *_: "A over B"
+    )
+    measured = SimpleNamespace(metric="loss", title="loss", unit="nats", clean=clean, corrupted=clean + gap)
     return Patching(
         pairs=pairs, measure=measured, direction=direction, answers=Tokens(), wrongs=Tokens(), seed=0,
         effects=VALUES[:n, 0] + (0.0, 3.0),
@@ -160,27 +161,32 @@ def test_shares_of_the_gap_have_its_sign() -> None:
     frame = there.to_dataframe()
     assert list(frame) == ["part", "effect", "share", "low", "high", "p", "q"]
     assert frame["share"].to_numpy() == pytest.approx(there.effects.mean(0) / -4.0, rel=1e-12)
-    assert there.share(-2.0) == ", 50 % of what patching everything does (-4)"
+    assert there.amount(-2.0) == "\N{MINUS SIGN}2 of \N{MINUS SIGN}4 nats"
     assert "from the corrupted run into the clean" in there.caption("if patched")
     assert "from the clean run into the corrupted" in back.caption("if patched")
     none = patching(9, gap=0.0)
     assert none.to_dataframe()["share"].isna().all()
-    assert none.share(1.0) == ""
+    assert none.weak
+    assert not there.weak
+    (nothing,) = [none.nothing("key")]
+    assert (nothing.kind, nothing.value) == ("negative", 0.0)
+    assert "below the floor of 0.1" in nothing.text
 
 
 def test_the_effect_told_has_an_interval_that_allows_for_the_choice() -> None:
     many, one = patching(9), patching(1)
-    frame = many.to_dataframe()
-    found = many.finding("Patching y", "key", many.effects[:, 1], frame, 1, "paths")
+    (found,) = many.finding("y gives {}", "key", many.effects, (1,), "paths", "y", "gives {}")
     wide, plain = bootstrap(many.effects[:, 1], chosen_of=2), bootstrap(many.effects[:, 1])
     assert (found.low, found.high) == pytest.approx(wide.ends(), rel=1e-12)
     assert found.high - found.low > 1.05 * (plain.high - plain.low)  # that of y alone would be narrower
-    assert found.text.startswith(f"Patching y changes the loss by {found.value:+.3g}, ")
-    assert "; 2 paths were tested: " in found.text
-    assert found.weight == notable(found.value / -4.0, found.low, found.high, float(frame["q"][1]))
-    alone = one.finding("Patching y", "key", one.effects[:, 1], one.to_dataframe(), 1, "paths")
-    assert (alone.low, alone.high) == (None, None)
-    assert "tested" not in alone.text
+    assert found.text.startswith(f"A over B: y gives {found.value:+.3g} of \N{MINUS SIGN}4 nats; p = ")
+    assert found.p == pytest.approx(2 / 2**9)
+    assert "largest of 2 paths" in found.null
+    assert not many.finding("x gives {}", "key", many.effects, (0,), "paths", "x", "gives {}")  # control: noise
+    assert not patching(9, gap=0.05).finding("y gives {}", "key", many.effects, (1,), "paths", "y", "")  # a weak pair
+    (alone,) = one.finding("y gives {}", "key", one.effects, (1,), "paths", "y", "gives {}")
+    assert (alone.low, alone.high, alone.p) == (None, None, None)
+    assert "floor" in alone.null
     assert many.panels()[0].frame["part"].tolist() == ["y", "x"]
     assert "share" in many.panels()[0].caption
     assert "p by flipping" not in one.panels()[0].caption

@@ -131,9 +131,10 @@ def test_the_visit_fixture_hears_what_it_must_hear(browser, tmp_path):
 def test_a_page_is_silent_and_asks_for_nothing(visit, name):
     page = visit(name)
     for kind in ("svg", "png", "csv"):
-        for button in page.locator(f"[data-take={kind}]").all()[:3]:  # Chromium holds back an eleventh download
+        menus = page.locator("[data-take]", has=page.locator(f"option[value={kind}]"))
+        for menu in menus.all()[:3]:  # Chromium holds back an eleventh download
             with page.expect_download() as download:
-                button.click()
+                menu.select_option(kind)
             assert Path(download.value.path()).stat().st_size > 20
     page.locator("canvas.grid").hover()
     page.locator("canvas.view").hover()
@@ -274,6 +275,49 @@ def test_a_pattern_that_is_not_triangular_is_shown_whole_and_alone(visit, paths)
     assert f"is attended to by “{queries[best]}” ({best})" in read.inner_text()
 
 
+def test_the_shown_pattern_leaves_as_numbers(visit):
+    page = visit("plain", f"#{VIEWER}?head=1.2&other=1")
+    page.locator("canvas.beside").wait_for()
+    with page.expect_download() as download:
+        page.locator("[data-numbers]").click()
+    with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    panel = attention_grid(3, 4, *SIZES)
+    for text, size in enumerate(SIZES):
+        mine = [row for row in rows if row["text"] == str(text + 1)]
+        got = np.zeros((size, size))
+        for row in mine:
+            got[int(row["query"]), int(row["key"])] = float(row["weight"])
+        assert len(mine) == size * (size + 1) // 2
+        assert np.abs(got - np.tril(panel.patterns[text][1, 2])).max() <= 5e-4
+        assert np.abs(got - np.tril(panel.patterns[text][1, 1])).max() > 0.05
+
+
+def test_two_texts_stand_beside_each_other_and_share_the_query(visit):
+    page = visit("plain")
+    second = page.locator("canvas.beside")
+    assert not second.is_visible()
+    page.select_option("[data-set=other]", "1")
+    second.wait_for()
+    left, right = page.locator("canvas.view").bounding_box(), second.bounding_box()
+    assert abs(left["y"] - right["y"]) < 1
+    assert right["x"] >= left["x"] + left["width"]
+    drawn = "document.querySelector('canvas.beside').toDataURL()"
+    before = page.evaluate(drawn)
+    page.locator(".tokens > span").nth(7).click()
+    assert page.evaluate(drawn) != before
+    again = visit("plain", page.url[page.url.index("#") :])
+    again.locator("canvas.beside").wait_for()
+    assert state(again)["other"] == "1"
+    assert state(again)["query"] == 7
+
+
+def test_the_reading_line_stands_above_the_picture(visit):
+    page = visit("plain", viewport={"width": 1100, "height": 750})
+    read, view = (page.locator(which).bounding_box() for which in ("[data-read]", "canvas.view"))
+    assert read["y"] + read["height"] <= view["y"]
+
+
 def test_sum_over_heads_is_the_sum(visit):
     page = visit("plain", f"#{VIEWER}?scope=layer&head=1.0&token=5&key=3")
     panel = attention_grid(3, 4, *SIZES)
@@ -332,6 +376,28 @@ def test_lens_shows_alternatives_and_recolours(visit):
     assert "cell=1.5" in again.url
 
 
+@pytest.mark.parametrize(("width", "step"), [(1300, "0.1"), (500, "1.0")])
+def test_the_lens_runs_down_on_a_narrow_screen_and_arrow_keys_follow_it(visit, width, step):
+    page = visit("plain", viewport={"width": width, "height": 800})
+    first, second = (page.locator("table.words tbody tr").first.locator("td").nth(j).bounding_box() for j in (0, 1))
+    below = second["y"] > first["y"]
+    assert below == (width < 700)
+    page.locator(f"#{LENS} .scroll").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert f"cell={step}" in page.url
+
+
+def test_the_lens_makes_no_room_under_it_before_a_cell_is_pointed_at_and_nothing_above_moves_then(visit):
+    page = visit("plain")
+    cell = page.locator("table.words td").nth(4)
+    cell.scroll_into_view_if_needed()
+    before, height = cell.bounding_box(), page.locator("[data-detail]").bounding_box()["height"]
+    cell.hover()
+    assert height < 60 < page.locator("[data-detail]").bounding_box()["height"]
+    assert cell.bounding_box() == before
+
+
 def test_a_target_can_be_chosen_and_what_is_not_known_of_it_is_said(visit):
     page = visit("plain")
     panel = panels()[2]
@@ -360,6 +426,12 @@ def test_a_target_can_be_chosen_and_what_is_not_known_of_it_is_said(visit):
     assert absent
     blank = page.locator("table.words tbody tr").nth(2).locator("td").nth(absent[0])
     assert " q" not in blank.get_attribute("class")
+    with page.expect_download() as download:
+        page.locator(f"#{LENS} [data-take]").select_option("csv")
+    with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
+        saved = list(csv.DictReader(file))[2 * len(WORDS) + 5]
+    assert saved["target"] == label(word)
+    assert float(saved["rank"]) == 2
     page.select_option("[data-target]", "")
     assert f"target {panel.targets[5].replace(' ', '·')}" in detail.inner_text()
 
@@ -368,7 +440,7 @@ def test_the_lens_leaves_with_every_alternative(visit):
     page = visit("plain")
     panel = panels()[2]
     with page.expect_download() as download:
-        page.locator(f"#{LENS} [data-take=csv]").click()
+        page.locator(f"#{LENS} [data-take]").select_option("csv")
     with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)
     assert head[:5] == ["after", "position", "token", "shown", "target"]
@@ -408,6 +480,63 @@ def test_a_head_page_holds_what_the_panels_say(visit):
     assert not wrong.locator("#head").is_visible()
 
 
+def test_a_head_page_left_before_its_data_came_stays_closed(visit):
+    page = visit("small")
+    page.evaluate("""async () => {
+        const read = Response.prototype.arrayBuffer, gate = new Promise(open => { window.open_gate = open; });
+        Response.prototype.arrayBuffer = async function () { await gate; return read.call(this); };
+        const go = hash => new Promise(done => {
+            addEventListener('hashchange', done, { once: true });
+            location.hash = hash;
+        });
+        await go('#head-1.1');
+        await go('#summary');
+        open_gate();
+        await heads.info;
+    }""")
+    page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+    assert not page.locator("#head").is_visible()
+    assert page.url.endswith("#summary")
+    page.evaluate("location.hash = '#head-1.1'")  # control: it opens for one who stays
+    page.locator("#head h2", has_text="Layer 1, head 1").wait_for()
+
+
+def test_a_step_and_a_close_at_once_leave_the_head_page_closed(visit):
+    page = visit("small", "#others-paths")
+    page.evaluate("location.hash = '#head-1.1'")
+    page.locator("#head h2", has_text="Layer 1, head 1").wait_for()
+    page.evaluate("""async () => {
+        const closed = new Promise(done => heads.addEventListener('close', done, { once: true }));
+        heads.querySelector("[data-step='-1,0']").click();
+        heads.querySelector('[data-close]').click();
+        dispatchEvent(new HashChangeEvent('hashchange'));  // as if it came before the event of the closing
+        await closed;
+        await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+    }""")
+    assert not page.locator("#head").is_visible()
+    assert page.url.endswith("#others-paths")
+
+
+def test_keys_step_through_head_pages_and_escape_restores_the_address(visit):
+    page = visit("small", f"#{VIEWER}?head=1.0")
+    page.locator("[data-page]").click()
+    title = page.locator("#head h2")
+    title.filter(has_text="Layer 1, head 0").wait_for()
+    page.evaluate("heads.scrollTop = 40")
+    scrolled = page.evaluate("heads.scrollTop")
+    for key, name in (
+        ("ArrowRight", "Layer 1, head 1"),
+        ("ArrowUp", "Layer 0, head 1"),
+        ("ArrowUp", "Layer 0, head 1"),
+    ):
+        page.keyboard.press(key)
+        title.filter(has_text=name).wait_for()
+    assert page.evaluate("heads.scrollTop") == scrolled
+    page.keyboard.press("Escape")
+    page.locator("#head").wait_for(state="hidden")
+    page.wait_for_function(f"() => location.hash === '#{VIEWER}?head=1.0'")
+
+
 def test_head_pages_are_reached_from_viewer_table_and_matrix(visit):
     page = visit("small", f"#{VIEWER}?head=1.0")
     title = page.locator("#head h2")
@@ -434,14 +563,30 @@ def test_head_pages_are_reached_from_a_matrix_by_keyboard(visit):
     rows = page.locator("#others-heads tbody th a")
     assert rows.all_inner_texts() == ["0", "1"]
     assert page.locator("#others-matrix tbody th a").count() == 0  # its rows are no layers
-    page.locator("#others-heads thead button").last.focus()
+    page.locator("#others-heads thead button").first.focus()
     page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     title.filter(has_text="Layer 1, head 0").wait_for()
     page.locator("#head [data-step='0,1']").focus()
     page.keyboard.press("Enter")
     title.filter(has_text="Layer 1, head 1").wait_for()
+
+
+def test_a_table_is_one_tab_stop_for_headings_and_one_for_links(visit):
+    page = visit("small")
+    for kind in ("thead button", "tbody a"):
+        nodes = page.locator(f"#others-heads {kind}")
+        assert nodes.evaluate_all("nodes => nodes.map(n => n.tabIndex)") == [0] + [-1] * (nodes.count() - 1)
+        assert nodes.count() > 1
+    first, second = (page.locator("#others-heads thead button").nth(i) for i in (0, 1))
+    first.focus()
+    page.keyboard.press("ArrowRight")
+    assert second.evaluate("node => node === document.activeElement && node.tabIndex === 0")
+    assert first.evaluate("node => node.tabIndex") == -1
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")  # the first stays
+    assert first.evaluate("node => node === document.activeElement")
 
 
 def test_the_address_of_a_table_restores_its_order(visit):
@@ -468,7 +613,7 @@ def test_tables_sort_and_leave_as_csv(visit):
     assert header.get_attribute("aria-sort") == "ascending"
     assert page.evaluate("['b', ' ', '2', '-1', '\\n'].sort(compare)") == ["-1", "2", "\n", " ", "b"]  # blank is no 0
     with page.expect_download() as download:
-        page.locator(f"#{MATRIX} [data-take=csv]").click()
+        page.locator(f"#{MATRIX} [data-take]").select_option("csv")
     lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
     matrix = panels()[0]
     assert len(lines) == 4
@@ -542,7 +687,8 @@ def test_headings_labels_and_alternatives_are_there(visit):
     assert all(after - before <= 1 for before, after in pairwise(levels))
     nameless = page.locator("button, select, canvas, img, [role=region]").evaluate_all(
         """nodes => nodes.filter(
-            n => !(n.getAttribute('aria-label') || n.alt || n.textContent.trim() || n.labels?.length)).length"""
+            n => !n.matches('.card img[alt=""]')  // a picture beside its sentence
+              && !(n.getAttribute('aria-label') || n.alt || n.textContent.trim() || n.labels?.length)).length"""
     )
     assert nameless == 0
     assert page.locator("html").get_attribute("lang") == "en"

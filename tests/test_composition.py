@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import make_gpt
 from handmade import induction_model
+from scipy import stats
 from shapes import toy
 from test_encoder import BERT, VIT, make
 from test_encoder_decoder import make_pair
 
-from analyses.composition import _limit, composition
+from analyses.composition import _limit, composition, rotated_moments
 from analyses.shared.panels import Graph, Matrix, Note
 from analyses.shared.weight_circuits import circuits
 from interp.errors import InputError
@@ -131,7 +132,10 @@ def test_planted_composition_is_the_strongest():
     assert result.scores["Q"][early, late] < result.scores["K"][early, late] / 2
     assert np.isnan(result.scores["K"][roles["nothing"][1], late])  # a head that writes nothing
     finding = next(finding for finding in result.findings() if "K-composition" in finding.text)
-    assert "L0H0 into L1H0" in finding.text
+    assert finding.text.startswith("L1H0 is built to read its key from L0H0: K-composition 0.")
+    assert finding.about == "L1H0"
+    assert finding.p == result.chance["K"][early, late] < 0.05
+    assert not composition(make_gpt()).findings()  # control: random heads
     control = composition(induction_model(previous_token_head=False)[0])
     assert np.isnan(control.scores["K"][early, late])
 
@@ -181,6 +185,33 @@ def test_agrees_with_transformer_lens(tmp_path):
             np.testing.assert_allclose(result.scores[kind][known], theirs[known], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("width", "used"), [(5, 3), (12, 4), (2, 2)])
+def test_moments_of_rotated_shares(width, used):
+    """Exact mean, variance and skewness against 40,000 rotations."""
+    rng = np.random.default_rng(width)
+    one, other = rng.dirichlet(np.ones(used)), rng.dirichlet(np.ones(used))
+    turns = stats.ortho_group.rvs(width, size=40_000, random_state=0)[:, :used, :used] ** 2
+    squared = np.einsum("i,rij,j->r", one, turns, other)
+    powers = [[np.array([(x**2).sum()]), np.array([(x**3).sum()])] for x in (one, other)]
+    mean, variance, skewness = rotated_moments(*powers, width)
+    assert squared.mean() == pytest.approx(mean, abs=5 * squared.std() / 200)
+    assert squared.var() == pytest.approx(variance.item(), rel=0.05)
+    assert stats.skew(squared) == pytest.approx(skewness.item(), abs=0.08)
+    assert abs(stats.skew(squared) - 2 * skewness.item()) > 0.08 or width == 2  # control
+
+
+@pytest.mark.slow
+def test_random_models_are_found_in_one_of_twenty():
+    """The chance of the best of all pairs is right over 400 models: not above .05, and not far below it."""
+    for shape in ({"n_heads": 4, "d_model": 32}, {"n_layers": 4, "n_heads": 4, "d_model": 64}):
+        found = [composition(make_gpt(seed=seed, **shape)).chance for seed in range(400)]
+        best = np.array([min(np.nanmin(x) for x in chance.values()) for chance in found])
+        rates = {level: (best <= level).mean() for level in (0.05, 0.2, 0.5)}
+        print(shape, rates)
+        for level, rate in rates.items():
+            assert rate == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 400))
+
+
 def test_the_limit_has_the_spread_of_real_rotations():
     """Exact mean and variance of the squared score, whose 5 % point for one pair 20,000 rotations exceed in 5 %."""
     rng = np.random.default_rng(0)
@@ -188,7 +219,8 @@ def test_the_limit_has_the_spread_of_real_rotations():
     turned = np.linalg.qr(rng.normal(size=(20_000, 24, 4)))[0][:, :4] ** 2
     scores = np.sqrt(np.einsum("i,rij,j->r", shares, turned, shares))
     part = torch.from_numpy(shares)[None]
-    limit = _limit(part, part, 24, 1).item()
+    limit = _limit(part, part, 24, 1, np.zeros((1, 1)))[0].item()
     assert (scores > limit).mean() == pytest.approx(0.05, abs=0.006)
-    assert 0 < (scores > _limit(part, part, 24, 20).item()).mean() < 0.05 / 20 + 0.001
+    assert 0 < (scores > _limit(part, part, 24, 20, np.zeros((1, 1)))[0].item()).mean() < 0.05 / 20 + 0.001
+    assert _limit(part, part, 24, 20, np.array([[0.2, 0.9]]))[1][0].tolist() == pytest.approx([1.0, 0.0], abs=1e-3)
     assert (scores > limit * 0.9).mean() > 0.08  # control

@@ -126,7 +126,7 @@ def test_the_refusals_of_every_shape_are_these() -> None:
     causal = {
         "ablation", "activation_patching", "attribution_patching", "continuations",
         "direct_logit_attribution", "head_roles", "logit_lens", "neurons", "next_token", "outer_loop", "path_patching",
-        "tuned_lens",
+        "surprise", "tuned_lens",
     }  # fmt: skip
     expected = {shape: {"position_encodings"} for shape in SHAPES if toy(shape).config.positions != "learned"}
     expected |= {"gpt2": set(), "attention only": {"neurons"}, "bidirectional": causal}
@@ -250,6 +250,6 @@ def test_every_kind_of_panel_is_known_everywhere() -> None:
     kinds = [kind for kind in Panel.__subclasses__() if kind.__module__ == "analyses.shared.panels"]
     assert len(kinds) >= 10
     for kind in kinds:
-        for dispatch in (views._view, figures.draw, terminal.body):
+        for dispatch in (views.view_of, figures.draw, terminal.body):
             assert dispatch.dispatch(kind) is not dispatch.dispatch(object), (kind, dispatch)
         assert f"case {kind.__name__}()" in inspect.getsource(contract._fits)

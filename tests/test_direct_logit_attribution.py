@@ -168,7 +168,24 @@ def test_prompt_sets_bring_their_answers_and_templates(toy_gpt):
     assert list(result.answers) == list(answers) * 3
     assert result.wrongs
     assert result.clusters == ["0", "1", "2"] * 2
-    assert result.findings()[0].low is not None
+    assert result.panels()[2].low is not None
+    assert all(finding.low is not None for finding in result.findings())
+
+
+def test_the_chance_of_a_part_is_that_of_random_directions():
+    """Shares along a random direction are normal with standard deviation 1 / sqrt(d): drawn, and counted."""
+    result = direct_logit_attribution(make_gpt(d_model=64, init_std=0.02), torch.tensor([[3, 1, 4, 1, 5]]))
+    drawn = torch.randn(20_000, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    along = (drawn / drawn.norm(dim=1, keepdim=True))[:, 0]
+    assert float(along.std()) == pytest.approx(64**-0.5, rel=0.03)
+    assert result.choices == 300
+    p = 2 * (1 - torch.special.ndtr(torch.tensor(np.abs(result.relative[0]) / result.by_chance[0])))
+    known = np.isfinite(result.by_chance[0])
+    expected = np.minimum(1, p.numpy() * known.sum() * 300)
+    np.testing.assert_allclose(result.p_values[known], expected[known], rtol=1e-6, atol=1e-9)
+    assert result.findings() == []  # untrained weights
+    given = direct_logit_attribution(make_gpt(), torch.tensor([[3, 1, 4, 1, 5]]), answer=7)
+    assert given.choices == 1
 
 
 @pytest.mark.parametrize(("option", "value"), [("pos", 11), ("pos", -12), ("answer", 300), ("answer", [1, 2])])

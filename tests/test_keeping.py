@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from interp.errors import InterpError
-from interp.keeping import keeping, kept
+from interp.keeping import KEPT, keeping, kept, kept_whole, remembered
 
 
 def test_pieces_are_found_again_by_their_key(tmp_path: Path) -> None:
@@ -48,3 +48,38 @@ def test_outside_nothing_is_kept_and_a_folder_must_be_possible(tmp_path: Path) -
     with pytest.raises(InterpError, match="cannot be made"), keeping(tmp_path / "file" / "kept"):
         pass
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_whole_results_are_found_again_only_inside_and_only_unharmed(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def compute() -> dict[str, np.ndarray]:
+        done.append("now")
+        return {"x": np.arange(3.0)}
+
+    def ask(key: str) -> np.ndarray:
+        return kept_whole(lambda: (key, np.ones(2)), compute)["x"]
+
+    ask("a")
+    assert (len(done), list(tmp_path.iterdir())) == (1, [])
+    with remembered(tmp_path / "cache"):
+        for _ in range(3):
+            np.testing.assert_array_equal(ask("a"), np.arange(3.0))
+        assert len(done) == 2
+        ask("b")
+        assert len(done) == 3
+        for path in (tmp_path / "cache").iterdir():
+            raw = bytearray(path.read_bytes())
+            raw[-5] ^= 1
+            path.write_bytes(raw)
+        np.testing.assert_array_equal(ask("a"), np.arange(3.0))
+        assert len(done) == 4
+        for number in range(KEPT + 5):
+            ask(str(number))
+        assert len(list((tmp_path / "cache").iterdir())) == KEPT
+
+
+def test_a_place_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with remembered(tmp_path / "file"):
+        assert kept_whole(lambda: ("a",), lambda: 5) == 5

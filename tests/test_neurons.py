@@ -1,5 +1,7 @@
 """Neurons: shares sum to one, tokens come from the weights, ablations equal plain hooks; a planted one is found."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -135,7 +137,15 @@ def test_frame_panels_and_findings(toy_gpt, tokens):
     bars = result.panels()[2]
     assert bars.labels[-1] == "random neurons"
     assert bars.low is not None
-    assert "random neuron" in result.findings()[0].text
+    assert result.findings() == []  # two texts prove nothing
+    rise = np.array([0.0, 0.0, 0.5]) + 0.001 * np.arange(24).reshape(8, 3)
+    strong = replace(result, texts=result.texts * 4, effect=dict.fromkeys(("loss", "kl"), rise))
+    (found,) = strong.findings()
+    assert found.about == result.names[2]
+    assert "random neuron" in found.text
+    assert found.p == pytest.approx(2 / 2**8)
+    assert 0 < found.low < found.value == pytest.approx(rise[:, 2].mean())
+    assert replace(strong, effect=dict.fromkeys(("loss", "kl"), rise - 0.5)).findings() == []  # below the floor
     one = neurons(toy_gpt, "The cat sat", count=3)
     assert one.panels()[2].low is None
 

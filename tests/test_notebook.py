@@ -83,7 +83,7 @@ def test_results_show_themselves(outputs: list[dict[str, Any]]) -> None:
         assert len(html.encode()) <= notebook.LIMIT
         static, frame = html.split("<details>")
         assert "<script" not in html  # only inside the frame
-        assert {tag for tag, _ in Tags(static).tags} <= {"div", "p", "b", "ul", "li", "img", "code"}
+        assert {tag for tag, _ in Tags(static).tags} <= {"div", "p", "b", "ul", "li", "img", "code", "style"}
         ((_, attributes),) = [(tag, a) for tag, a in Tags(frame).tags if tag == "iframe"]
         assert "allow-same-origin" not in str(attributes["sandbox"])
         assert "Content-Security-Policy" in framed(html)
@@ -125,7 +125,17 @@ def test_findings_of_what_is_left_out_go_with_it() -> None:
 def test_a_hostile_result_stays_text() -> None:
     result = Sample(panels(HOSTILE, odd=True))
     html = notebook.html(result)
-    assert {tag for tag, _ in Tags(html.split("<details>")[0]).tags} <= {"div", "p", "b", "ul", "li", "img", "code"}
+    tags = {tag for tag, _ in Tags(html.split("<details>")[0]).tags}
+    assert tags <= {
+        "div",
+        "p",
+        "b",
+        "ul",
+        "li",
+        "img",
+        "code",
+        "style",
+    }
     assert "<script>alert" not in html + framed(html)
     named = notebook.html(Note(key="n", title="<script>alert(1)</script>\x1b[31m", text="x"))
     assert "<script>" not in named
@@ -168,3 +178,9 @@ def test_the_frame_works_in_a_browser(outputs: list[dict[str, Any]], tmp_path: P
         assert page.url == before
         browser.close()
     assert [text for text in heard if not text.startswith("Blocked autofocusing")] == []  # of the dialog, in any frame
+
+
+def test_the_lens_itself_comes_before_its_curves() -> None:
+    curve, lens = (next(p for p in panels() if type(p).__name__ == kind) for kind in ("Lines", "TokenGrid"))
+    assert notebook._first_figure([curve, lens], {curve.key}) is lens
+    assert notebook._first_figure([curve], {curve.key}) is curve

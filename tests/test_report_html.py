@@ -20,10 +20,10 @@ from PIL import Image
 from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels, report
 
 import reports
-from analyses.shared.panels import Finding, Matrix, Note, Table, Tokens, TokenStrip, on_common_scales
+from analyses.shared.panels import Finding, Marks, Matrix, Note, Table, Tokens, TokenStrip, on_common_scales
 from reports import tokens
 from reports.numbers import Scale, decimal, decimals, number
-from reports.page.html import Report, Section, render
+from reports.page.html import FOLDED, Report, Section, render
 from reports.page.views import json_block, view
 from reports.tokens import coded
 
@@ -222,16 +222,16 @@ def test_cells_keep_the_exact_number_and_the_interval(page):
 def test_long_tables_say_what_was_left_out_and_carry_it_as_data():
     frame = pd.DataFrame({"n": np.arange(450), "word": [f"w{i}" for i in range(450)]})
     shown = view(Table(key="t", title="T", frame=frame), "s")
-    assert len(shown.grid.rows) == 24
+    assert len(shown.grid.rows) == 12
     assert [cell.value for cell in shown.grid.rest[-1]] == ["449", "w449"]
     page = render(
         Report("r", (WORDS,), (Section("s", "S", "", Sample((Table(key="t", title="T", frame=frame),)), 0.0),), {})
     )
-    assert "first 24 of 450 rows" in page
-    assert ">w23<" in page
-    assert ">w24<" not in page
+    assert "first 12 of 450 rows" in page
+    assert ">w11<" in page
+    assert ">w12<" not in page
     kept = json.loads(zlib.decompress(base64.b64decode(re.search(r"data-rows>([^<]*)<", page)[1]), -15))
-    assert kept == {"heads": 0, "rows": [[str(i), f"w{i}"] for i in range(24, 450)]}
+    assert kept == {"heads": 0, "rows": [[str(i), f"w{i}"] for i in range(12, 450)]}
 
 
 def test_packed_cells_hold_all_that_a_written_cell_does():
@@ -311,12 +311,44 @@ def test_a_report_without_findings_or_panels_says_so():
     assert "No analysis reported a finding" in page
 
 
-def test_many_findings_fold_the_rest():
-    found = tuple(Finding(text=f"fact {i}", key="n", weight=i / 20, value=i, unit="") for i in range(14))
+def test_five_cards_and_the_rest_in_a_list():
+    found = tuple(Finding(text=f"fact {i}", key="n", weight=i / 20, value=i, unit="", kind="size") for i in range(14))
     note = Note(key="n", title="N", text="text")
     page = render(Report("r", (), (Section("s", "S", "", Sample((note,), found), 0.0),), {}))
-    assert "4 more" in page
-    assert page.index("fact 13") < page.index("fact 4") < page.index("fact 3")
+    assert "9 more" in page
+    assert page.count('<li class="card') == 5
+    assert page.index("fact 13") < page.index("fact 9<") < page.index("9 more") < page.index("fact 8<")
+
+
+def test_the_map_shows_roles_as_colours_and_effects_as_sizes():
+    class Marked(Sample):
+        def marks(self):
+            return Marks(key="n", roles={"L0H1": "copying", "L1H0": "induction"},
+                         sizes={"L0H0": 1.0, "L0H1": 4.0, "L1H0": -4.0, "mlp 1": 0.0}, unit="nats")  # fmt: skip
+
+    note = Note(key="n", title="N", text="text")
+    page = Page(render(Report("r", (), (Section("s", "S", "", Marked((note,)), 0.0),), {})))
+    dots = [tag for tag in page.tags if tag[0] in ("circle", "rect")]
+    classes = {tag[1]["class"]: tag for tag in dots if tag[0] == "circle"}
+    assert len(dots) == 4
+    assert set(classes) == {"", "m0", "m1 hollow"}
+    large, small = (float(classes[name][1]["r"]) for name in ("m0", ""))
+    assert large == pytest.approx(float(classes["m1 hollow"][1]["r"]))
+    assert (large - small) / (large - 0.1 * 40) == pytest.approx(0.5, abs=0.02)  # sizes are areas: half the reach
+    named = [tag[1] for tag in page.tags if tag[0] == "a" and tag[1].get("aria-label", "").startswith(("L", "mlp"))]
+    links = [one["href"] for one in named if not one["aria-label"].startswith("Link")]
+    assert links == ["#head-0.1", "#head-1.0", "#head-0.0", "#s-n"]
+
+
+def test_chapters_are_headed_and_what_does_not_depend_on_the_text_is_folded():
+    def section(name, chapter):
+        return Section(name, name.title(), "", Sample((Note(key="n", title="N", text="text"),)), 0.0, chapter)
+
+    page = render(Report("r", (), (section("a", "This text"), section("b", "This text"), section("c", FOLDED)), {}))
+    assert page.count('class="chapter"') == 2
+    folded = page[page.index('<details class="chapter"') : page.index('<section id="provenance"')]
+    assert 'id="c"' in folded
+    assert 'id="b"' not in folded
 
 
 def test_numbers_side_by_side_have_the_same_decimals():

@@ -112,15 +112,6 @@ def test_planted_massive_activation_is_found_and_none_without_it(tokens):
     assert "coordinate 17" in next(finding.text for finding in result.findings() if finding.key == "massive")
 
 
-def test_growth_is_the_factor_of_each_layer(tokens):
-    model = make_gpt(n_layers=3)
-    result = residual_stream(model, tokens)
-    finding = result.findings()[0]
-    norms = result.measures["norm"]
-    assert finding.value == pytest.approx(np.mean((norms[:, 3] / norms[:, 0]) ** (1 / 3)))
-    assert finding.low < finding.value < finding.high
-
-
 def test_frame_panels_and_short_texts(toy_gpt):
     result = residual_stream(toy_gpt, ["The cat sat", "The dog"])
     frame = result.to_dataframe()

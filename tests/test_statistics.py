@@ -21,6 +21,7 @@ from analyses.shared.statistics import (
     q_values,
     said_clear,
     sign_flip_p_value,
+    weighted_t_p_value,
 )
 from interp.errors import InputError
 
@@ -256,3 +257,15 @@ def test_paired_t_is_scipys_and_sure_without_spread():
     assert paired_t_p_value(even, greater=True).tolist() == [0.0, 0.5, 0.5]
     values[1:, 0] = np.nan  # one text is left
     assert np.isnan(paired_t_p_value(values)).tolist() == [True, False, False]
+
+
+def test_weighted_t_is_students_where_texts_count_alike_and_right_where_they_do_not():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.3, 1.0, size=(12, 3))
+    expected = stats.ttest_1samp(values, 0.0, alternative="greater").pvalue
+    np.testing.assert_allclose(weighted_t_p_value(values, np.full(12, 5.0)), expected, rtol=1e-10)
+    null = rng.normal(size=(10, 20_000))
+    p = weighted_t_p_value(null, rng.integers(1, 20, size=10))
+    assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.01)
+    assert np.isnan(weighted_t_p_value(values[:1], np.ones(1))).all()
+    assert (weighted_t_p_value(null + 3, np.ones(10)) <= 0.05).mean() > 0.99  # control

@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_gpt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyses.shared.panels import Note
+from analyses.shared.panels import AttentionGrid, Note, Tokens
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 from reports import render, study
@@ -25,10 +26,10 @@ from reports.running import rerun
 from reports.running.study import ItemResult, carry_out, run_item
 from reports.studies import discover_studies, find_study
 from reports.studies._choices import busiest_head, find_position
-from reports.studies._parts import Claim, Item, Range, Study, at_least, at_most, exactly
+from reports.studies._parts import Checked, Claim, Item, Range, Study, at_least, at_most, counted, exactly
 from reports.studies.illustrated import article_weights, illustrated, nearest_pair
 from reports.studies.potions import potions, sharpening
-from reports.studies.wolfram import _repeat_difference, example, wolfram
+from reports.studies.wolfram import _repeat_difference, example, unlike, wolfram
 
 ADDRESSES = {
     "wolfram": [f"S0.{i}" for i in range(1, 9)],
@@ -130,7 +131,7 @@ def test_the_command_writes_a_page_and_does_not_overwrite_it(tmp_path: Any, caps
     assert stop.value.code == 0
     printed = capsys.readouterr()
     assert printed.out.strip() == str(out)
-    assert "holds with a correction: " in printed.err
+    assert "holds only if" in printed.err
     page = out.read_text(encoding="utf-8")
     assert 'id="S1.1"' in page
     assert "L1H2" in page
@@ -188,9 +189,66 @@ def test_a_verdict_follows_from_the_number_alone(value: float, low: float, width
     elif low <= value <= low + width:
         assert found == "holds"
     elif low - more <= value <= low + width + more:
-        assert found == "holds with a correction"
+        assert found == "holds only if"
     else:
         assert found == "does not hold"
+
+
+def test_verdicts_are_counted_in_words() -> None:
+    def checked(value: float) -> Checked:
+        claim = Claim(text="So.", value=lambda r: 0.0, measured="it", holds=exactly(0), corrected=exactly(1),
+                      correction="it is one.")  # fmt: skip
+        return Checked(claim=claim, value=value)
+
+    assert counted(map(checked, (0, 0, 1, 2))) == "2 of 4 claims hold, 1 holds only if, 1 does not"
+    assert counted(map(checked, (0, 1, 1, math.nan))) == "1 of 4 claims holds, 2 hold only if, 1 is not measured"
+    assert counted([checked(0)]) == "1 of 1 claim holds"
+    assert [checked(x).sentence for x in (0, 1, 2)] == ["holds", "holds only if it is one.", "does not hold"]
+
+
+def of_words(*probabilities: float) -> Any:
+    """What `continuations` gives, of words cut into two pieces, of which the second is certain."""
+    table = pd.DataFrame({"probability": probabilities, "per_token": np.sqrt(probabilities), "rank": 54})
+    return SimpleNamespace(table=table)
+
+
+def test_a_likely_first_piece_is_not_a_likely_word(tiny: HookedGPT) -> None:
+    """S1.3: of whole words; neither the rank of a first piece nor a mean over pieces decides."""
+    first, second = potions(tiny).items[-1].claims
+    rare, even = {"words": of_words(1.6e-6), "unfit": of_words(4e-6)}, {"words": of_words(0.3), "unfit": of_words(0.1)}
+    assert first.verdict(first.value(rare)) == second.verdict(second.value(rare)) == "does not hold"
+    assert first.verdict(first.value(even)) == second.verdict(second.value(even)) == "holds"
+    assert set(verdicts(potions(tiny), "S1.3").values()) == {"does not hold"}
+    pieces = of_words(1e-6)
+    pieces.table["per_token"] = 0.5  # cut into more pieces, and so the better mean of them
+    assert second.verdict(second.value({**rare, "words": pieces})) == "does not hold"
+
+
+def test_heads_that_look_alike_do_not_look_each_in_its_own_way(tiny: HookedGPT) -> None:
+    """S0.2: pictures at a Hellinger distance of .06 cannot be told apart; another block's are shown beside them."""
+    item = wolfram(tiny).items[1]
+    claim = item.claims[1]
+    assert [claim.verdict(x) for x in (0.06, 0.3)] == ["does not hold", "holds"]
+    distance = np.full((2, 3, 2, 3), 0.06)
+    distance[1, :, 1] = 0.4
+    grid = AttentionGrid(
+        key="patterns", title="", tokens=(Tokens("ab"),), patterns=(np.eye(2)[None, None].repeat(2, 0).repeat(3, 1),),
+        value_norms=(np.ones((2, 3, 2)),), measures={},
+    )  # fmt: skip
+    found = SimpleNamespace(distance=distance.reshape(6, 6), panels=lambda: [grid])
+    assert unlike({"attention": found}, 2, 3).title == "Every head of block 1"
+
+
+def test_a_page_opens_with_the_count_the_credit_and_the_idea(pages: Any) -> None:
+    for name, author in (("wolfram", "Stephen Wolfram"), ("illustrated", "Jay Alammar")):
+        report, page = pages[name]
+        checked = [c for section in report.sections for c in section.result.checked]
+        before = page[: page.index(f'<section id="{ADDRESSES[name][0]}"')]
+        assert counted(checked) in before
+        assert author in before
+        assert "tiny" not in report.title
+        idea, *others = report.sections[0].result.findings()
+        assert idea.weight > max((finding.weight for finding in others), default=0)
 
 
 def test_an_infinite_number_never_holds() -> None:

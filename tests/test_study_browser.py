@@ -66,7 +66,7 @@ def test_without_javascript_the_verdicts_are_there(browser: Any, folder: Path) -
     page = context.new_page()
     page.goto((folder / "potions.html").as_uri())
     text = page.locator("[id='S1.2-claims']").inner_text()
-    assert "holds with a correction: true of the first block only" in text
+    assert "holds only if the model has one block" in text
     context.close()
 
 

@@ -37,7 +37,7 @@ from reports.studies._gpt3 import (
     pairs_allowed,
     real_pass,
 )
-from reports.studies._parts import Study
+from reports.studies._parts import Checked, Claim, Study
 from reports.studies.gpt3 import BAND_TEXT, by_formula, gpt3
 
 GPT3 = PRESETS["gpt3"]
@@ -51,9 +51,15 @@ def study() -> Study:
     return gpt3(HookedGPT.from_pretrained("tiny", device="cpu"), tokenizer=str(BPE_FILES))
 
 
+def claim_of(of: Study, beginning: str) -> Claim:
+    """The one claim that begins so."""
+    (claim,) = [claim for item in of.items for claim in item.claims if claim.text.startswith(beginning)]
+    return claim
+
+
 def verdict(of: Study, beginning: str) -> str:
     """Of the one claim that begins so; only the runs that it needs are carried out."""
-    (claim,) = [claim for item in of.items for claim in item.claims if claim.text.startswith(beginning)]
+    claim = claim_of(of, beginning)
     return claim.verdict(float(claim.value(Runs(of.runs))))
 
 
@@ -76,10 +82,10 @@ def test_every_item_has_its_address_and_its_verdicts() -> None:
         for panel in section.result.panels():
             assert not panel.key.startswith("failed"), panel
             assert not list(contract.ill_formed(panel))
-    corrected = {text.split()[0] for text, said in verdicts.items() if said == "holds with a correction"}
-    assert len([said for said in verdicts.values() if said == "holds with a correction"]) == 4
-    assert corrected == {"The", "Positions"}
-    assert set(verdicts.values()) == {"holds", "holds with a correction"}
+    assert [text[:14] for text, said in verdicts.items() if said == "holds only if"] == ["The product of"]
+    false = [text[:14] for text, said in verdicts.items() if said == "does not hold"]
+    assert false == ["The input is a", "Positions are ", "The MLP's acti"]
+    assert set(verdicts.values()) == {"holds", "holds only if", "does not hold"}
 
 
 # S3.1
@@ -265,7 +271,7 @@ def test_an_mlp_that_mixes_positions_is_caught() -> None:
         mixed = with_runs(mixing=lambda found=found: found)
         expected = "does not hold" if planted else "holds"
         assert verdict(mixed, "Everything else acts") == expected
-        assert verdict(mixed, "The product of queries") == ("does not hold" if planted else "holds with a correction")
+        assert verdict(mixed, "The product of queries") == ("does not hold" if planted else "holds only if")
 
 
 # S3.4
@@ -348,10 +354,16 @@ def test_banded_layers_share_the_models_weights() -> None:
 
 
 def test_corrections_hold_for_gpt2s_kind_and_not_for_others() -> None:
-    assert verdict(study(), "Positions are encoded") == "holds with a correction"
-    shorter = with_runs(shape=lambda: architecture(PRESETS["gpt2"]))
-    assert verdict(shorter, "Positions are encoded") == "does not hold"
-    assert verdict(study(), "The MLP's activation") == "holds with a correction"
+    """A false claim does not hold, and what is said instead is said of GPT-3's own number alone."""
+    for beginning, instead in (
+        ("Positions are encoded", "GPT-2 and GPT-3 learn"),
+        ("The MLP's activation", "It is GELU"),
+    ):
+        claim = claim_of(study(), beginning)
+        own = Checked(claim=claim, value=float(claim.value(Runs(study().runs))))
+        assert own.sentence.startswith(f"does not hold: {instead}")
+        assert Checked(claim=claim, value=12.5).sentence == "does not hold"
+        assert Checked(claim=claim, value=0.0).sentence == "holds"
 
 
 @pytest.mark.parametrize(

@@ -211,3 +211,26 @@ def test_words_of_the_text_stand_above_their_numbers() -> None:
 def test_the_scale_starts_at_zero_unless_zero_is_far(values: list[float], expected: tuple[float, float]) -> None:
     """Values that are nearly alike get nearly one shade."""
     assert charts.ends(np.array(values)) == expected
+
+
+def test_a_curve_has_two_characters_a_value_and_no_more() -> None:
+    panel = Lines(key="c", title="", x=np.arange(9.0), series={"mean": np.arange(9.0)}, x_axis="x", y_axis="y")
+    drawn = re.search("[▁-█]+", printed(panel, 140))
+    assert drawn is not None
+    assert len(drawn[0]) == 18
+
+
+def test_both_rows_of_a_text_are_named() -> None:
+    strip = TokenStrip(key="s", title="", tokens=Tokens(("a", "b")), values=np.array([0.5, 2.0]), unit="half-blocks")
+    rows = [line.plain.split() for line in terminal.body(strip, 80)]
+    assert rows[:2] == [["token", "a", "b"], ["half-blocks", "0.500", "2"]]
+    assert len(rows) == 2  # a name that fits is not said again
+
+
+def test_a_heading_is_cut_only_where_room_is_short() -> None:
+    grid = TokenGrid(
+        key="g", title="", tokens=Tokens(("a", "b")), rows=("embed",), cells=(("x", "y"),), row_axis="depth",
+        measures={"probability of the token shown": np.array([[0.5, 0.25]])}, units={},
+    )  # fmt: skip
+    assert "probability of the token shown" in terminal.body(grid, 140)[0].plain
+    assert "probability…" in terminal.body(grid, 40)[0].plain

@@ -1,6 +1,7 @@
 """Weight statistics against scipy, numpy and closed forms, on samples and matrices whose answer is known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_gpt
@@ -12,9 +13,17 @@ from test_encoder import BERT, VIT, make
 from test_encoder_decoder import make_pair
 
 from analyses.shared import distributions
-from analyses.shared.distributions import describe, singular_values, spectrum_numbers, window_test
-from analyses.shared.panels import Histogram, Lines, Matrix, Table
-from analyses.weight_statistics import weight_statistics
+from analyses.shared.distributions import (
+    describe,
+    edge_p_value,
+    kurtosis_p_value,
+    random_edge,
+    singular_values,
+    spectrum_numbers,
+    window_test,
+)
+from analyses.shared.panels import Histogram, Lines, Matrix, Note, Table
+from analyses.weight_statistics import readable_p, weight_statistics
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 
@@ -357,18 +366,46 @@ def test_planted_outlier_coordinates_are_found_and_random_weights_have_none():
     np.testing.assert_allclose(weight_statistics(model).first_position, x[0].numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_trend_is_kendalls_and_needs_four_blocks():
-    model = make_gpt(n_layers=5, d_model=16, n_heads=2)
+def test_trend_is_kendalls_and_needs_six_blocks():
+    model = make_gpt(n_layers=6, d_model=16, n_heads=2)
     with torch.no_grad():
         for layer, block in enumerate(model.blocks):
             block.mlp.W_in *= 1 + layer
     trends = weight_statistics(model).trends.set_index(["kind", "number"])
     row = trends.loc[("W_in", "std")]
     assert row["tau"] == pytest.approx(1, abs=1e-12)
-    assert row["p"] == pytest.approx(2 / 120, rel=1e-9)  # one order of five, in both directions
+    assert row["p"] == pytest.approx(2 / 720, rel=1e-9)  # one order of six, in both directions
     assert row["q"] >= row["p"]
     assert (trends["q"] > 0.05).sum() >= len(trends) - 2  # control: nothing else has a trend
-    assert weight_statistics(make_gpt(d_model=16, n_heads=2)).trends.empty
+    few = weight_statistics(make_gpt(n_layers=5, d_model=16, n_heads=2))
+    assert few.trends.empty
+    assert isinstance(next(panel for panel in few.panels() if panel.key == "trends"), Note)
+
+
+def test_tails_and_spikes_are_told_and_untrained_weights_are_not():
+    """A planted heavy-tailed matrix and a planted direction; without them the one thing said is a warning."""
+    model = make_gpt(d_model=32)
+    plain = weight_statistics(model).findings()
+    assert [(finding.kind, finding.key) for finding in plain] == [("warning", "spectra")]
+    assert "look untrained" in plain[0].text
+    with torch.no_grad():
+        model.blocks[1].mlp.W_in += 0.4 * torch.outer(torch.ones(32), torch.ones(128).cumsum(0).sin())
+        heavy = np.random.default_rng(0).standard_t(3, size=tuple(model.blocks[0].mlp.W_out.shape)) * 0.1
+        model.blocks[0].mlp.W_out.copy_(torch.from_numpy(heavy))
+    told = {finding.key: finding for finding in weight_statistics(model).findings()}
+    assert "L1 W_in" in told["spectra"].text
+    assert "L0 W_out" in told["entries"].text
+    assert all(finding.kind == "effect" and finding.p < 1e-3 for finding in told.values())
+
+
+def test_ends_of_tables_can_be_read(found):
+    """No p-value of 0, and norms outside blocks in no block."""
+    panels = {panel.key: panel for panel in found.panels()}
+    assert (found.gains["layer"] == -1).any()
+    assert not (panels["gains"].frame["layer"] == -1).any()
+    frame = pd.DataFrame({"window_p": [0.0, 0.5, np.nan], "window_q": [0.3, 0.2, 0.1]})
+    assert readable_p(frame)["window_p"].tolist() == ["< 1e-300", "0.5", ""]
+    assert readable_p(frame)["window_q"].equals(frame["window_q"])  # control: nothing to rewrite
 
 
 def test_tokens_play_no_part(found, model):
@@ -458,3 +495,25 @@ def test_points_of_the_distances_are_the_published_ones():
     assert distributions.normal_point(30) == pytest.approx(0.161, abs=0.003)  # Lilliefors 1967, table 1
     assert distributions.two_sample_point(5000, 1) == pytest.approx(1.358 * np.sqrt(2 / 5000), rel=1e-3)
     assert distributions.two_sample_point(5000, 66) > 1.3 * distributions.two_sample_point(5000, 1)
+
+
+def test_the_chance_of_a_kurtosis_is_anscombes_and_glynns():
+    rng = np.random.default_rng(0)
+    for values in (rng.normal(size=300), rng.standard_t(5, size=5000), rng.uniform(size=64)):
+        expected = stats.kurtosistest(values, alternative="greater").pvalue
+        found = kurtosis_p_value(float(stats.kurtosis(values)), len(values))
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert kurtosis_p_value(50.0, 10) == 1.0  # too few numbers to tell
+
+
+def test_the_chance_of_an_edge_is_tracys_and_widoms():
+    """.01 at the edge itself, and as often exceeded by 4,000 random matrices as it says."""
+    rng = np.random.default_rng(0)
+    for shape in ((20, 60), (40, 40)):
+        tops = np.array([np.linalg.norm(rng.normal(size=shape), 2) for _ in range(4000)])
+        p = np.array([edge_p_value(shape, top / random_edge(shape, 1.0)) for top in tops])
+        assert edge_p_value(shape, 1.0) == pytest.approx(0.01, rel=0.03)
+        for level in (0.01, 0.05, 0.3):
+            rate = (p <= level).mean()
+            assert rate == pytest.approx(level, abs=0.1 * level + 3.5 * np.sqrt(level / 4000))
+        assert edge_p_value(shape, 1.2) < 1e-6  # control

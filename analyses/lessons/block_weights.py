@@ -140,12 +140,16 @@ class BlockWeightsResult(Result):
     def findings(self) -> list[Finding]:
         ratios = self.table["ratio"].fillna(0).to_numpy(dtype=float)
         block = int(ratios.argmax())
-        q = float(self.table["q"][block])
+        p = min(float(self.table["p"][block]) * len(ratios), 1.0)
         text = (
             f"Averaged over windows, {self.kind} of block {block} varies {ratios[block]:.2g} times as much as its "
-            f"entries shuffled{f' (q = {q:.2g})' if q == q else ''}, the most of {len(ratios)} blocks."
+            f"entries shuffled{f' (p = {p:.2g})' if p >= 1e-300 else ''}, the most of {len(ratios)} blocks."
         )
-        return [Finding(text, "windows", 0.15, ratios[block], "ratio of variances")]
+        if not p <= 0.05:
+            return [Finding(text, "windows", 0.15, ratios[block], "ratio of variances", kind="negative")]
+        return [Finding(
+            text, "windows", 0.15, ratios[block], "ratio of variances", kind="effect", null="its entries shuffled", p=p
+        )]  # fmt: skip
 
 
 @analysis(place=81, in_report=None, runs=True)

@@ -63,7 +63,7 @@ class ContinuationsResult(Result):
     def findings(self) -> list[Finding]:
         best = self.table.iloc[int(self.table["probability"].to_numpy(dtype=float).argmax())]
         text = f"Of the words asked for, {best['word']!r} is the likeliest next: {best['probability']:.2g}."
-        return [Finding(text, "words", 0.2, float(best["probability"]), "probability")]
+        return [Finding(text, "words", 0.2, float(best["probability"]), "probability", kind="size")]
 
 
 @analysis(place=11, needs=("next token",), in_report=None, runs=True)

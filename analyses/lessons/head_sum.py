@@ -102,7 +102,7 @@ class HeadSumResult(Result):
     def findings(self) -> list[Finding]:
         value = float(self.error.max())
         text = f"Heads add up: concatenated times W_O differs from their sum by at most {value:.0e} of the output."
-        return [Finding(text, "errors", 0.1, value, "relative difference")]
+        return [Finding(text, "errors", 0.1, value, "relative difference", kind="size")]
 
 
 @analysis(place=22, in_report=None, runs=True)

@@ -102,7 +102,7 @@ class OuterLoopResult(Result):
             f"Each of the {len(self.computed)} passes did {self.computed[0]} operations, none more than "
             f"{self.most_often} time{'s' * (self.most_often != 1)}: the only loop is the one outside."
         )
-        return [Finding(text, "steps", 0.15, self.computed[0], "operations")]
+        return [Finding(text, "steps", 0.15, self.computed[0], "operations", kind="size")]
 
 
 @analysis(place=12, needs=("next token",), in_report=None, runs=True)

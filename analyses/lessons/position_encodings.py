@@ -95,7 +95,10 @@ class PositionEncodingsResult(Result):
             f"Distance explains {value:.0%} of how similar two learned positions are (sinusoids 100%, the same "
             f"vectors shuffled {self.distance_share['learned, shuffled']:.0%})."
         )
-        return [Finding(text, "by-distance", 0.2, value, "share of variance")]
+        if value < 2 * self.distance_share["learned, shuffled"]:
+            return [Finding(text, "by-distance", 0.2, value, "share of variance", kind="negative")]
+        null = "the same vectors shuffled"
+        return [Finding(text, "by-distance", 0.2, value, "share of variance", kind="effect", null=null)]
 
 
 @analysis(place=25, needs=("learned positions",), in_report=None, runs=True)

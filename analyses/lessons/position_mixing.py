@@ -166,7 +166,7 @@ class PositionMixingResult(Result):
             f"Positions meet in {len(self.mixing)} of {len(self.operations)} operations: "
             f"{', '.join(self.mixing) or 'none'}."
         )
-        return [Finding(text, "operations", 0.2, len(self.mixing), "operations")]
+        return [Finding(text, "operations", 0.2, len(self.mixing), "operations", kind="size")]
 
 
 @analysis(place=23, in_report=None, runs=True)

@@ -161,7 +161,7 @@ class QKVWalkthroughResult(Result):
             f"At position {self.query} head {self.name} gives most weight, {self.weights[top]:.0%}, to position {top} "
             f"({self.tokens[top]!r}), which makes {self.share[top]:.0%} of the output."
         )
-        return [Finding(text, "steps", 0.2, float(self.weights[top]), "weight")]
+        return [Finding(text, "steps", 0.2, float(self.weights[top]), "weight", kind="size", about=self.name)]
 
 
 @analysis(place=21, in_report=None, runs=True)

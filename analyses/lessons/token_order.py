@@ -78,7 +78,7 @@ class TokenOrderResult(Result):
             f"Shuffling the earlier tokens changes the first block's attention output by {value:.0%}, without "
             f"positions by {without:.0%}."
         )
-        return [Finding(text, "change", 0.2, value, "relative change")]
+        return [Finding(text, "change", 0.2, value, "relative change", kind="size")]
 
 
 @analysis(place=24, in_report=None, runs=True)

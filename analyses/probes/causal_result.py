@@ -10,7 +10,7 @@ from analyses.probes.layers import short
 from analyses.probes.moments import Array
 from analyses.shared.axes import Axes, lines
 from analyses.shared.panels import Bars, Finding, Lines, Panel, Result, Table
-from analyses.shared.statistics import Interval, bootstrap, methods
+from analyses.shared.statistics import Interval, bootstrap, methods, weighted_t_p_value
 
 CONTROLS = ("random erased", "random with as much variance erased")
 
@@ -209,4 +209,11 @@ class CausalResult(Result):
             f"{than[0]} than for random directions ({other.value[0]:.3f}), {than[1]} than for random ones with as much "
             f"variance ({other.value[1]:.3f})."
         )
-        return [Finding(text, "erased-loss", 0.2 + 0.1 * sum(more), float(cost.value), "nats", *cost.ends())]
+        weight = 0.2 + 0.1 * sum(more)
+        if not all(more):
+            return [Finding(text, "erased-loss", weight, float(cost.value), "nats", *cost.ends(), kind="negative")]
+        p = float(weighted_t_p_value((self.loss_erased - self.loss_random.mean(1)).T, self.positions).max())
+        return [Finding(
+            text, "erased-loss", weight, float(cost.value), "nats", *cost.ends(), kind="effect",
+            null="random directions, also as loud", p=p,
+        )]  # fmt: skip

@@ -12,7 +12,7 @@ from analyses.probes.moments import Array
 from analyses.probes.passes import BINS
 from analyses.shared.axes import lines
 from analyses.shared.panels import Finding, Lines, Note, Panel, Result, Table
-from analyses.shared.statistics import Interval, bootstrap, methods
+from analyses.shared.statistics import Interval, bootstrap, methods, weighted_t_p_value
 
 NAMES = {
     "probe": "probe",
@@ -96,6 +96,22 @@ class ProbeLayersResult(Result):
         low = found.value - np.hypot(found.value - found.low, draws.high - draws.value)
         high = found.value + np.hypot(found.high - found.value, draws.value - draws.low)
         return replace(found, low=low, high=high)
+
+    @property
+    def beyond_controls(self) -> tuple[float, str]:
+        """p that the best probe is no better than what it must beat, and the control that it is least sure to beat.
+
+        By Student's t over held-out texts; the largest p of majority, token, embedding, and a random model at its own
+        best layer. The choice of the layer costs nothing: other texts made it.
+        """
+        own = self.accuracy["probe"][self.best]
+        others = {name: self.accuracy[name] for name in ("majority", "token", "embedding") if name in self.accuracy}
+        if "random" in self.accuracy:
+            layer = int(np.nanargmax(self.interval("random").value))
+            others["random"] = self.accuracy["random"][layer]
+        chances = {name: float(weighted_t_p_value(own - other, self.rows)) for name, other in others.items()}
+        worst = max(chances, key=lambda name: np.nan_to_num(chances[name], nan=1.0))
+        return float(np.nan_to_num(chances[worst], nan=1.0)), NAMES[worst]
 
     @property
     def compression(self) -> Array:
@@ -227,13 +243,21 @@ class ProbeLayersResult(Result):
         if gain is not None and gain <= 0:
             text = f"No layer gives “{self.label}” away: the best probe ({where}) gets {value:.1%} of held-out "
             text += f"positions right, the majority class {most:.1%}."
-            return [Finding(text, "layers", 0.3, value, "", *found.ends(best))]
+            return [Finding(text, "layers", 0.3, value, "", *found.ends(best), kind="negative")]
         others = f"the token alone {float(self.interval('token').value):.1%}"
         if "random" in self.accuracy:
             others += f", a random model {np.nanmax(self.interval('random').value):.1%} at its best layer"
         text = f"“{self.label}” is read best at {where}: {value:.1%} of held-out positions, against {most:.1%} for the "
         text += f"majority class; {others}."
-        return [Finding(text, "layers", min(0.6, 0.2 + (value - most)), value, "", *found.ends(best))]
+        p, worst = self.beyond_controls
+        if p > 0.05:
+            text = f"{text[:-1]}. That is not clearly better than the control “{worst}”."
+            return [Finding(text, "layers", 0.3, value, "", *found.ends(best), kind="negative")]
+        weight = min(0.6, 0.2 + (value - most))
+        return [Finding(
+            text, "layers", weight, value, "", *found.ends(best), kind="effect", null="majority class, token alone, "
+            "embedding and random model, over held-out texts", p=p,
+        )]  # fmt: skip
 
 
 def short(name: str) -> str:

@@ -9,14 +9,14 @@ The unit of observation is the text: intervals and tests are those of `analyses.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analyses.shared.panels import Bars, Lines, Matrix, Tokens
+from analyses.shared.panels import Bars, Lines, Matrix, Panel, Tokens
 from analyses.shared.statistics import Interval, bootstrap, independent, q_values, sign_flip_p_value
 from interp.errors import InputError
 
@@ -112,13 +112,23 @@ class Axes:
         return frame.assign(p=p, q=q_values(p))
 
     def matrix(
-        self, key: str, title: str, caption: str = "", *, unit: str, diverging: bool = False, image: bool = False
+        self,
+        key: str,
+        title: str,
+        caption: str = "",
+        *,
+        unit: str,
+        diverging: bool = False,
+        image: bool = False,
+        family: str = "",
+        floor: float = 0.0,
     ) -> Matrix:
-        """A panel of two axes, the first down and the second across."""
+        """A panel of two axes, the first down and the second across; `family` and `floor` as in `Matrix`."""
         (down, rows), (across, columns) = self.labels.items()
         return Matrix(
             key, title, caption, values=self.values, rows=written(rows), columns=written(columns), row_axis=down,
             column_axis=across, unit=unit, diverging=diverging, low=self.low, high=self.high, image=image,
+            family=family, floor=floor,
         )  # fmt: skip
 
     def bars(self, key: str, title: str, caption: str = "", *, unit: str) -> Bars:
@@ -132,6 +142,12 @@ class Axes:
 def written(labels: Sequence[Any]) -> tuple[str, ...]:
     """Labels as text; tokens stay tokens."""
     return labels if isinstance(labels, Tokens) else tuple(map(str, labels))
+
+
+def numbered(tokens: Sequence[str], positions: Sequence[int] | None = None) -> Tokens:
+    """Tokens as labels of positions, which tell equal ones apart: `be (8)`; by default counted from 0."""
+    places = range(len(tokens)) if positions is None else positions
+    return Tokens(f"{token} ({place})" for token, place in zip(tokens, places, strict=True))
 
 
 def lines(
@@ -163,6 +179,11 @@ def similarity(key: str, title: str, caption: str, cosines: np.ndarray, axis: st
         key, title, caption, values=cosines, rows=names, columns=names, row_axis=axis, column_axis=axis, unit="cosine",
         diverging=True, image=True,
     )  # fmt: skip
+
+
+def related(panels: Sequence[Panel], family: str, floor: float = 0.0) -> list[Panel]:
+    """The panels, their matrices on one common scale and grey up to the floor."""
+    return [replace(one, family=family, floor=floor) if isinstance(one, Matrix) else one for one in panels]
 
 
 def largest_first(frame: pd.DataFrame, by: str, most: int = MOST) -> tuple[pd.DataFrame, str]:

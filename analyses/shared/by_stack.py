@@ -41,6 +41,7 @@ class StacksResult(Result):
                 finding,
                 key=f"{kind.name}-{finding.key}",
                 text=f"{kind.words[0].upper()}{kind.words[1:]}: {finding.text}",
+                about=f"{kind.short} {finding.about}".strip() if finding.about else "",
             )
             for kind, result in zip(self.kinds, self.stacks, strict=True)
             for finding in result.findings()

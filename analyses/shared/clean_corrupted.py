@@ -96,6 +96,8 @@ class Pairs(Texts):
     """Clean inputs with a corrupted one of the same length for each."""
 
     corrupted: tuple[Row, ...]
+    changes: tuple[str, ...] = ()
+    """[text] what was replaced by what and where, as in "'be' (8) is replaced by '4'"."""
 
     def paired(self) -> list[tuple[list[int], Row, Row]]:
         """Pairs of one length together: their numbers, clean ids, corrupted ids."""
@@ -108,6 +110,18 @@ class Pairs(Texts):
             return "One pair of texts, so no interval."
         over = f"95 % intervals, each for itself, over {n} {unit}" if n > 1 else "one template, so no interval"
         return f"Mean of {len(self.rows)} pairs of texts; {over}."
+
+    def question(self, metric: str, title: str, answers: Sequence[str], wrongs: Sequence[str]) -> str:
+        """What is measured, of which answers, when what is replaced; a sentence begins with it."""
+        both = list(dict.fromkeys(zip(answers, wrongs, strict=True)))
+        what = title[:1].upper() + title[1:]
+        if metric == "logit_diff":
+            what = f"{both[0][0]!r} over {both[0][1]!r}" if len(both) == 1 else "Answers over wrong answers"
+        own = [name for name in self.own if metric == "logit_diff" or name == "corruption"]
+        first, last = ", ".join(own[:-1]), "".join(own[-1:])
+        chosen = f" ({first}{' and ' * bool(first)}{last} chosen by the model)" if own else ""
+        when = f"when {self.changes[0]}" if len(self.changes) == 1 else f"mean of {len(self.rows)} pairs of texts"
+        return f"{what}{chosen}, {when}"
 
     def choices(
         self, measured: "Measure", answers: Sequence[str], wrongs: Sequence[str], notes: Sequence[str] = ()
@@ -232,7 +246,21 @@ def resolve_pairs(
             "answer by more than the corrupted one in nearly any model: the gap and shares of it say nothing of how "
             "well this one does the task."
         )
-    return Pairs(**fields, wrong=wrong_ids, notes=tuple(notes), own=own, corrupted=tuple(rows))
+    changes = tuple(_change(task, one, other) for one, other in zip(texts.rows, rows, strict=True))
+    return Pairs(
+        **fields, wrong=wrong_ids, notes=tuple(notes), own=own, corrupted=tuple(rows), changes=changes
+    )  # fmt: skip
+
+
+def _change(task: Task, clean: Row, corrupted: Row) -> str:
+    """What was replaced by what, and where; of many tokens only how many and between which positions."""
+    one, other = sides(clean)[0], sides(corrupted)[0]
+    places = (one != other)[0].nonzero()[:, 0].tolist()
+    if len(places) > 2:
+        return f"{len(places)} tokens from {places[0]} to {places[-1]} are replaced"
+    before, after = task.labels(one[:, places]), task.labels(other[:, places])
+    parts = [f"{a!r} ({place}) is replaced by {b!r}" for a, place, b in zip(before, places, after, strict=True)]
+    return " and ".join(parts)
 
 
 def _all_or_none(entries: list[str]) -> list[str] | None:
@@ -328,6 +356,8 @@ def position_labels(model: Model, rows: Sequence[Row], side: int = 0) -> Tokens 
 class Measure:
     """A metric of pairs, by name or as a user's own function, and its values on the two unpatched runs."""
 
+    metric: str
+    """Its name; `metric` for a function of one's own."""
     title: str
     """What it is, in words."""
     unit: str
@@ -364,7 +394,7 @@ def measure(
     chosen = "" if name == "log_prob" and task.whole else own_answers(pairs.own, name)
     title = {**TITLES, "log_prob": task.log_prob}.get(name, "your metric") + chosen
     unit = {**UNITS, "log_prob": "nats"}.get(name, "units of the metric")
-    return Measure(title=title, unit=unit, readouts=tuple(readouts), clean=values[0], corrupted=values[1])
+    return Measure(metric=name, title=title, unit=unit, readouts=tuple(readouts), clean=values[0], corrupted=values[1])
 
 
 def own_answers(own: Sequence[str], metric: str) -> str:
@@ -385,12 +415,3 @@ def said_answers(answers: Sequence[str], wrongs: Sequence[str]) -> str:
 def first_difference(clean: Int[Tensor, "batch pos"], corrupted: Int[Tensor, "batch pos"]) -> int:
     """The first position at which any pair differs."""
     return int((clean != corrupted).any(0).int().argmax())
-
-
-def notable(share: float, low: float | None, high: float | None, q: float | None = None) -> float:
-    """The weight of a finding: more for a larger share of what could be found, little where it may be chance."""
-    if q is not None and np.isfinite(q) and q > 0.05:
-        return 0.1
-    if low is not None and high is not None and not (low > 0 or high < 0):
-        return 0.1
-    return 0.2 + 0.7 * min(abs(share), 1.0)

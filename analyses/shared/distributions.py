@@ -366,6 +366,34 @@ def random_edge(shape: tuple[int, int], std: float) -> float:
     return float(std * np.sqrt(centre + TRACY_WIDOM_99 * spread))
 
 
+def edge_p_value(shape: tuple[int, int], ratio: float) -> float:
+    """Chance that a random matrix's largest singular value is this many times `random_edge`.
+
+    The Tracy-Widom law by the shifted gamma law of Chiani, "Distribution of the largest eigenvalue for real Wishart and
+    Gaussian random matrices", 2014: its tail is right within a few per cent of the chance. NaN for a ratio of NaN.
+    """
+    a, b = (np.sqrt(side - 0.5) for side in shape)
+    centre, spread = (a + b) ** 2, (a + b) * (1 / a + 1 / b) ** (1 / 3)
+    point = (ratio**2 * (centre + TRACY_WIDOM_99 * spread) - centre) / spread
+    return float(stats.gamma.sf(point + 9.84801, 46.4446, scale=0.186054))
+
+
+def kurtosis_p_value(excess: float, count: int) -> float:
+    """One-sided p-value that `count` normal numbers have so high an excess kurtosis (of the population formula).
+
+    Anscombe and Glynn, "Distribution of the kurtosis statistic b2 for normal samples", 1983; 1 below 20 numbers.
+    """
+    n = float(count)
+    if n < 20 or np.isnan(excess):
+        return 1.0
+    mean, variance = 3 * (n - 1) / (n + 1), 24 * n * (n - 2) * (n - 3) / ((n + 1) ** 2 * (n + 3) * (n + 5))
+    skewness = 6 * (n**2 - 5 * n + 2) / ((n + 7) * (n + 9)) * np.sqrt(6 * (n + 3) * (n + 5) / (n * (n - 2) * (n - 3)))
+    freedom = 6 + 8 / skewness * (2 / skewness + np.sqrt(1 + 4 / skewness**2))
+    below = 1 + (excess + 3 - mean) / np.sqrt(variance) * np.sqrt(2 / (freedom - 4))
+    z = (1 - 2 / (9 * freedom) - np.cbrt((1 - 2 / freedom) / below)) / np.sqrt(2 / (9 * freedom))
+    return float(stats.norm.sf(z))
+
+
 def tails_matter(shape: tuple[int, int], kurtosis: float, largest: float) -> bool:
     """Whether entries so heavy-tailed could alone move the largest singular value beyond the edge for light tails.
 

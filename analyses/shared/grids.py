@@ -1,14 +1,15 @@
 """A result made of grids: one number for each head of a stack, each layer and position, or each part of a kind."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analyses.shared.claims import FLOORS, SURE, part_name, signed
 from analyses.shared.panels import Bars, Finding, Matrix, Note, Panel, Result, Table, TokenStrip
-from analyses.shared.statistics import bootstrap, methods, q_values, said_clear, sign_flip_p_value
+from analyses.shared.statistics import bootstrap, methods, q_values, sign_flip_p_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,10 @@ class GridsResult(Result):
     """The first so many grids go into the table of the strongest parts and the findings; None: all."""
     signed: bool = True
     """False for what cannot be negative: its sign tells nothing, so there is no test."""
+    p_values: Mapping[str, float] = field(default_factory=dict)
+    """Part -> chance of so large a number, the choice of the part paid for; of others nothing is said."""
+    null: str = ""
+    """What these compare with, in words."""
     seed: int = 0
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -80,7 +85,7 @@ class GridsResult(Result):
         return Matrix(
             key=grid.key, title=grid.title, caption=grid.caption, values=spread.value, rows=grid.rows,
             columns=grid.columns, row_axis=grid.row_axis, column_axis=grid.column_axis, unit=grid.unit or self.unit,
-            diverging=True, low=spread.low, high=spread.high,
+            diverging=True, low=spread.low, high=spread.high, family=grid.unit or self.unit,
         )  # fmt: skip
 
     def strongest(self) -> pd.DataFrame:
@@ -115,26 +120,22 @@ class GridsResult(Result):
         )  # fmt: skip
 
     def findings(self) -> list[Finding]:
+        """The largest part, where its p-value is small."""
         frame = self._named()
-        if frame.empty or not np.isfinite(frame["value"].iloc[0]):
+        frame = frame[[self.p_values.get(part, 1.0) <= SURE for part in frame["part"]]]
+        if frame.empty or not abs(frame["value"].iloc[0]) >= FLOORS.get(self.unit, 0.0):
             return []
-        top = frame.iloc[0]
-        typical = float(frame["value"].abs().median())
-        low, high = bootstrap(self._values()[:, frame.index.to_numpy()[0]], chosen_of=len(frame)).ends()
-        known = f"; {said_clear(frame['q'], len(self.texts))}" if "q" in frame else ""
-        sure = "q" not in frame or (top["q"] <= 0.05 and low is not None and high is not None and low * high > 0)
+        top, tested = frame.iloc[0], len(self._named())
+        name, value = part_name(top["part"]), float(top["value"])
+        low, high = bootstrap(self._values()[:, frame.index.to_numpy()[0]], chosen_of=tested).ends()
+        amount = f"{signed(value)} {self.unit}"
         return [
             Finding(
-                text=f"The largest {self.what}, of {len(frame)} parts: {top['part']}, {top['value']:+.3g} {self.unit}"
-                f"{known}.",
-                key=str(top["grid"]),
-                weight=0.2 + 0.6 * (1 - typical / max(abs(float(top["value"])), 1e-12)) if sure else 0.1,
-                value=float(top["value"]),
-                unit=self.unit,
-                low=low,
-                high=high,
+                f"{name} has the largest {self.what}, of {tested} parts: {amount}.", str(top["grid"]), 0.5, value,
+                self.unit, low, high, null=self.null, p=float(self.p_values[top["part"]]), about=name,
+                short=f"{self.what} {amount}",
             )
-        ]
+        ]  # fmt: skip
 
 
 def head_grid(

@@ -102,7 +102,7 @@ class Readout:
 
     `loss` is the mean over the text's tokens and `kl` the mean over the positions read; `logit_diff`, `logit`, `prob`
     and `rank` concern `answer` (and `wrong`) at the last position, or at `at`; `log_prob` too, unless `following` is
-    given: then it is that of all its tokens together.
+    given: then it is that of all its tokens together. `losses`, beside `loss`, are those of the single tokens.
     """
 
     names: tuple[str, ...]
@@ -146,18 +146,20 @@ class Readout:
         """Where a token is following."""
         return [] if self.following is None else (self.following[0] >= 0).nonzero()[:, 0].tolist()
 
-    def __call__(self, logits: Float[Tensor, "batch read d_vocab"]) -> dict[str, Float[Tensor, " batch"]]:
-        found = {name: self._one(name, logits) for name in self.names if name not in ("loss", "kl")}
+    def __call__(self, logits: Float[Tensor, "batch read d_vocab"]) -> dict[str, Float[Tensor, "batch *token"]]:
+        found = {name: self._one(name, logits) for name in self.names if name not in ("loss", "losses", "kl")}
         if "kl" in self.names:  # it and the loss read the same log-probabilities
             clean = self._given(self.clean, "the clean log-probabilities")
             same = clean.shape[1] == logits.shape[1]
             log_q = (logits if same else self._answering(logits)[:, None]).log_softmax(-1)
             if "loss" in self.names and self.following is None and log_q.shape[1] == self.tokens.shape[1]:
-                found["loss"] = -target_logits(log_q[:, :-1], self.tokens[:, 1:]).mean(-1)
+                found["losses"] = -target_logits(log_q[:, :-1], self.tokens[:, 1:])
             found["kl"] = self._divergence(clean, log_q).mean(-1)
-        if "loss" in self.names and "loss" not in found:
-            wanted = self.following is not None
-            found["loss"] = (self._wanted(logits) if wanted else token_loss(logits, self.tokens)).mean(-1)
+        if "loss" in self.names:
+            if "losses" not in found:
+                wanted = self.following is not None
+                found["losses"] = self._wanted(logits) if wanted else token_loss(logits, self.tokens)
+            found["loss"] = found["losses"].mean(-1)
         return {name: found[name] for name in self.names}
 
     def _answering(self, logits: Tensor) -> Tensor:

@@ -162,6 +162,10 @@ class Note(Panel):
     text: str
 
 
+WHOLE = "The model"
+"""What findings about no single component are about, so that they share a card."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """A sentence for the summary, with the number it rests on."""
@@ -185,9 +189,36 @@ class Finding:
     """Of an effect: chance of so large a number under its null, the choice among this analysis' own candidates already
     paid for. The page corrects over all its findings. None where the comparison is a floor, not a test."""
     about: str = field(default="", kw_only=True)
-    """The component it speaks of, as labelled everywhere: "L1H0", "L3 mlp"; findings about the same share a card."""
+    """The component it speaks of, as labelled everywhere: "L1H0", "mlp 3"; findings about the same share a card."""
     short: str = field(default="", kw_only=True)
     """What is said of that component in a few words, number included: "previous-token head, 99%"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """What a page says first: what the model is, and how well it does on the text."""
+
+    facts: tuple[tuple[str, str], ...]
+    """Names and values."""
+    strips: tuple[TokenStrip, ...]
+    """[text] the text, shaded."""
+    following: Tokens
+    """[candidate] what the model expects after the first text, the likeliest first."""
+    probabilities: np.ndarray  # [candidate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """What a map of the model shows of its components, which are named as everywhere: "L0H1", "mlp 0"."""
+
+    key: str
+    """The panel with the numbers."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Component -> what it does, in a word or two; colours it."""
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    """Component -> how much it matters; its size on the map."""
+    unit: str = ""
+    """Of the sizes, and what they are: "nats of loss without it"."""
 
 
 def on_common_scales(panels: Sequence[Panel]) -> list[Panel]:
@@ -241,3 +272,11 @@ class Result(ABC):
     def findings(self) -> list[Finding]:
         """What is most notable; empty when nothing is."""
         return []
+
+    def headline(self) -> Headline | None:
+        """What a page says first; None but for the analysis whose subject it is."""
+        return None
+
+    def marks(self) -> Marks | None:
+        """What it has to say of each component on a map of the model, if anything."""
+        return None

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analyses.shared.axes import MOST, Axes, largest_first, said_tests
-from analyses.shared.clean_corrupted import Direction, Measure, Pairs, notable
+from analyses.shared.claims import FLOORS, SURE, clear_of_zero, largest_p_value, signed, testable
+from analyses.shared.clean_corrupted import Direction, Measure, Pairs
 from analyses.shared.components import Component
 from analyses.shared.panels import Finding, Graph, Note, Result, Table, Tokens
-from analyses.shared.statistics import Interval, bootstrap, independent, methods, said_clear
+from analyses.shared.statistics import Interval, bootstrap, independent, methods
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,6 +23,8 @@ class Patching:
     measure: Measure
     """The metric, and its values on the two unpatched runs."""
     direction: Direction
+    answers: Tokens
+    wrongs: Tokens
     seed: int
 
     @property
@@ -62,34 +66,102 @@ class Patching:
             f"everything would change it by {self.gap:+.3g}. {self.pairs.said()}"
         )
 
-    def share(self, effect: float) -> str:
-        """An effect as a share of the whole gap, to be put after it; empty where there is no gap."""
-        if abs(self.gap) <= 1e-6:
-            return ""
-        return f", {100 * effect / self.gap:z.0f} % of what patching everything does ({self.gap:+.3g})"
+    @property
+    def floor(self) -> float:
+        """Smallest total effect, or effect of one part, that is told."""
+        return FLOORS.get(self.measure.unit, 1e-6)
+
+    @property
+    def weak(self) -> bool:
+        """Whether both runs do all but the same, so that there is nothing to find."""
+        return not abs(self.gap) >= self.floor
+
+    @property
+    def question(self) -> str:
+        """What is measured on which pair, for a sentence to begin with."""
+        return self.pairs.question(self.measure.metric, self.measure.title, self.answers, self.wrongs)
+
+    @property
+    def made_up(self) -> bool:
+        """Whether the program chose the corruption itself: then little rests on what is found."""
+        return "corruption" in self.pairs.own
+
+    def amount(self, effect: float) -> str:
+        """An effect of the whole, with the unit: "+1.2 of +3.7 logits"."""
+        return f"{signed(effect)} of {signed(self.gap)} {self.measure.unit}"
+
+    def nothing(self, key: str) -> Finding:
+        """That the pair's total effect is too small for patching to show anything."""
+        total = abs(self.gap)
+        shown = f"{total:.2f}" if total >= 0.005 or not np.isfinite(total) else "less than 0.01"
+        text = (
+            f"{self.question}: the total effect, {shown} {self.measure.unit}, is below the floor of {self.floor:g}: "
+            "patching shows nothing here."
+        )
+        return Finding(text, key, 0.2, total, self.measure.unit, kind="negative")
+
+    def tells(self, effects: np.ndarray, chosen: tuple[int, ...]) -> tuple[bool, float | None]:
+        """Whether the chosen one of effects [text ...] is told, and its p-value (None: too few texts for a test).
+
+        It is at least the floor and a twentieth of the whole; where texts allow a test, p is at most .05 with the
+        choice paid for, where there are several but too few, an interval that pays for it excludes zero.
+        """
+        effect, clusters = _of_texts(effects, chosen), self.pairs.clusters
+        mean = abs(float(effect.mean()))
+        if self.weak or not mean >= max(self.floor, abs(self.gap) / 20):
+            return False, None
+        if not testable(independent(len(effects), clusters)[0]):
+            of = int((effects != 0).any(0).sum())
+            return bool(clear_of_zero(effect, clusters=clusters, chosen_of=of)), None
+        p = float(largest_p_value(effects, clusters=clusters, seed=self.seed)[chosen])
+        return p <= SURE, p
+
+    def null(self, p: float | None, of: int, what: str) -> str:
+        """What an effect was compared with."""
+        if p is None:
+            return f"a floor of {self.floor:g} {self.measure.unit}"
+        unit = independent(len(self.pairs.rows), self.pairs.clusters)[1]
+        return f"flipped signs of {unit}" + f", the largest of {of} {what}" * (of > 1)
+
+    def _too_few(self) -> str:
+        n, unit = independent(len(self.pairs.rows), self.pairs.clusters)
+        return f"; {n} {unit} are too few for a test" if len(self.pairs.rows) > 1 else ""
 
     def finding(
-        self, start: str, key: str, effects: np.ndarray, rows: pd.DataFrame, best: int, what: str, of: int | None = None
-    ) -> Finding:
-        """The effect [text] that was chosen, as row `best`, from `tested` rows.
+        self,
+        said: str,
+        key: str,
+        effects: np.ndarray,
+        chosen: tuple[int, ...],
+        what: str,
+        about: str,
+        short: str,
+        estimates: np.ndarray | None = None,
+    ) -> list[Finding]:
+        """The chosen one of effects [text ...], where it is told (see `tells`).
 
-        `start` is the sentence up to "changes the ...", `what` what was tested, such as "paths", and `of` how many of
-        them; by default all rows.
+        `said` is the sentence after the question; {} in it, and in `short`, becomes the amount. `what` are all that
+        it was chosen from, in the plural, such as "paths". Where it was chosen by estimates [text ...], these pass
+        the test too, and p is theirs.
         """
-        of = len(rows) if of is None else of
-        found = self.spread(effects, chosen_of=of)
-        (low, high), effect, q = found.ends(), float(found.value), rows.get("q")
-        known = said_clear([] if q is None else q, *independent(len(self.pairs.rows), self.pairs.clusters))
-        told = "" if q is None else f"; {of} {what} were tested: {known}"
-        return Finding(
-            f"{start} changes the {self.measure.title} by {effect:+.3g}{self.share(effect)}{told}.",
-            key, self.weight(effect, low, high, None if q is None else float(q.iloc[best])), effect, self.measure.unit,
-            low, high,
-        )  # fmt: skip
-
-    def weight(self, effect: float, low: float | None, high: float | None, q: float | None) -> float:
-        """Of a finding: `notable` for its share of the whole gap."""
-        return notable(effect / self.gap if abs(self.gap) > 1e-6 else 0.0, low, high, q)
+        told, p = self.tells(effects, chosen)
+        every = effects if estimates is None else np.nan_to_num(estimates)
+        if estimates is not None and told:
+            told, p = self.tells(every, chosen)
+        if not told:
+            return []
+        of = int((every != 0).any(0).sum())
+        found = self.spread(_of_texts(effects, chosen), chosen_of=of)
+        (low, high), effect = found.ends(), float(found.value)
+        tested = f"; p = {p:.2g} as the largest of {of} {what}" if p is not None else self._too_few()
+        return [
+            Finding(
+                f"{self.question}: {said.format(self.amount(effect))}{tested}.", key,
+                (0.3 if self.made_up else 0.5) + 0.4 * min(abs(effect / self.gap), 1.0) * (not self.made_up),
+                effect, self.measure.unit, low, high, null=self.null(p, of, what), p=p, about=about,
+                short=short.format(self.amount(effect)),
+            )
+        ]  # fmt: skip
 
     def said_methods(self, tests: int, chosen_of: int, more: str = "") -> list[Note]:
         """How intervals and tests were made."""
@@ -103,12 +175,15 @@ class Patching:
 class PatchingResult(Patching, Result):
     """What patching in one direction did."""
 
-    answers: Tokens
-    wrongs: Tokens
-
     def choices(self, notes: Sequence[str] = ()) -> Note:
         """How texts and answers were chosen, and `notes` on the rest."""
         return self.pairs.choices(self.measure, self.answers, self.wrongs, notes)
+
+
+def _of_texts(effects: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
+    """[text] one entry of effects [text ...]."""
+    at: tuple[Any, ...] = (slice(None), *chosen)
+    return np.asarray(effects[at])
 
 
 def depth_of(part: Component) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from scipy import special
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 from torch import Tensor
@@ -119,6 +120,31 @@ def mass(pattern: Tensor, mask: Tensor) -> Tensor:
     if not defined.any():
         return torch.full(pattern.shape[:1], torch.nan)
     return (pattern * mask).sum(-1)[:, defined].mean(-1)
+
+
+def expected_mass(mask: Tensor, sees: Tensor) -> float:
+    """What `mass` is when each query's keys are in random order; NaN where it is not defined.
+
+    Args:
+        mask, sees: [query key], the keys that count, and those that a query sees.
+    """
+    defined = mask.any(-1)
+    if not defined.any():
+        return float("nan")
+    shares = (mask & sees).sum(-1)[defined] / sees.sum(-1)[defined]
+    return float(shares.mean())
+
+
+def chernoff(mean: np.ndarray, expected: float, count: int) -> np.ndarray:
+    """The most that the chance of so high a mean of independent numbers between 0 and 1 can be, of this expectation.
+
+    Hoeffding, "Probability Inequalities for Sums of Bounded Random Variables", 1963, theorem 1: the numbers need not be
+    alike. One where the mean is not above its expectation.
+    """
+    value, expected = np.clip(mean, expected, 1.0), min(max(expected, 1e-12), 1 - 1e-12)
+    divergence = special.rel_entr(value, expected) + special.rel_entr(1 - value, 1 - expected)
+    bound: np.ndarray = np.exp(-count * divergence)
+    return bound
 
 
 def rollout(pattern: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ FEW = 8
 """Below so many texts (or templates) an interval is Student's."""
 FLIPS = 4096
 """Most sign patterns of a test."""
+TOLD = 0.01
+"""Chance, the choice among an analysis' candidates paid for, up to which an effect is told: a page asks about a dozen
+analyses, so that all together speak of noise on one page in ten at most, and mostly less."""
 AT_ONCE = 2048
 """Entries that are tested together: their flipped sums take 64 MB."""
 
@@ -263,6 +266,19 @@ def paired_effect(differences: Real[np.ndarray, "text *shape"]) -> np.ndarray:
     mean = _ratio(np.nansum(values, axis=0), n.astype(float))
     spread = np.sqrt(_ratio(np.nansum((values - mean) ** 2, axis=0), n - 1.0))
     return _ratio(mean, spread)
+
+
+def weighted_t_p_value(differences: Real[np.ndarray, "text *shape"], weights: Real[np.ndarray, " text"]) -> np.ndarray:
+    """One-sided p-values [...] that the weighted mean difference is not above zero, by Student's t over texts.
+
+    With the standard error and the degrees of freedom of the intervals of `bootstrap`; NaN where one text decides.
+    """
+    values, counted = np.asarray(differences, dtype=float), np.asarray(weights, dtype=float)
+    flat = values.reshape(len(values), -1)
+    weight = np.where(np.isnan(flat), 0.0, counted[:, None])
+    mean, error, freedom = _jackknife(np.nan_to_num(flat) * weight, weight)
+    effect = np.divide(mean, error, out=np.where(mean > 0, np.inf, 0.0), where=error > 0)
+    return np.asarray(stats.t.sf(effect, freedom)).reshape(values.shape[1:])
 
 
 def paired_t_p_value(differences: Real[np.ndarray, "text *shape"], *, greater: bool = False) -> np.ndarray:

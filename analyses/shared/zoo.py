@@ -372,8 +372,10 @@ class ZooResult(Result):
         ran = self._ran()
         good = sum(figure.agrees(value) for figure, value in ran)
         text = f"{good} of {len(ran)} figures known of the models of {self.directory} are reproduced to the last digit "
-        weight = 0.6 if good == len(ran) else 1.0
-        return [Finding(f"{text}printed.", "figures", weight, good / max(len(ran), 1), "share of figures")]
+        if good < len(ran):
+            share = good / len(ran)
+            return [Finding(f"{text}printed.", "figures", 1.0, share, "share of figures", kind="warning")]
+        return [Finding(f"{text}printed.", "figures", 0.6, 1.0, "share of figures", kind="size")]
 
 
 @torch.no_grad()

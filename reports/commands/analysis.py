@@ -140,13 +140,15 @@ def parameter(name: str, option: Option) -> inspect.Parameter:
     kind: Any = list[str] if words else str if option.many else option.type
     metavar = None
     if option.many:
-        metavar = {int: "<int,...>", float: "<float,...>", str: "<text>"}.get(option.type, "<value,...>")
+        metavar = {int: "<int,...>", float: "<float,...>", str: "TEXT"}.get(option.type, "<value,...>")
     known = get_args(option.type) if option.many and get_origin(option.type) is Literal else ()
     help = f"{option.help}: {', '.join(known)}" if known else option.help
     declaration = f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name)
     help = f"{help} (may be repeated)" if words else help
-    if option.load is not None and metavar is None:
+    if metavar is None and option.load is not None:
         metavar = "<name>"
+    elif metavar is None and option.type is str:
+        metavar = "TEXT"
     return inspect.Parameter(
         name,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,

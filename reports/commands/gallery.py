@@ -55,7 +55,7 @@ def write_gallery(out: Path, *, model: str, device: str, force: bool, quiet: boo
 
 
 def verdicts(made: Report) -> str:
-    """How many claims of a study got which verdict, such as "12 hold, 3 hold with a correction"."""
+    """How many claims of a study got which verdict, such as "12 hold, 3 hold only if"."""
     count: Counter[str] = Counter(
         checked.verdict
         for section in made.sections
@@ -63,7 +63,7 @@ def verdicts(made: Report) -> str:
         for checked in section.result.checked
     )
     total = count.total()
-    plural = {"holds": "hold", "holds with a correction": "hold with a correction", "does not hold": "do not hold",
+    plural = {"holds": "hold", "holds only if": "hold only if", "does not hold": "do not hold",
               "not measured": "not measured"}  # fmt: skip
     parts = [f"{count[verdict]} {verdict if count[verdict] == 1 else words}" for verdict, words in plural.items()
              if count[verdict]]  # fmt: skip

@@ -64,6 +64,7 @@ def report(
     output.check_target(target, force)
     with output.progress(quiet) as step:
         step("loading the model", 0, 1)
+        from interp.keeping import remembered
         from reports.page.html import render
         from reports.running import report as running
 
@@ -86,15 +87,16 @@ def report(
                     output.say(section.result.traceback)
             hint(quiet, f"{section.name.replace('_', '-'):<24}{section.seconds:6.1f} s{failed}")
 
-        made = running.report(
-            loaded,
-            work.as_tokens(rows, loaded) if rows is not None else given if len(given) > 1 else given[0],
-            analyses=chosen,
-            seed=seed,
-            command=work.command_line(),
-            before=lambda analysis: step(analysis.title.lower(), done, total),
-            after=after,
-        )
+        with remembered():
+            made = running.report(
+                loaded,
+                work.as_tokens(rows, loaded) if rows is not None else given if len(given) > 1 else given[0],
+                analyses=chosen,
+                seed=seed,
+                command=work.command_line(),
+                before=lambda analysis: step(analysis.title.lower(), done, total),
+                after=after,
+            )
         step("writing the page", total - 1, total)
         page = render(made)
     output.write_text(target, page)

@@ -269,7 +269,7 @@ def study_report(file: StudyFile, options: dict[str, Any], *, model: Any, quiet:
         hint(quiet, f"{section.title:<60.60}{section.seconds:6.1f} s")
         for checked in section.result.checked:
             if checked.verdict != "holds":
-                hint(quiet, f"    {checked.verdict}: {checked.claim.text}")
+                hint(quiet, f"    {checked.claim.text} {checked.sentence}")
 
     return study.carry_out(
         declared,

@@ -111,7 +111,7 @@ def _steps(panel: Matrix, scale: Scale) -> UInt8[np.ndarray, "row column"]:
 def _palette() -> UInt8[np.ndarray, "step 3"]:
     """Red below zero, white at zero, blue above; grey for what chance gives, a paler one for what was not measured."""
     ends = np.array([[178, 24, 43], [255, 255, 255], [33, 102, 172]], dtype=float)
-    share = np.linspace(0, 1, STEPS + 1)[:, None] ** 0.8
+    share = np.linspace(0, 1, STEPS + 1)[:, None]
     below, above = ends[1] + (ends[0] - ends[1]) * share[::-1], ends[1] + (ends[2] - ends[1]) * share
     colours = np.concatenate([below, above[1:], [[222, 222, 222], [243, 243, 243]]])
     whole: UInt8[np.ndarray, "step 3"] = np.rint(colours).astype(np.uint8)

@@ -20,8 +20,8 @@ COMPONENT = re.compile(r"L(\d+)H(\d+)|mlp (\d+)")
 """A head or an MLP, as labelled everywhere."""
 ROLES = 8
 """Colours for what components do; further roles share the last."""
-PITCH, MLP = 22, 34
-"""Room for a head on the map, and for an MLP, in CSS pixels."""
+ROOM, LEAST, MOST, LEFT = 300.0, 18.0, 40.0, 30
+"""Width of the map where that gives a head between LEAST and MOST; LEFT is for the numbers of layers. CSS pixels."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,25 @@ def _said(
     card: Card, titles: dict[str, str], panels: dict[tuple[str, str], Panel], grids: Sequence[AttentionGrid]
 ) -> Said:
     finding, name = card.first, card.analysis
-    interval = ""
-    if finding.low is not None and finding.high is not None:
-        scale = max(abs(finding.low), abs(finding.high), abs(finding.value))
-        low, high = (0.0 if abs(end) < 1e-4 * scale else end for end in (finding.low, finding.high))
-        interval = f"[{brief(low)}, {brief(high)}]"
+    number, interval = _amount(finding)
     picture = _picture(finding, panels.get((name, finding.key)), grids)
     return Said(
         text=printable(card.text), link=f"{name}-{finding.key}", where=printable(titles[name]),
-        number=f"{brief(finding.value)} {printable(finding.unit)}".strip(), interval=interval,
-        null=printable(finding.null), kind=finding.kind, picture=picture,
+        number=number, interval=interval, null=printable(finding.null), kind=finding.kind, picture=picture,
     )  # fmt: skip
+
+
+def _amount(finding: Finding) -> tuple[str, str]:
+    """The number with its unit, and its interval; shares in percent."""
+    word, _, of = finding.unit.partition(" ")
+    write = "{:.1%}".format if word in ("share", "probability") else brief
+    unit = of if word == "share" else finding.unit
+    number = f"{write(finding.value)} {printable(unit)}".strip()
+    if finding.low is None or finding.high is None:
+        return number, ""
+    scale = max(abs(finding.low), abs(finding.high), abs(finding.value))
+    low, high = (0.0 if abs(end) < 1e-4 * scale else end for end in (finding.low, finding.high))
+    return number, f"[{write(low)}, {write(high)}]"
 
 
 def _picture(finding: Finding, panel: Panel | None, grids: Sequence[AttentionGrid]) -> Markup | str:
@@ -139,37 +147,34 @@ def _picture(finding: Finding, panel: Panel | None, grids: Sequence[AttentionGri
 
 def _map(marks: Sequence[tuple[str, Marks]]) -> ModelMap | None:
     """The model as dots: coloured by the first marks that name roles, sized by the first that give sizes."""
-    by_role = next(((name, mark) for name, mark in marks if mark.roles), None)
-    by_size = next(((name, mark) for name, mark in marks if mark.sizes), None)
-    if not by_role and not by_size:
+    colours, sizes = (next(((name, m) for name, m in marks if getattr(m, of)), None) for of in ("roles", "sizes"))
+    roles = dict(colours[1].roles) if colours else {}
+    effects = dict(sizes[1].sizes) if sizes else {}
+    found = {label: at for label in (*roles, *effects) if (at := COMPONENT.fullmatch(label))}
+    if not found:
         return None
-    roles = dict(by_role[1].roles) if by_role else {}
-    sizes = dict(by_size[1].sizes) if by_size else {}
-    places = {label: (int(at[1] or at[3]), at[2]) for label in (*roles, *sizes) if (at := COMPONENT.fullmatch(label))}
-    if not places:
-        return None
-    n_layers = 1 + max(layer for layer, _ in places.values())
-    n_heads = 1 + max((int(head) for _, head in places.values() if head), default=-1)
+    n_layers = 1 + max(int(at[1] or at[3]) for at in found.values())
+    n_heads = 1 + max((int(at[2]) for at in found.values() if at[2]), default=-1)
+    columns = n_heads + any(at[3] for at in found.values())
+    pitch = min(max(ROOM / columns, LEAST), MOST)
     kinds = list(dict.fromkeys(roles.values()))
-    largest = max((abs(size) for size in sizes.values() if math.isfinite(size)), default=0.0)
-    dots = []
-    for label, (layer, head) in places.items():
-        size = sizes.get(label, 0.0)
+    largest = max((abs(size) for size in effects.values() if math.isfinite(size)), default=0.0)
+    first = f"{sizes[0]}-{sizes[1].key}" if sizes else "summary"
+
+    def dot(label: str, at: re.Match[str]) -> Dot:
+        size, role = effects.get(label, math.nan), roles.get(label)
         share = math.sqrt(abs(size) / largest) if largest and math.isfinite(size) else 0.5
-        x = 30 + PITCH * (int(head) + 0.5) if head else 30 + PITCH * n_heads + MLP / 2
-        role = min(kinds.index(roles[label]), ROLES - 1) if label in roles else -1
-        said = [label, *([roles[label]] if label in roles else []), *([f"{number(size)} {unit}"] if (
-            unit := by_size[1].unit if by_size and label in sizes else "") else [])]  # fmt: skip
-        link = f"head-{layer}.{head}" if head else f"{by_size[0]}-{by_size[1].key}" if by_size else "summary"
-        dots.append(
-            Dot(round(x, 1), PITCH * (n_layers - layer - 0.5), round(2.2 + 7.3 * share, 1), role,
-                printable(": ".join([said[0], ", ".join(said[1:])]) if said[1:] else said[0]), link, not head, size < 0)
+        said = [*([role] if role else []), *([f"{number(size)} {sizes[1].unit}"] if sizes and label in effects else [])]
+        return Dot(
+            x=LEFT + pitch * (int(at[2]) if at[2] else n_heads) + pitch / 2,
+            y=pitch * (n_layers - int(at[1] or at[3]) - 0.5), radius=round(pitch * (0.1 + 0.35 * share), 1),
+            role=min(kinds.index(role), ROLES - 1) if role else -1, label=printable(f"{label}: {', '.join(said)}"),
+            link=f"head-{at[1]}.{at[2]}" if at[1] else first, square=not at[1], hollow=size < 0,
         )  # fmt: skip
-    step = 1 if n_layers <= 16 else 4
-    layers = tuple((PITCH * (n_layers - layer - 0.5), layer) for layer in range(0, n_layers, step))
-    link = "-".join([by_role[0], by_role[1].key] if by_role else [by_size[0], by_size[1].key] if by_size else [])
-    has_mlps = any(dot.square for dot in dots)
+
     return ModelMap(
-        30 + PITCH * n_heads + (MLP if has_mlps else 0), PITCH * n_layers + 18, tuple(dots), layers,
-        tuple(map(printable, kinds[:ROLES])), printable(by_size[1].unit) if by_size else "", link,
+        width=LEFT + pitch * columns, height=pitch * n_layers + 18, unit=printable(sizes[1].unit) if sizes else "",
+        dots=tuple(dot(label, at) for label, at in found.items()), roles=tuple(map(printable, kinds[:ROLES])),
+        layers=tuple((pitch * (n_layers - i - 0.5), i) for i in range(0, n_layers, 1 if n_layers <= 16 else 4)),
+        link=f"{colours[0]}-{colours[1].key}" if colours else first,
     )  # fmt: skip

@@ -38,7 +38,11 @@ def _(panel: TokenGrid) -> dict[str, Any]:
         for j, token in enumerate(panel.cells[i]):
             value = float(panel.measures[first][i, j]) if first else math.nan
             cells.append(
-                Cell(text=markup(token, 12), value=label(token), shade=scales[first].shade(value) if first else "")
+                Cell(
+                    text=markup(token, 12, isolate=False),
+                    value=label(token),
+                    shade=scales[first].shade(value) if first else "",
+                )
             )
         rows.append([head, *cells])
     known: dict[str, int] = {}
@@ -123,16 +127,13 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
     orders = {printable(name): _order(values) for name, values in panel.measures.items()}
     measures = [{"name": name, "values": values, "order": order}
                 for (name, order), values in zip(orders.items(), panel.measures.values(), strict=True)]  # fmt: skip
-    best = next(
-        (order[0] for name, order in orders.items() if "induction" in name), next(iter(orders.values()), [0])[0]
-    )
     coarse = any(text["bits"] < 10 for text in texts)
     return {
         "kind": "attention",
         "pictures": tuple(pictures),
         "alt": f"Attention patterns of {n_layers} layers with {n_heads} heads each, one square a head",
         "data": json_block({
-            "layers": n_layers, "heads": n_heads, "texts": texts, "measures": measures, "best": best,
+            "layers": n_layers, "heads": n_heads, "texts": texts, "measures": measures, "best": _best(panel),
             "blues": base64.b64encode(packing.blues(64).tobytes()).decode("ascii"),
         }),
         "grid": _measure_grid(panel),
@@ -143,6 +144,21 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
             "measures": list(orders),
         },
     }  # fmt: skip
+
+
+def _best(panel: AttentionGrid) -> int:
+    """The head shown first: the best induction head, else the largest share of attention a measure speaks of.
+
+    Where keys are not the queries' own tokens, the head that rests most on single keys other than the first and last.
+    """
+    inner = panel.patterns[0][..., 1:-1]  # [layer, head, query, key]
+    if panel.queries and inner.shape[-1]:
+        return _order(inner.max(-1).mean(-1))[0]
+    measures = {name: np.asarray(values, float) for name, values in panel.measures.items() if np.isfinite(values).any()}
+    induction = [x for name, x in measures.items() if "induction" in name or "after the same" in name]
+    shares = [x for name, x in measures.items() if "token" in name and "first" not in name]
+    named = induction[:1] or sorted(shares, key=np.nanmax)[-1:] or [*measures.values()][:1]
+    return _order(named[0])[0] if named else 0
 
 
 def _order(values: np.ndarray) -> list[int]:

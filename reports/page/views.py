@@ -32,11 +32,11 @@ from reports.numbers import Scale, brief, decimal, decimals, exact, number
 from reports.page import heatmap, packing
 from reports.tokens import label, markup, printable
 
-TABLE_ROWS = 24
+TABLE_ROWS = 12
 """Rows of a long table shown at once; the page's script unpacks the rest on request."""
-SHORT = 40
+SHORT = 16
 """A table of at most so many rows is shown whole."""
-MATRIX_CELLS = 200
+MATRIX_CELLS = 100
 """Largest matrix written as a table of numbers; others are pictures whose numbers are read by pointing."""
 PICTURE_ONLY = 20_000
 """Matrices with more numbers than this carry no table of them."""
@@ -60,7 +60,7 @@ def _bare(cell: Cell) -> str | list[str]:
     """What a script needs to make the cell again; tokens as `tokens.coded` writes them."""
     text = str(cell.text)
     if isinstance(cell.text, Markup):
-        text = text.replace("<bdi>", "").replace("</bdi>", "").replace("<i>", "\x01").replace("</i>", "\x02")
+        text = text.replace("<i>", "\x01").replace("</i>", "\x02")
         text = Markup(text).unescape()
     parts = [text, "" if cell.value == cell.text else cell.value, cell.shade, cell.low, cell.high, cell.interval]
     while len(parts) > 1 and not parts[-1]:
@@ -156,7 +156,7 @@ def words(name: str) -> str:
 
 def shown(text: str, is_token: bool) -> str:
     """Text for a cell, already escaped when it is a token."""
-    return markup(text) if is_token else printable(text if len(text) <= 200 else text[:199] + "…")
+    return markup(text, isolate=False) if is_token else printable(text if len(text) <= 200 else text[:199] + "…")
 
 
 def labels(sequence: Sequence[str]) -> list[Cell]:
@@ -324,7 +324,7 @@ def _(panel: Graph) -> dict[str, Any]:
 def _(panel: TokenStrip) -> dict[str, Any]:
     scale = Scale.of(panel.values, panel.diverging)
     cells = [
-        Cell(text=markup(token), shade=scale.shade(value), value=number(value),
+        Cell(text=markup(token, None, isolate=False), shade=scale.shade(value), value=number(value),
              title=f"{i}: {label(token)} {number(value)} {printable(panel.unit)}")
         for i, (token, value) in enumerate(zip(panel.tokens, np.asarray(panel.values, dtype=float), strict=True))
     ]  # fmt: skip

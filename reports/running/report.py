@@ -22,6 +22,7 @@ import torch
 import interp
 from analyses.shared.capabilities import lacking
 from analyses.shared.clean_corrupted import remembering
+from analyses.shared.findings import established
 from analyses.shared.inputs import TextOrTokens, check_finite, sequences, token_labels
 from analyses.shared.panels import Note, Panel, Result, Table, Tokens
 from analyses.shared.translations import pair_labels, translations
@@ -34,7 +35,7 @@ from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import Batch, HookedGPT
 from reports.commands.errors import first_line, out_of_memory
-from reports.page.html import Report, Section
+from reports.page.html import FOLDED, Report, Section
 from reports.running import record
 from reports.running.discovery import Analysis, discover, find, of_function
 from reports.tokens import printable
@@ -45,6 +46,8 @@ NUMERICAL = (ValueError, ArithmeticError, RuntimeError, np.linalg.LinAlgError)
 
 NOT_SERVED = "does not read this kind of model"
 """What an analysis says of a model whose kind it does not know."""
+NOT_RUN = "Not run, and why"
+"""The last chapter: analyses that this model or this text left out."""
 LEFT_OUT = "What a report on another model would show besides."
 
 
@@ -110,7 +113,21 @@ def run(analysis: Analysis, model: Any, tokens: Any, options: Mapping[str, Any] 
         if isinstance(model, HookedGPT):
             check_finite(model)
         raise
-    return Section(analysis.name, analysis.title, analysis.doc, result, time.perf_counter() - start)
+    return _section(analysis, result, start)
+
+
+CHAPTERS = (
+    (40, "This text"),
+    (52, "Where the answer travels"),
+    (72, "What the heads and neurons are"),
+    (math.inf, FOLDED),
+)
+"""Of a report: places before which an analysis belongs to it."""
+
+
+def _section(analysis: Analysis, result: Result, start: float) -> Section:
+    chapter = next(name for end, name in CHAPTERS if analysis.declared.place < end)
+    return Section(analysis.name, analysis.title, analysis.doc, result, time.perf_counter() - start, chapter)
 
 
 def _beside(analysis: Analysis, model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,16 +207,16 @@ def report(
                 left_out[analysis.command] = first_line(error)
                 continue
             failed = _failed(error)
-            section = Section(analysis.name, analysis.title, analysis.doc, failed, time.perf_counter() - start)
+            section = _section(analysis, failed, start)
         sections.append(section)
         after(section)
     if errors and len(errors) == len(chosen):
         raise errors[0]
     if left_out:
-        sections.append(Section("left_out", "Not for this model", LEFT_OUT, LeftOut(left_out), 0.0))
-    beginning = _beginning(text)
+        sections.append(Section("left_out", "Not for this model", LEFT_OUT, LeftOut(left_out), 0.0, NOT_RUN))
+    beginning, name = _beginning(text), Path(model.source).name
     return Report(
-        title=title or (f"{model.source}: {beginning}" if beginning else model.source),
+        title=title or (f"{name}: {beginning}" if beginning else name),
         tokens=tokens,
         sections=tuple(sections),
         provenance=provenance(model, [len(labels) for labels in tokens], seed=seed, command=command)
@@ -382,13 +399,13 @@ def _write_json(path: Path, data: Any) -> None:
 
 
 def findings(sections: Iterable[Section]) -> list[dict[str, Any]]:
-    """The findings of all sections, the most notable first, as plain values."""
-    found = [(finding, section.name) for section in sections for finding in section.result.findings()]
-    found.sort(key=lambda pair: -pair[0].weight)
+    """The findings that a page of these sections shows, the most notable first, as plain values."""
+    found = established((finding, section.name) for section in sections for finding in section.result.findings())
     return [
         {
             "analysis": name, "panel": finding.key, "text": printable(finding.text), "value": _number(finding.value),
-            "unit": finding.unit, "low": _number(finding.low), "high": _number(finding.high),
+            "unit": finding.unit, "low": _number(finding.low), "high": _number(finding.high), "kind": finding.kind,
+            "null": finding.null, "p": _number(finding.p), "about": finding.about,
         }
         for finding, name in found
     ]  # fmt: skip

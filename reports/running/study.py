@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from analyses.shared.panels import Finding, Note, Panel, Result, Table
+from analyses.shared.panels import Finding, Headline, Note, Panel, Result, Table, Tokens
 from interp.errors import InputError, InterpError
 from interp.loading.any import AnyModel
 from interp.models.gpt import HookedGPT
@@ -21,10 +22,10 @@ from reports.page.html import Report, Section
 from reports.running import record
 from reports.running.report import NUMERICAL, provenance
 from reports.studies import StudyFile, find_study
-from reports.studies._parts import Checked, Item, Results, Show, Study
+from reports.studies._parts import Checked, Item, Results, Show, Study, counted
 
 DEFAULT_MODEL = "tiny"
-WEIGHTS = {"does not hold": 1.0, "holds with a correction": 0.9, "not measured": 0.6, "holds": 0.5}
+WEIGHTS = {"does not hold": 0.9, "holds only if": 0.8, "not measured": 0.6, "holds": 0.5}
 """How notable a verdict is: the page's summary begins with the highest."""
 CLAIMS = 7
 """Most claims in one table."""
@@ -64,14 +65,21 @@ class ItemResult(Result):
     item: Item
     shown: tuple[Panel, ...]
     checked: tuple[Checked, ...]
+    opening: tuple[tuple[str, str], ...] = ()
+    """Of the first item: what the page says on top, names and values."""
+
+    def headline(self) -> Headline | None:
+        """Credit and the count of verdicts, at the top of the page."""
+        if not self.opening:
+            return None
+        return Headline(facts=self.opening, strips=(), following=Tokens(()), probabilities=np.zeros(0))
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a claim: item claim measured value expected verdict correction."""
         columns = ("item", "claim", "measured", "value", "expected", "verdict", "correction")
         rows = [
-            (self.item.address, c.claim.text, c.claim.measured, c.value, str(c.claim.holds), c.verdict, correction)
+            (self.item.address, c.claim.text, c.claim.measured, c.value, str(c.claim.holds), c.verdict, c.correction)
             for c in self.checked
-            for correction in [c.claim.correction if c.verdict == "holds with a correction" else ""]
         ]
         return pd.DataFrame(rows, columns=list(columns))
 
@@ -107,10 +115,22 @@ class ItemResult(Result):
         return f"claims-{table + 1}" if table else "claims"
 
     def findings(self) -> list[Finding]:
-        """Every claim that does not simply hold; of an item without any, that all do."""
+        """The idea of the first item; every claim that does not simply hold; of an item without any, that all do."""
+        return [*self._idea(), *self._verdicts()]
+
+    def _idea(self) -> list[Finding]:
+        """What the study is about, beside its first picture: on the page's first screen."""
+        picture = next((panel.key for panel in self.shown if not isinstance(panel, (Note, Table))), "")
+        if not self.opening or not picture:
+            return []
+        text = self.item.words.partition("\n\n")[0]
+        return [Finding(text, picture, 1.0, len(self.checked), "claims checked beside this picture", kind="size")]
+
+    def _verdicts(self) -> list[Finding]:
         odd = [
             Finding(
-                text=f"{c.verdict.capitalize()}: {c.claim.text}",
+                text=f"{self.item.address} \N{LEFT DOUBLE QUOTATION MARK}{c.claim.text.rstrip('.')}"
+                f"\N{RIGHT DOUBLE QUOTATION MARK} {c.sentence.rstrip('.')}.",
                 key=self._key(number),
                 weight=WEIGHTS[c.verdict],
                 value=c.value,
@@ -171,7 +191,8 @@ def carry_out(
     With `file` and `options`, where the declaration came from, the page can be run again (`interp rerun`).
     """
     results = Runs(declared.runs)
-    sections = []
+    sections: list[Section] = []
+    found: list[ItemResult] = []
     for number, item in enumerate(declared.items):
         before(item, number)
         start = time.perf_counter()
@@ -179,7 +200,13 @@ def carry_out(
         title = f"{item.address} {item.title}"
         section = Section(item.address, title, item.words, result, time.perf_counter() - start)
         sections.append(section)
+        found.append(result)
         after(section)
+    if found:
+        checked = [c for result in found for c in result.checked]
+        opening = [("Claims", counted(checked))] if checked else []
+        opening += [("After", declared.after)] if declared.after else []
+        sections[0] = replace(sections[0], result=replace(found[0], opening=tuple(opening)))
     used = _used(file, options or {})
     facts = provenance(
         declared.model, [len(text) for text in declared.texts], seed=int(used.get("seed", 0)), command=command

@@ -7,7 +7,8 @@ results and its verdict a pure function of that number, so a test can plant a vi
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from reports.numbers import brief
 if TYPE_CHECKING:
     from interp.models.gpt import HookedGPT
 
-Verdict = Literal["holds", "holds with a correction", "does not hold", "not measured"]
+Verdict = Literal["holds", "holds only if", "does not hold", "not measured"]
 Results: TypeAlias = Mapping[str, Any]
 """Name of a run -> its result."""
 Show: TypeAlias = str | Panel | Callable[[Results], Panel]
@@ -74,9 +75,11 @@ class Claim:
     holds: Range
     """The numbers for which the claim holds."""
     corrected: Range | None = None
-    """Further numbers for which it holds once `correction` is made."""
+    """Further numbers, of which `correction` speaks."""
+    then: Verdict = "holds only if"
+    """The verdict on those numbers: with a condition, or "does not hold"."""
     correction: str = ""
-    """What has to be said differently, a sentence."""
+    """The condition, as it goes on after "holds only if"; or, kindly, how it is instead, a sentence."""
 
     def verdict(self, value: float) -> Verdict:
         """What a measured number says about the claim. An infinite one never holds, nor does NaN."""
@@ -86,7 +89,7 @@ class Claim:
             return "does not hold"
         if value in self.holds:
             return "holds"
-        return "holds with a correction" if self.corrected is not None and value in self.corrected else "does not hold"
+        return self.then if self.corrected is not None and value in self.corrected else "does not hold"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +105,29 @@ class Checked:
 
     @property
     def sentence(self) -> str:
-        """The verdict, with the correction that it needs."""
-        correction = self.claim.correction if self.verdict == "holds with a correction" else ""
-        return f"{self.verdict}: {correction}" if correction else self.verdict
+        """The verdict, with its condition or with how it is instead."""
+        return f"{self.verdict}{' ' if self.verdict == 'holds only if' else ': '}{self.correction}".rstrip(": ")
+
+    @property
+    def correction(self) -> str:
+        """What is said beside the verdict; "" where the claim simply holds, or where nothing is known of the number."""
+        claim, value = self.claim, self.value
+        spoken = claim.corrected is not None and value in claim.corrected and value not in claim.holds
+        return claim.correction if spoken and math.isfinite(value) else ""
+
+
+def counted(checked: Iterable[Checked]) -> str:
+    """How many claims got which verdict: "17 of 21 claims hold, 2 hold only if, 2 do not"."""
+    count = Counter(c.verdict for c in checked)
+    words: dict[Verdict, tuple[str, str]] = {
+        "holds only if": ("holds only if", "hold only if"),
+        "does not hold": ("does not", "do not"),
+        "not measured": ("is not measured", "are not measured"),
+    }
+    rest = [f"{count[said]} {one if count[said] == 1 else many}" for said, (one, many) in words.items() if count[said]]
+    total = count.total()
+    first = f"{count['holds']} of {total} claim{'s' * (total != 1)} {'holds' if count['holds'] == 1 else 'hold'}"
+    return ", ".join([first, *rest])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +155,8 @@ class Study:
     runs: Mapping[str, Callable[[], Result]]
     """Name -> the analysis, called when an item first needs it."""
     items: tuple[Item, ...]
+    after: str = ""
+    """Whose article it follows: title, author, year; "" where that is not known."""
     texts: tuple[Tokens, ...] = ()
     """Shown at the top of the page."""
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -100,7 +100,7 @@ def translation_item(larger: str, seed: int = 0) -> Item:
             measured=f"encoder and decoder layers of the {'larger' if larger else 'small'} model",
             holds=exactly(12),
             corrected=at_least(2),
-            correction=f"in the paper; this model has {config.n_encoder_layers} and {config.n_decoder_layers}.",
+            correction=f"it is the paper's; this one has {config.n_encoder_layers} and {config.n_decoder_layers}.",
         ),
         Claim(
             text="It translates sentences that it has never seen.",
@@ -175,7 +175,7 @@ def translation_item(larger: str, seed: int = 0) -> Item:
                 measured="share of the article's words in what the larger model writes",
                 holds=at_least(0.99),
                 corrected=at_least(0.5),
-                correction="it may contract them: I'm a student.",
+                correction="contractions count as the same words: I'm a student.",
             )
         )
     else:

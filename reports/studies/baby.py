@@ -1,4 +1,4 @@
-"""Baby GPT as a Markov chain: two tokens, three of context, every state and every arrow (S4).
+"""Baby GPT as a Markov chain (after Andrej Karpathy): two tokens, three of context, every state and every arrow (S4).
 
 After Karpathy's notebook: a GPT with two tokens and a context of three has eight states and can be drawn whole. It is
 trained here from the same first weights, and reaches the same probabilities.
@@ -42,6 +42,7 @@ def baby(
     as_in_article = (sequence, context, vocabulary, steps, seed) == (SEQUENCE, 3, "01", 50, 1337)
     return Study(
         title=f"Baby GPT as a Markov chain: {len(vocabulary)} tokens, context {context}",
+        after="GPT as a finite-state Markov chain, a notebook by Andrej Karpathy (2023)",
         model=model,
         texts=(token_labels(model, model.tokenizer.encode(sequence)),) if model.tokenizer else (),
         runs={
@@ -244,7 +245,10 @@ def _size(
     corrected: Range | None = None,
     correction: str = "",
 ) -> Claim:
-    return Claim(text=text, value=value, measured=measured, holds=holds, corrected=corrected, correction=correction)
+    return Claim(
+        text=text, value=value, measured=measured, holds=holds, corrected=corrected, correction=correction,
+        then="does not hold",
+    )  # fmt: skip
 
 
 def _beyond_item(training: BabyTraining) -> Item:

@@ -1,4 +1,4 @@
-"""The GPT-3 architecture in detail: every shape, every parameter, and which operations mix positions (S3).
+"""The GPT-3 architecture in detail (after Daniel Dugas): every shape, every parameter, where positions meet (S3).
 
 The shapes are those of GPT-3 itself, in a pass on a device that keeps shapes and no numbers. What needs numbers is
 measured on a real, smaller model of the same architecture (`--model`).
@@ -56,7 +56,8 @@ def gpt3(
     ids = model.to_tokens(text).to(model.device)
     long = model.to_tokens(BAND_TEXT if len(text) < len(BAND_TEXT) else text).to(model.device)[:, : model.config.n_ctx]
     return Study(
-        title=f"The GPT-3 architecture in detail, its numbers in {model.source}",
+        title="The GPT-3 architecture in detail",
+        after="The GPT-3 Architecture, on a Napkin, by Daniel Dugas (2020)",
         model=model,
         texts=(token_labels(model, ids),),
         runs={
@@ -85,12 +86,13 @@ def _in_and_out(length: int) -> Item:
     return Item(
         address="S3.1",
         title="Tokens in, one prediction for every position out",
-        words="A sequence of tokens goes in; for each of its positions a guess at the next token comes out.\n\nIn the "
-        "second table, read down the columns: at every position the model has said what it expects there, although "
+        words="A sequence of tokens goes in; for each of its positions a guess at the next token comes out.\n\nThe "
+        "picture shows the last guess. In the table of positions, read "
+        "down the columns: at every position the model has said what it expects there, although "
         "only the last guess is new. Text is made by appending that one and starting over.\n\nA later token changes no "
         "earlier guess: the guesses for the whole text are those that the model would have made while reading it. That "
         "is why one pass over a text trains on every position at once.",
-        shows=("encoded.ids", "real.positions", "real.appended"),
+        shows=("next.distribution", "encoded.ids", "real.positions", "real.appended"),
         claims=(
             Claim(
                 text=f'"{CAPES}" is {list(CAPES_IDS)} in the byte-pair encoding of GPT-2 and GPT-3.',
@@ -110,6 +112,7 @@ def _in_and_out(length: int) -> Item:
                 measured=f"positions that a pass computes for a text of {length} tokens",
                 holds=exactly(2048),
                 corrected=exactly(length),
+                then="does not hold",
                 correction="Nothing needs to be filled up: any length up to the context will do, and costs as much as "
                 "it is long.",
             ),
@@ -141,13 +144,12 @@ def _shapes() -> Item:
         "multiply-add of a matrix product; attention is counted for all pairs of positions, as if every layer were "
         "dense. Bytes are for 32-bit numbers.",
         shows=(
-            "empty.shapes",
             "shape.parameters",
+            "empty.shapes",
+            "shape.length",
             "shape.operations",
             "shape.memory",
-            "shape.length",
             lambda r: per_token(r),
-            "next.distribution",
             "next.settings",
         ),
         claims=(
@@ -214,8 +216,8 @@ def _meeting() -> Item:
                 measured="operations in which another position's output moves",
                 holds=exactly(1),
                 corrected=exactly(2),
-                correction="Positions meet twice in attention: in the scores, which say how much, and in the sum of "
-                "the values, which does it.",
+                correction="attention counts as one operation: positions meet in its scores, which say how much, and "
+                "again in the sum of the values, which does it.",
             ),
             Claim(
                 text="Everything else acts on each row alone.",
@@ -327,6 +329,7 @@ def _corrections(act_fn: Activation) -> Item:
                 measured="learned parameters for positions in GPT-3",
                 holds=exactly(0),
                 corrected=exactly(2048 * 12288),
+                then="does not hold",
                 correction="GPT-2 and GPT-3 learn them: a table of 2,048 x 12,288 weights, trained like all others. "
                 "Sines are the original Transformer's.",
             ),
@@ -336,6 +339,7 @@ def _corrections(act_fn: Activation) -> Item:
                 measured="what GPT-3's activation makes of -1",
                 holds=exactly(0),
                 corrected=Range(-0.1600, -0.1585),
+                then="does not hold",
                 correction="It is GELU, which bends smoothly and lets a little through below zero: -0.159 for -1.",
             ),
         ),

@@ -1,4 +1,4 @@
-"""The original Transformer, illustrated: self-attention in six steps, many heads, translation (S2).
+"""The original Transformer, illustrated (after Jay Alammar): self-attention in six steps, many heads, translation (S2).
 
 Each step is shown with the article's own numbers and on a real model's vectors.
 """
@@ -43,7 +43,8 @@ def illustrated(
     at = find_position(model, text, query)
     block, number = chosen_head(model, ids, at, layer, head)
     return Study(
-        title=f"The Transformer, illustrated, in {model.source}",
+        title="The Transformer, illustrated",
+        after="The Illustrated Transformer, by Jay Alammar (2018)",
         model=model,
         texts=(token_labels(model, ids),),
         runs={
@@ -170,7 +171,7 @@ def _heads_item(n_heads: int) -> Item:
                 measured="heads in a block",
                 holds=exactly(8),
                 corrected=at_least(1),
-                correction=f"in the original Transformer; this model has {n_heads}.",
+                correction=f"the model is the original Transformer; this one has {n_heads}.",
             ),
         ),
     )
@@ -216,7 +217,7 @@ def _positions_item() -> Item:
                 measured="share of similarity that distance explains, learned encodings (sinusoids 1)",
                 holds=at_least(0.95),
                 corrected=Range(0.1, 0.95),
-                correction="in the original Transformer; GPT models learn them, and find something partly like it.",
+                correction="they are the original Transformer's; GPT models learn theirs, which are partly like it.",
             ),
         ),
         differs="The article's picture puts all sines in the left half and all cosines in the right; the formula in "

@@ -6,6 +6,7 @@ The running example is "Sarah lies still on the bed, feeling".
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 
 from analyses.attention_patterns import attention_patterns
 from analyses.lessons.continuations import continuations
@@ -47,7 +48,7 @@ def potions(
     own = layer is None
     tokens = token_labels(model, ids)
     return Study(
-        title=f"Labels, recipes and potions, in {model.source}",
+        title="Keys, queries and values as labels, recipes and potions",
         model=model,
         texts=(tokens,),
         runs={
@@ -92,7 +93,7 @@ def _walk_item(token: str, at: int, chosen: tuple[int, int], own: bool) -> Item:
                 measured="1 if the token with the largest weight also makes most of the output, else 0",
                 holds=exactly(1),
                 corrected=exactly(0),
-                correction="the length of the value counts too; here another token adds most.",
+                correction="values are about equally long; here another token adds most.",
             ),
         ),
         differs="The article tells it with single words and friendly numbers. Here tokens are pieces of words, the "
@@ -164,7 +165,7 @@ def _claims_item(model: HookedGPT) -> Item:
                 measured="share of rows with a weight above zero on the token itself",
                 holds=exactly(1),
                 corrected=Range(0.5, 1),
-                correction="it may, but in some rows the weight is too small to be a number above zero.",
+                correction="a weight too small to be a number above zero counts as one, as it is in some rows.",
             ),
             Claim(
                 text="A token never attends to later ones.",
@@ -184,8 +185,8 @@ def _claims_item(model: HookedGPT) -> Item:
                 measured="largest relative change in any block when the tokens are shuffled",
                 holds=at_most(1e-4),
                 corrected=at_least(1e-4) if model.config.n_layers > 1 else None,
-                correction="true of the first block only; later ones can tell, because the mask lets each token see "
-                "only what stood before it.",
+                correction="the model has one block: later ones can tell, because the mask lets each token see only "
+                "what stood before it.",
             ),
             Claim(
                 text="Queries and keys have one width in common.",
@@ -217,7 +218,7 @@ def _claims_item(model: HookedGPT) -> Item:
                 measured="share of rows with lower entropy after softmax than before",
                 holds=at_least(0.99),
                 corrected=Range(0.5, 0.99),
-                correction="in most rows; where scores are all close, softmax spreads the weights more evenly.",
+                correction="scores are not all close; where they are, softmax spreads the weights more evenly.",
             ),
         ),
         differs=f"Queries, keys and values all have the same width in GPT models, {model.config.d_head} here. What the "
@@ -233,21 +234,31 @@ def _narrow_values(walk: object) -> float:
     return float(np.abs(narrow - walk.z[:half]).max(initial=0.0)) / size  # type: ignore[attr-defined]
 
 
+def typical(table: pd.DataFrame) -> float:
+    """Geometric mean of whole words' probabilities; a mean over pieces would favour words cut into many."""
+    return float(np.exp(np.log(table["probability"].clip(1e-300)).mean()))
+
+
 def _prediction_item(as_in_article: bool) -> Item:
     claims = (
         Claim(
             text="A word for being tired comes next.",
-            value=lambda r: float(r["words"].table["rank"].min()),
-            measured="best rank of the first token of such a word, among all tokens",
-            holds=at_most(10),
-            corrected=Range(11, 200),
-            correction="such words are among the likelier ones, but not at the top: this model is small.",
+            value=lambda r: float(r["words"].table["probability"].max()),
+            measured="probability of the likeliest such word, whole",
+            holds=at_least(0.01),
+            corrected=at_most(0.01),
+            then="does not hold",
+            correction="this model has other words in mind; a large one does say so.",
         ),
         Claim(
             text="Such words fit better than words that make no sense there.",
-            value=lambda r: float(r["words"].table["per_token"].mean() / r["unfit"].table["per_token"].mean()),
-            measured="mean probability a token, over that of " + ", ".join(UNFIT),
+            value=lambda r: typical(r["words"].table) / typical(r["unfit"].table),
+            measured="probability of a whole word, geometric mean, over that of " + ", ".join(UNFIT),
             holds=at_least(1),
+            corrected=at_most(1),
+            then="does not hold",
+            correction="to this model they are no likelier. A mean over pieces would say otherwise, for later pieces "
+            "of a word are easy to guess.",
         ),
     )
     return Item(

@@ -8,6 +8,8 @@ Drawn: the end of the last long task (over 50 ms) or the last change of the docu
 has come for QUIET seconds; from the start of navigation, and from the load event. For this project's page also when its
 viewer says that it is ready. Medians over the rounds.
 
+`--pages FILE ...` measures whole reports in place of that: bytes, elements, the load event, until drawn.
+
 The peers are no dependency of this project, and fetch their libraries from the web. FOLDER holds them:
     pip install --no-deps --target FOLDER circuitsvis bertviz
     npm pack d3@5.7.0 jquery@2.1.0 requirejs@2.3.6     then d3.min.js, jquery.min.js and require.js out of them
@@ -167,11 +169,26 @@ def row(name: str, n: int, made: Callable[[], tuple[str, int]], browser: Any, fo
     return [*start, f"{middle['nodes']:,.0f}", f"{drawn:.2f}", f"{max(0, after):.2f}"]
 
 
+def whole_pages(files: list[Path], browser: Any, rounds: int) -> list[list[str]]:
+    """One line a page."""
+    rows = []
+    for file in files:
+        visits = [visit(browser, file.resolve()) for _ in range(rounds)]
+        if wrong := [one for one in visits if not isinstance(one, Drawn)]:
+            rows.append([file.name, f"{file.stat().st_size / 1e6:.2f}", str(wrong[0]), "", ""])
+            continue
+        middle = {key: statistics.median(getattr(one, key) for one in visits) for key in ("nodes", "load", "drawn")}
+        size = f"{file.stat().st_size / 1e6:.2f}"
+        rows.append([file.name, size, f"{middle['nodes']:,.0f}", f"{middle['load']:.2f}", f"{middle['drawn']:.2f}"])
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", type=Path, help="folder that holds circuitsvis, bertviz and their libraries")
     parser.add_argument("--sizes", type=int, nargs="*", default=list(GOALS), help="tokens")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pages", type=Path, nargs="+", help="reports, measured whole in place of the comparison")
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
@@ -186,6 +203,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-background-networking"])
         print(machine("cpu"), f"Chromium {browser.version}", sep=", ", flush=True)
+        if options.pages:
+            found_rows = whole_pages(options.pages, browser, options.rounds)
+            print(table(["page", "MB", "elements", "load event, s", "drawn, s"], found_rows))
+            print("goals: GPT-2's shape with 77 tokens 4 MB, 15,000 elements, load event 1.5 s; tiny 1.5 MB")
+            return
         for n in options.sizes:
             arrays, words = patterns(n), [f" w{i}" for i in range(n)]
             makers = {"interp": lambda a=arrays, w=words: ours(a, w)}

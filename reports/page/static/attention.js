@@ -42,7 +42,7 @@ function imageOf(weights, { tokens: { length: n }, first }, shade) {
 }
 function draw(canvas, sheet, { tokens, first }, query = null, key = query) {
   const words = tokens.map(short), width = canvas.clientWidth, edge = clamp(max(...words.map((word) => word.length)) * 6.6 + 10, 46, width / 4);
-  const room = min((width - edge - 6) / sheet.width, 28), cell = room < 3 ? room : floor(room), every = ceil(11 / cell);
+  const room = min((width - edge - 6) / sheet.width, 28), cell = room < 3 ? room : floor(room), every = ceil(8 / cell), font = `${clamp(cell + 1, 9, 11)}px`;
   const [wide, high] = [sheet.width * cell, sheet.height * cell], at = (i) => edge + i * cell, top = max(key - first, 0);
   const pen = sharp(canvas, width, edge + high + 6);
   pen.imageSmoothingEnabled = cell < 1;
@@ -51,7 +51,7 @@ function draw(canvas, sheet, { tokens, first }, query = null, key = query) {
   pen.stroke(new Path2D(`M${edge} ${edge}v${high}h${wide}`));
   const label = (i, chosen, x, y, align) => { // every so many, and the chosen one with room around it
     if (i === chosen) write(pen, words[i], x, y, align, INK, "bold 11px", edge - 6);
-    else if (i % every === 0 && !(abs(i - (chosen ?? NaN)) < every)) write(pen, words[i], x, y, align, SOFT, "11px", edge - 6);
+    else if (i % every === 0 && !(abs(i - (chosen ?? NaN)) < every)) write(pen, words[i], x, y, align, SOFT, font, edge - 6);
   };
   pen.textBaseline = "middle";
   for (let i = first; i < words.length; i++) label(i, query, edge - 4, at(i - first + 0.5), "right");
@@ -70,15 +70,15 @@ function draw(canvas, sheet, { tokens, first }, query = null, key = query) {
 
 function attention(panel) {
   const info = data(panel), L = info.layers, H = info.heads, blues = bytes(info.blues);
-  const grid = $("canvas.grid", panel), big = $("canvas.view", panel), strip = $(".tokens", panel);
+  const grid = $("canvas.grid", panel), big = $("canvas.view", panel), beside = $("canvas.beside", panel), strip = $(".tokens", panel);
   const images = $$("img.mosaic", panel);
   const set = Object.fromEntries($$("[data-set]", panel).map((select) => [select.dataset.set, select]));
   const all = [...Array(L * H).keys()], layerOf = (h) => floor(h / H), part = (name) => $(`[data-${name}]`, panel);
   const sorting = () => info.measures.find((m) => m.name === set.sort.value);
   let head = info.best, locked = false, query = null, key = null, held = false;
   let order = all, cols = H, tile = 0, inset = 0, tops = 0, extra = 0; // the layout of the thumbnails
-  let weights, sheet, place, ticket = 0;
-  const text = () => info.texts[set.text.value];
+  let weights, sheet, place, twin = null, ticket = 0;
+  const text = () => info.texts[set.text.value], other = () => info.texts[set.other.value];
   const size = () => text().tokens.length;
   const members = () => set.scope.value === "head" ? [head] : all.filter((h) => set.scope.value === "all" || layerOf(h) === layerOf(head));
   const bent = (x) => min(set.contrast.value === "sqrt" ? sqrt(x) : x, 1);
@@ -107,10 +107,10 @@ function attention(panel) {
     }
     return out;
   }
-  async function summed(heads) {
+  async function summed(t, heads) {
     let total;
     for (const h of heads) {
-      const one = await pattern(set.text.value, h, set.weight.value);
+      const one = await pattern(t, h, set.weight.value);
       if (total) one.forEach((x, i) => { total[i] += x; }); else total = one;
     }
     return total;
@@ -147,15 +147,33 @@ function attention(panel) {
 
   // One head, large.
   async function load() {
-    const turn = ++ticket, heads = members(), fresh = await summed(heads);
+    const turn = ++ticket, heads = members(), shade = (x) => colour(x / heads.length);
+    const fresh = await summed(set.text.value, heads), second = other() ? await summed(set.other.value, heads) : null;
     if (turn !== ticket) return;
     weights = fresh;
+    twin = second && { weights: second, text: other(), sheet: imageOf(second, other(), shade) };
+    beside.hidden = !twin;
     if (query >= size()) { query = key = null; held = false; }
-    sheet = imageOf(weights, text(), (x) => colour(x / heads.length));
+    sheet = imageOf(weights, text(), shade);
+    const steps = new ImageData(64, 1), pixels = new Uint32Array(steps.data.buffer);
+    pixels.forEach((_, i) => { pixels[i] = colour(i / 63); });
+    part("ramp").getContext("2d").putImageData(steps, 0, 0);
+    part("scale").textContent = `${heads.length}${set.contrast.value === "sqrt" ? ", square root" : ""}`;
     mark();
   }
   function view() {
-    if (sheet && big.clientWidth) place = draw(big, sheet, text(), query, key ?? query);
+    if (!sheet || !big.clientWidth) return;
+    place = draw(big, sheet, text(), query, key ?? query);
+    if (twin) draw(beside, twin.sheet, twin.text, same(query), key === null ? same(query) : same(key, key < text().first));
+  }
+  function same(i, isKey = false) { // the place of the other text that has the same number, or null
+    const at = i === null ? NaN : isKey ? i : i - text().first + twin.text.first;
+    return at in twin.text.tokens ? at : null;
+  }
+  function shown() { // the large pictures as numbers
+    const both = [[set.text.value, text(), weights], ...twin ? [[set.other.value, twin.text, twin.weights]] : []];
+    return lines([["text", "query", "query token", "key", "key token", "weight"], ...both.flatMap(([t, { tokens, first }, w]) => tokens.slice(first).flatMap((word, i) =>
+      tokens.slice(0, first || i + 1).map((of, k) => [Number(t) + 1, i, plain(word), k, plain(of), w[triangle(i + first) + k]])))]);
   }
 
   // The text below, and the words that say what is seen.
@@ -215,6 +233,7 @@ function attention(panel) {
   }
 
   pointing(grid, under, () => !locked, (h) => h !== head && choose(h), (h) => { choose(h, !(locked && h === head)); keep(); });
+  on(part("numbers"), "click", () => saveText(`${panel.id}-pattern.csv`, shown(), "text/csv"));
   on(part("unlock"), "click", () => { choose(head, false); keep(); grid.focus(); });
   const tell = () => { keep(); say(part("name").textContent + (locked ? ", locked" : "")); };
   keys(grid, (down, right) => {

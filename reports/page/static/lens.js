@@ -5,6 +5,7 @@ function lens(panel) {
   const choice = $("[data-colour]", panel), target = $("[data-target]", panel);
   const cells = [...table.tBodies[0].rows].map((row) => [...row.cells].slice(1));
   let at = null, locked = false;
+  if (innerWidth < 700) table.classList.add("tall");
 
   // A measure's numbers [row][column]; those that speak of the target follow the choice of it.
   function numbers(measure) {
@@ -60,7 +61,8 @@ function lens(panel) {
     show(i, j);
     keep();
   });
-  keys(table.parentElement, (down, right) => {
+  keys(table.parentElement, (...way) => {
+    const [down, right] = table.matches(".tall") ? way.reverse() : way;
     const [i, j] = at ? [at[0] + down, at[1] + right] : [0, 0];
     locked = true;
     show(clamp(i, 0, cells.length - 1), clamp(j, 0, cells[0].length - 1));
@@ -87,8 +89,8 @@ function lens(panel) {
       const tops = info.top[0]?.[0] ?? [];
       return lines([
         [info.row_axis, "position", "token", "shown", "target", ...info.measures.map((m) => m.name), ...tops.flatMap((_, k) => ["top " + (k + 1), "probability"])],
-        ...cells.flatMap((row, i) => row.map((cell, j) => [rows[i], info.first + j, plain(tokens[j]), cell.dataset.v, plain(info.targets[j] ?? ""),
-          ...info.measures.map((m) => m.values[i][j]),
+        ...cells.flatMap((row, i) => row.map((cell, j) => [rows[i], info.first + j, plain(tokens[j]), cell.dataset.v, plain((target.value ? known[target.value] : info.targets[j]) ?? ""),
+          ...info.measures.map((m) => numbers(m)[i][j]),
           ...(info.top[i]?.[j] ?? []).flatMap((id, k) => [plain(known[id]), info.top_values?.[i][j][k]])])),
       ]);
     },

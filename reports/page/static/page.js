@@ -50,7 +50,7 @@ function pointing(node, find, free, show, take) {
 function keys(node, move, Escape, Enter) {
   const acts = { Escape, Enter, ArrowUp: () => move(-1, 0), ArrowDown: () => move(1, 0), ArrowLeft: () => move(0, -1), ArrowRight: () => move(0, 1) };
   on(node, "keydown", (event) => {
-    if (!acts[event.key]) return;
+    if (!acts[event.key] || event.altKey || event.ctrlKey || event.metaKey) return;
     acts[event.key]();
     event.preventDefault();
   });
@@ -143,10 +143,24 @@ $$("img.heat").forEach((image) => {
   }, (i, j) => { if (heads && "heads" in image.dataset) location.hash = `head-${i}.${j}`; });
 });
 
-on(document, "click", async ({ target }) => {
-  const kind = target.dataset?.take;
+// The program that computes what a section shows, from the request that the page keeps.
+function program(section) {
+  const { model, request: { text, options = {} } = {} } = JSON.parse($("#provenance-data").textContent);
+  const value = (x) => x === null ? "None" : x === true ? "True" : x === false ? "False" : Array.isArray(x) ? `[${x.map(value).join(", ")}]` : JSON.stringify(x);
+  const given = Object.entries(options[section] ?? options).filter(([, x]) => x !== null).map(([name, x]) => `, ${name}=${value(x)}`);
+  return `import analyses\nimport interp\n\nmodel = interp.load(${value(model)})\nresult = analyses.${section}(model, ${value(text ?? null)}${given.join("")})\nprint(result.to_dataframe())\n`;
+}
+function copy(text) {
+  navigator.clipboard?.writeText(text).then(() => say("Copied"), () => prompt("Copy this", text)) ?? prompt("Copy this", text);
+}
+
+on(document, "change", async ({ target }) => {
+  const kind = "take" in target.dataset && target.value;
   if (!kind) return;
+  target.value = "";
   const panel = target.closest(".panel"), own = viewers[panel.id], image = $("img.figure", panel);
+  if (kind === "link") return copy(location.href.split("#")[0] + "#" + panel.id);
+  if (kind === "python") return copy(program(panel.closest("section").id));
   if (kind === "csv") return saveText(panel.id + ".csv", own?.csv?.() ?? await csv($("table", panel)), "text/csv");
   const drawn = own?.svg?.() ?? (image ? decodeURIComponent(image.src.slice(image.src.indexOf(",") + 1)) : picture($("table, .shaded", panel)));
   if (kind === "svg") return saveText(panel.id + ".svg", drawn, "image/svg+xml");

@@ -22,6 +22,7 @@ async function allRows(table) {
       toHeads(row);
       return row;
     }));
+    rove(table);
     below.textContent = table.tBodies[0].rows.length > 24 ? table.tBodies[0].rows.length + " rows." : "";
   });
   await below.unpacked;
@@ -37,6 +38,22 @@ function tableCell([text, kept, shade = "", low, high, interval], isHead, numeri
   return cell;
 }
 document.addEventListener("toggle", ({ target }) => target.open && $$("table", target).forEach(allRows), true);
+// A table is one tab stop for its headings and one for its links; arrow keys move among them.
+const stops = ["thead button", "tbody a"];
+function rove(table) {
+  for (const kind of stops) $$(kind, table).forEach((node, i) => { node.tabIndex = i ? -1 : 0; });
+}
+on(document, "keydown", (event) => {
+  const { target, key, altKey, ctrlKey, metaKey } = event, table = target.closest("table.sortable");
+  const kind = table && stops.find((one) => target.matches(one)), by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[key];
+  if (!kind || !by || altKey || ctrlKey || metaKey || event.defaultPrevented) return;
+  event.preventDefault();
+  const all = $$(kind, table), next = all[all.indexOf(target) + by];
+  if (!next) return;
+  target.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+});
 const amount = (text) => text.trim() ? Number(text.replace("inf", "Infinity")) : NaN;
 function compare(a, b) { // numbers first
   const x = amount(a), y = amount(b);
@@ -72,6 +89,8 @@ $$("table.sortable").forEach((table) => {
     });
   });
   [...table.tBodies[0].rows].forEach(toHeads);
+  rove(table);
+  table.parentElement.removeAttribute("tabindex"); // its first button scrolls it
   viewers[id] ??= { table, restore(asked) {
     table.closest("details")?.setAttribute("open", "");
     sort(table, Number(asked.get("sort") ?? -1), asked.get("down") === "true");
