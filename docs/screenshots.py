@@ -15,6 +15,12 @@ SCENES = {
     "lens": "logit_lens-lens?cell=6.30&colour=KL+to+the+final+prediction",
 }
 """Picture -> address within the report."""
+SCREENS = {
+    "report": (1440, 900, "light"),
+    "report-dark": (1440, 900, "dark"),
+    "report-phone": (390, 844, "light"),
+}
+"""Picture of the first screen -> width, height, colours."""
 
 
 def main() -> None:
@@ -26,10 +32,12 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "reports.cli", "report", "--out", str(page_file)], check=True)
         arguments = ["--no-sandbox", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=browser_path, args=arguments)
+        for name, (width, height, scheme) in SCREENS.items():
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page.goto(page_file.as_uri())
+            page.wait_for_timeout(1000)
+            page.screenshot(path=HERE / f"{name}.png")
         page = browser.new_page(viewport={"width": 1180, "height": 1000}, device_scale_factor=1)
-        page.goto(page_file.as_uri())
-        page.wait_for_timeout(1000)
-        page.screenshot(path=HERE / "report.png")
         for name, address in SCENES.items():
             page.goto(f"{page_file.as_uri()}#{address}")
             page.wait_for_timeout(700)

@@ -38,7 +38,7 @@ class Card:
 
 
 def established(found: Iterable[Found]) -> list[Found]:
-    """What may be shown, the most notable first: effects with a q-value over the page of at most `Q_VALUE`, and all else.
+    """What may be shown, the most notable first: effects whose q-value over all is at most `Q_VALUE`, and all else.
 
     Equal weights stay in the order given.
     """
