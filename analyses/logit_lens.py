@@ -202,8 +202,8 @@ class LogitLensResult(Result):
         return TokenGrid(
             key="lens",
             title="What would be predicted here",
-            caption="Each cell holds the most likely next token, read at that depth (row) and position (column). "
-            f"The last row is the model's own prediction.{which}{cut}",
+            caption="Each cell holds the most likely next token, read at that depth and position. "
+            f"The last depth is the model's own prediction.{which}{cut}",
             tokens=Tokens(self.tokens[0][shown]),
             rows=self.places,
             row_axis="residual stream after",
