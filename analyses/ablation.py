@@ -49,7 +49,6 @@ from analyses.shared.claims import (
     SURE,
     clear_of_zero,
     largest_p_value,
-    part_name,
     signed,
     testable,
 )
@@ -311,7 +310,7 @@ class AblationResult(Result):
         if p is None and len(self.texts) > 1:
             n, what = independent(len(self.texts), self.clusters)
             chance = f"; {n} {what} are too few for a test" if metric != "kl" else ""
-        name, shown = part_name(part.label), "heads" if part.kind == "head" else "others"
+        name, shown = part.label, "heads" if part.kind == "head" else "others"
         change = f"{'rises' if effect > 0 else 'falls'} by {abs(effect):.3g} {unit}, from {self.clean[:, m].mean():.3g}"
         more = f" ({', '.join(beside)})" if beside else ""
         return Finding(

@@ -310,7 +310,7 @@ class ActivationPatchingResult(Result):
         effects = self.effects(patched)
         best = tuple(map(int, np.unravel_index(np.abs(effects.mean(0)).argmax(), effects.shape[1:])))
         layer = patched.place.layers[best[0]]
-        name = f"L{layer} {patched.site.removesuffix('_out')}"
+        name = f"{patched.site.removesuffix('_out')} {layer}"
         if patched.site in HEADS:
             name = f"L{layer}{'H' if patched.head_axis == 'head' else 'KV'}{best[1]}"
         name = f"{patched.place.short} {name}".lstrip()

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from analyses.shared.axes import Axes, related
 from analyses.shared.capabilities import analysis
-from analyses.shared.claims import part_name, signed
+from analyses.shared.claims import signed
 from analyses.shared.clean_corrupted import Direction, PatchingMetric, measure, resolve_pairs
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.declared import PYTHON_ONLY
@@ -221,13 +221,13 @@ class AttributionPatchingResult(PatchingResult):
         a, b = (int(i) for i in np.unravel_index(np.argmax(np.abs(best)), best.shape))
         if np.isnan(self.true_edges[:, a, b]).any():
             return []
-        sender, receiver = part_name(self.nodes[a].label), self.receivers[b].label
-        way = "the logits" if receiver == "logits" else part_name(receiver)
+        sender, receiver = self.nodes[a].label, self.receivers[b].label
+        way = "the logits" if receiver == "logits" else receiver
         said = (
             f"the path from {sender} straight to {way}, the largest by {METHODS[self.methods[-1]]}, truly carries {{}} "
             f"(estimated {signed(self._best[a, b])})"
         )
-        about = sender if receiver == "logits" else part_name(receiver.partition(".")[0])
+        about = sender if receiver == "logits" else receiver.partition(".")[0]
         site = receiver.partition(".")[2]
         gets = f"its {site} gets {{}} from {sender}" if site else f"gets {{}} from {sender}"
         short = f"straight to {way} {{}}" if receiver == "logits" else gets

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from analyses.shared.axes import numbered
 from analyses.shared.capabilities import analysis
-from analyses.shared.claims import FLOORS, SURE, part_name, signed
+from analyses.shared.claims import FLOORS, SURE, signed
 from analyses.shared.grids import GridsResult, NumberGrid, head_grid, list_grid
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import TokenChoice, token_ids
@@ -266,7 +266,7 @@ class DirectLogitAttributionResult(Result):
         low, high = (None if end is None else float(end[best]) for end in (interval.low, interval.high))
         above = "" if self.wrongs else ", counted from the vocabulary's mean"
         above += "" if self.softcap is None else ", before the soft-cap"
-        name, amount = part_name(self.components[best]), f"{signed(values[best], '+.2f')} of {signed(total, '+.2f')}"
+        name, amount = self.components[best], f"{signed(values[best], '+.2f')} of {signed(total, '+.2f')}"
         return [
             Finding(
                 f"{name} contributes {amount} logits directly to the {self.quantity}{above}, more than its length "

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from analyses.shared.axes import Axes, related
 from analyses.shared.capabilities import analysis
-from analyses.shared.claims import part_name
 from analyses.shared.clean_corrupted import Direction, Measure, Pairs, PatchingMetric, measure, resolve_pairs
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.declared import PYTHON_ONLY
@@ -131,7 +130,7 @@ class PathPatchingResult(PatchingResult):
             return []
         best = heard[int(np.abs(effects[:, r, heard].mean(0)).argmax())]
         sender = self.senders[best]
-        name, target = part_name(sender.label), receiver.partition(".")[0]
+        name, target = sender.label, receiver.partition(".")[0]
         key = f"to-{_key(receiver)}-{'heads' if sender.kind == 'head' else 'others'}"
         way = "the logits" if receiver == "logits" else receiver
         said, short = f"the path from {name} straight to {way} carries {{}}", f"straight to {way} {{}}"
@@ -139,7 +138,7 @@ class PathPatchingResult(PatchingResult):
             return self.finding(said, key, effects, (r, best), "paths", name, short)
         site = receiver.partition(".")[2]
         short = f"its {site} gets {{}} from {name}" if site else f"gets {{}} from {name}"
-        return self.finding(said, key, effects, (r, best), "paths", part_name(target), short)
+        return self.finding(said, key, effects, (r, best), "paths", target, short)
 
 
 def _key(receiver: str) -> str:

@@ -5,7 +5,6 @@ pyplot, so nothing is registered, shown or left open. `svg` and `svg_uri` give t
 """
 
 import io
-import re
 import warnings
 from collections.abc import Sequence
 from functools import singledispatch
@@ -37,8 +36,7 @@ from analyses.shared.panels import (
     Tokens,
     TokenStrip,
 )
-from reports import graphs
-from reports.page import heatmap
+from reports import graphs, svgs
 from reports.page.packing import thumbnails
 from reports.tokens import MINUS, label, printable
 
@@ -107,7 +105,7 @@ def png(panel: Panel | Result, dpi: int = 144) -> bytes:
 
 def svg_uri(panel: Panel | Result) -> str:
     """The figure as an SVG data URI for `<img src>`."""
-    return heatmap.svg_uri(svg(panel).decode())
+    return svgs.uri(svg(panel).decode())
 
 
 def _save(panel: Panel | Result, form: str, **options: Any) -> bytes:
@@ -119,39 +117,7 @@ def _save(panel: Panel | Result, form: str, **options: Any) -> bytes:
         canvas: Any = FigureCanvasAgg(drawn)
         box = drawn.get_tightbbox(canvas.get_renderer()).padded(0.06)  # "tight" would draw it twice
         drawn.savefig(out, format=form, metadata=metadata, bbox_inches=box, **{"dpi": 144} | options)
-    return _smaller(out.getvalue()) if form == "svg" else out.getvalue()
-
-
-def _smaller(data: bytes) -> bytes:
-    """The same picture in fewer bytes: a tenth of a point is enough, and nobody refers to most names."""
-    text = data.decode().replace("font-family: 'DejaVu Sans'; ", "")
-    root = "<svg style=\"font-family: system-ui,'DejaVu Sans',sans-serif\""
-    text = re.sub(r"<\?xml.*?<svg", root, text, count=1, flags=re.DOTALL)
-    text = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", text)
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' (?:d|x|y|transform|points)="[^"]*"', lambda part: re.sub(r"(\.\d)\d+", r"\1", part[0]), text)
-    text = re.sub(r' d="([^"]*)"', lambda path: f' d="{_plain_path(path[1])}"', text)
-    used = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([\w-]+)"', lambda name: name[0] if name[1] in used else "", text)
-    text = re.sub(r">\s+<", "><", re.sub(r"; (?=[a-z-]+:)", ";", text))
-    return re.sub(r"<g>((?:(?!</?g\b).)*)</g>", r"\1", text, flags=re.DOTALL).encode()
-
-
-def _plain_path(path: str) -> str:
-    """A path without the points inside a level or upright stretch, and without signs that go without saying."""
-    kept: list[list[str]] = []
-    for step in path.split("\n"):
-        point = step.split()
-        if point[:1] == ["L"] and kept[-1][0] == "L" and _on_the_way(kept[-2], kept[-1], point):
-            kept.pop()
-        kept += [point] if point else []
-    return re.sub(r"(?<=\d)L", " ", "".join(p[0] + " ".join(p[1:]) for p in kept))
-
-
-def _on_the_way(*points: Sequence[str]) -> bool:
-    """Whether the second of three points lies on a level or upright line from the first to the third."""
-    (x0, y0), (x1, y1), (x2, y2) = ([float(part) for part in point[1:]] for point in points)
-    return (y0 == y1 == y2 and (x1 - x0) * (x2 - x1) >= 0) or (x0 == x1 == x2 and (y1 - y0) * (y2 - y1) >= 0)
+    return svgs.smaller(out.getvalue()) if form == "svg" else out.getvalue()
 
 
 def height(panel: Panel) -> float:

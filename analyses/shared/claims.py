@@ -1,12 +1,11 @@
-"""What findings about the largest of many effects share: its chance, and how numbers and parts are written."""
+"""What findings about the largest of many effects share: its chance, its floor, and how its number is written."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Real
 
-from analyses.shared.statistics import FLIPS, bootstrap, least_p_value
+from analyses.shared.statistics import bootstrap, cluster_sums, least_p_value, sign_patterns
 
 SURE = 0.05
 """Largest chance, the choice paid for, at which an effect is told."""
@@ -28,15 +27,8 @@ def largest_p_value(
     NaN counts as no effect. A single text has p = 1.
     """
     values = np.nan_to_num(np.asarray(effects, dtype=float))
-    names = np.arange(len(values)) if clusters is None else np.unique(list(map(str, clusters)), return_inverse=True)[1]
-    sums = np.zeros((int(names.max()) + 1, values[0].size))
-    np.add.at(sums, names, values.reshape(len(values), -1))
-    n = len(sums)
-    if 2**n <= FLIPS:
-        signs = 1 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # the first row is the observed one
-    else:
-        random = np.random.default_rng(seed).integers(0, 2, size=(FLIPS - 1, n))
-        signs = np.concatenate([np.ones((1, n)), 1 - 2.0 * random])
+    sums = cluster_sums(values, clusters)
+    signs = sign_patterns(len(sums), seed=seed)
     observed = np.abs(sums.sum(0))
     largest = np.zeros(len(signs))
     for start in range(0, sums.shape[1], 256):
@@ -66,8 +58,3 @@ def clear_of_zero(
 def signed(number: float, form: str = "+.3g") -> str:
     """With its sign, a true minus."""
     return f"{number:{form}}".replace("-", "\N{MINUS SIGN}")
-
-
-def part_name(label: str) -> str:
-    """The name that findings about a part share: `L1H0`, `L3 mlp` (elsewhere `mlp 3`)."""
-    return re.sub(r"^(.*?)(mlp|attn) (\d+)$", r"\1L\3 \2", label)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.shared.claims import FLOORS, SURE, part_name, signed
+from analyses.shared.claims import FLOORS, SURE, signed
 from analyses.shared.panels import Bars, Finding, Matrix, Note, Panel, Result, Table, TokenStrip
 from analyses.shared.statistics import bootstrap, methods, q_values, sign_flip_p_value
 
@@ -126,7 +126,7 @@ class GridsResult(Result):
         if frame.empty or not abs(frame["value"].iloc[0]) >= FLOORS.get(self.unit, 0.0):
             return []
         top, tested = frame.iloc[0], len(self._named())
-        name, value = part_name(top["part"]), float(top["value"])
+        name, value = top["part"], float(top["value"])
         low, high = bootstrap(self._values()[:, frame.index.to_numpy()[0]], chosen_of=tested).ends()
         amount = f"{signed(value)} {self.unit}"
         return [

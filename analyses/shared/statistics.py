@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Real
+from jaxtyping import Float, Real
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -179,6 +179,22 @@ def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return out
 
 
+def cluster_sums(
+    values: Real[np.ndarray, "text *shape"], clusters: Sequence[object] | None = None
+) -> Float[np.ndarray, "cluster entry"]:
+    """Sums over the texts of each cluster (each text alone where none are given), all other axes as one."""
+    out: Float[np.ndarray, "cluster entry"] = _membership(len(values), clusters) @ values.reshape(len(values), -1)
+    return out
+
+
+def sign_patterns(n: int, *, seed: int = 0, flips: int = FLIPS) -> Float[np.ndarray, "pattern n"]:
+    """Signs to flip n numbers by, the first row as observed: all patterns, or `flips` drawn where there are more."""
+    if 2**n <= flips:
+        return np.asarray(1 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1))
+    random = np.random.default_rng(seed).integers(0, 2, size=(flips - 1, n))
+    return np.concatenate([np.ones((1, n)), 1 - 2.0 * random])
+
+
 def sign_flip_p_value(
     differences: Real[np.ndarray, "text *shape"],
     *,
@@ -194,13 +210,8 @@ def sign_flip_p_value(
     fewest that can reach .05. NaN counts as no difference.
     """
     values = np.nan_to_num(np.asarray(differences, dtype=float))
-    sums = _membership(len(values), clusters) @ values.reshape(len(values), -1)  # [cluster entry]
-    n = len(sums)
-    if 2**n <= flips:
-        signs = 1 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # the first row is the observed one
-    else:
-        random = np.random.default_rng(seed).integers(0, 2, size=(flips - 1, n))
-        signs = np.concatenate([np.ones((1, n)), 1 - 2.0 * random])
+    sums = cluster_sums(values, clusters)
+    signs = sign_patterns(len(sums), seed=seed, flips=flips)
     p = np.ones(sums.shape[1])
     for start in range(0, sums.shape[1], AT_ONCE):
         some = sums[:, start : start + AT_ONCE]

@@ -6,16 +6,15 @@ a report holds dozens of them.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import UInt8
 from markupsafe import Markup, escape
 
 from analyses.shared.panels import Matrix, Tokens
+from reports import svgs
 from reports.numbers import Scale
 from reports.page.packing import png_uri
 from reports.tokens import label, printable
@@ -27,8 +26,6 @@ WIDE, TALL = 860.0, 560.0
 """The most room the numbers may take, in CSS pixels."""
 LETTER = 5.7
 """Width of a letter of a label, about, in CSS pixels."""
-
-TAG, ATTRIBUTE = re.compile(r"<[^>]*>"), re.compile(r"=\"([^\"']*)\"")
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height of the numbers, as shares of the picture."""
@@ -63,13 +60,7 @@ def uri(panel: Matrix, scale: Scale) -> tuple[Markup, Box]:
         f"{image}{''.join(words)}</svg>"
     )
     box = (left / whole[0], top / whole[1], width / whole[0], height / whole[1])
-    return svg_uri(drawn), box
-
-
-def svg_uri(text: str) -> Markup:
-    """SVG as a data URI for an attribute: shorter than base64, and a PNG inside is not written twice in base64."""
-    text = TAG.sub(lambda tag: ATTRIBUTE.sub(r"='\1'", tag[0]), text.replace("\n", " "))
-    return Markup("data:image/svg+xml," + quote(text, safe=" !$'()*+,-./:;=?@[]^_`{|}~"))
+    return svgs.uri(drawn), box
 
 
 def _names(labels: Sequence[str]) -> list[str]:
@@ -118,12 +109,6 @@ def _palette() -> UInt8[np.ndarray, "step 3"]:
     return whole
 
 
-# Small pictures, for cards.
-
-SMALL = (96.0, 54.0)
-"""Width and height, in CSS pixels."""
-
-
 def thumbnail(panel: Matrix, scale: Scale) -> Markup:
     """The numbers alone; of a large matrix, the one of largest size in each of at most 64 by 64 parts."""
     values = np.asarray(panel.values, dtype=float)
@@ -134,45 +119,3 @@ def thumbnail(panel: Matrix, scale: Scale) -> Markup:
             high, low = (reduce.reduceat(known, starts, axis) for reduce in (np.maximum, np.minimum))
             values = np.where(high > -low, high, low)
     return Markup(png_uri(_steps(replace(panel, values=values), scale), _palette()))
-
-
-def curves(series: Sequence[np.ndarray]) -> Markup:
-    """At most four curves on common axes."""
-    known = [values[np.isfinite(values)] for values in series[:4]]
-    known = [values for values in known if values.size > 1]
-    if not known:
-        return Markup()
-    low, high = min(values.min() for values in known), max(values.max() for values in known)
-    paths = [
-        " ".join(
-            f"{3 + (SMALL[0] - 6) * i / (len(values) - 1):.1f},{SMALL[1] - 4 - (SMALL[1] - 8) * share:.1f}"
-            for i, share in enumerate((values - low) / ((high - low) or 1.0))
-        )
-        for values in known
-    ]
-    colours = ("#2166ac", "#c2571a", "#6a51a3", "#222")
-    drawn = (
-        f'<polyline points="{p}" fill="none" stroke="{c}" stroke-width="1.6"/>'
-        for p, c in zip(paths, colours, strict=False)
-    )
-    return _small("".join(drawn))
-
-
-def columns(values: np.ndarray) -> Markup:
-    """A column a number, blue above zero and red below."""
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)[:96]
-    reach = float(np.abs(values).max(initial=0)) or 1.0
-    signed = bool((values < 0).any())
-    base, room = (SMALL[1] / 2, SMALL[1] / 2 - 3) if signed else (SMALL[1] - 3, SMALL[1] - 6)
-    wide = (SMALL[0] - 6) / max(len(values), 1)
-    drawn = (
-        f'<rect x="{3 + i * wide:.1f}" y="{min(base, base - room * value / reach):.1f}" width="{0.8 * wide:.1f}"'
-        f' height="{abs(room * value / reach):.1f}" fill="{"#d6604d" if value < 0 else "#4393c3"}"/>'
-        for i, value in enumerate(values.tolist())
-    )
-    return _small("".join(drawn))
-
-
-def _small(inner: str) -> Markup:
-    size = f'width="{SMALL[0]:.0f}" height="{SMALL[1]:.0f}" viewBox="0 0 {SMALL[0]:.0f} {SMALL[1]:.0f}"'
-    return svg_uri(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{inner}</svg>')

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from analyses.shared.findings import Card, cards
 from analyses.shared.panels import AttentionGrid, Bars, Finding, Headline, Lines, Marks, Matrix, Panel, TokenStrip
+from reports import svgs
 from reports.numbers import Scale, brief, number
 from reports.page import heatmap, packing
 from reports.page.heads import named
@@ -139,9 +140,9 @@ def _picture(finding: Finding, panel: Panel | None, grids: Sequence[AttentionGri
         case Matrix() if panel.values.size > 1:
             return heatmap.thumbnail(panel, Scale.of(panel.values, panel.diverging, panel.scale))
         case Lines():
-            return heatmap.curves([np.asarray(values, float) for values in panel.series.values()])
+            return svgs.curves([np.asarray(values, float) for values in panel.series.values()])
         case Bars() | TokenStrip():
-            return heatmap.columns(np.asarray(panel.values, float))
+            return svgs.columns(np.asarray(panel.values, float))
     return ""
 
 
