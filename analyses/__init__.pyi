@@ -3,6 +3,7 @@ from analyses.activation_patching import activation_patching as activation_patch
 from analyses.architecture import architecture as architecture
 from analyses.attention_patterns import attention_patterns as attention_patterns
 from analyses.attribution_patching import attribution_patching as attribution_patching
+from analyses.circuits import circuits as circuits
 from analyses.compare import compare as compare
 from analyses.composition import composition as composition
 from analyses.direct_logit_attribution import direct_logit_attribution as direct_logit_attribution

@@ -269,28 +269,41 @@ class AblationResult(Result):
         )
 
     def findings(self) -> list[Finding]:
-        """The parts with the largest effects on the loss (else on the first metric), replaced in the first way."""
+        """The parts with the largest effects on the loss (else on the first metric), replaced in the first way.
+
+        Heads stand apart from all else: beside what an MLP does, no head would be large.
+        """
+        is_head = np.array([part.kind == "head" for part in self.components])
+        families = [family for family in map(np.flatnonzero, (is_head, ~is_head)) if len(family)]
+        return [one for family in families for one in self._told(family, TOLD if len(families) == 1 else 2)]
+
+    def _told(self, family: np.ndarray, most: int) -> list[Finding]:
+        """Of the largest effects of these components, so many at most."""
         m = self.metrics.index("loss") if "loss" in self.metrics else 0
-        effects = self.effects[:, :, 0, m]
+        effects = self.effects[:, family, 0, m]
         mean, floor = effects.mean(0), LOSS_FLOOR if self.metrics[m] == "loss" else FLOORS[UNITS[self.metrics[m]]]
-        p, null = self._chances(effects, self.metrics[m])
+        p, null = self._chances(family, m)
         few = clear_of_zero(effects, clusters=self.clusters, chosen_of=len(self.components))
-        sure = few if p is None else p <= SURE
-        told = np.flatnonzero(sure & (np.abs(mean) >= floor))
-        order = told[np.argsort(-np.abs(mean[told]), kind="stable")][:TOLD]
+        told = np.flatnonzero((few if p is None else p <= SURE) & (np.abs(mean) >= floor))
         return [
-            self._finding(int(i), m, None if p is None else float(p[i]), null or f"a floor of {floor:g}") for i in order
+            self._finding(int(family[i]), m, None if p is None else float(p[i]), null or f"a floor of {floor:g}")
+            for i in told[np.argsort(-np.abs(mean[told]), kind="stable")][:most]
         ]
 
-    def _chances(self, effects: np.ndarray, metric: str) -> tuple[np.ndarray | None, str]:
-        """[component] p-values of effects [text component], the choice paid for, and their null; None without test."""
+    def _chances(self, family: np.ndarray, m: int) -> tuple[np.ndarray | None, str]:
+        """[component] p-values of a family's effects, the choice of component and family paid for, and their null; None
+        without test."""
         n, unit = independent(len(self.texts), self.clusters)
-        of = f", the largest of {len(self.components)}"
+        whole = len(family) == len(self.components)
+        of = f", the largest of {len(self.components)}" + ", heads apart" * (not whole)
+        effects, metric = self.effects[:, family, 0, m], self.metrics[m]
         if metric == "loss" and len(self.texts) == 1 and len(self.token_effects) > 1:
-            return largest_p_value(self.token_effects[:, :, 0], seed=self.seed), f"flipped signs of single tokens{of}"
-        if metric != "kl" and testable(n):
-            return largest_p_value(effects, clusters=self.clusters, seed=self.seed), f"flipped signs of {unit}{of}"
-        return None, ""
+            p, unit = largest_p_value(self.token_effects[:, family, 0], seed=self.seed), "single tokens"
+        elif metric != "kl" and testable(n):
+            p = largest_p_value(effects, clusters=self.clusters, seed=self.seed)
+        else:
+            return None, ""
+        return np.minimum(p * (1 if whole else 2), 1), f"flipped signs of {unit}{of}"
 
     def _finding(self, number: int, m: int, p: float | None, null: str) -> Finding:
         part, metric, kind = self.components[number], self.metrics[m], self.kinds[0]
@@ -325,7 +338,7 @@ class AblationResult(Result):
 @analysis(
     place=44,
     needs_in_report=("next token",),
-    in_report={"metrics": ("loss", "logit", "kl")},
+    in_report={"components": "heads,mlps", "metrics": ("loss", "logit", "kl")},
     sweeps=True,
     scales=True,
 )

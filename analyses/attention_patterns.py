@@ -50,6 +50,7 @@ from torch import Tensor
 
 from analyses.shared.by_stack import StacksResult
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import SURE
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.panels import AttentionGrid, Finding, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.patterns import (
@@ -64,7 +65,7 @@ from analyses.shared.patterns import (
 )
 from analyses.shared.patterns import read_patterns as read_patterns
 from analyses.shared.stacks import Reading, Stack, attentions, labels_of, readings
-from analyses.shared.statistics import TOLD, Interval, bootstrap, methods
+from analyses.shared.statistics import Interval, bootstrap, methods
 from interp.errors import InputError
 from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
@@ -85,7 +86,7 @@ TITLES = {
 PHRASES = {
     "previous": ("to the previous token", 0.7),
     "next": ("to the next token", 0.7),
-    "after_same": ("to tokens that follow an earlier copy of its own token, the induction pattern,", 0.95),
+    "after_same": ("to tokens that follow an earlier copy of its own token, the induction pattern", 0.95),
     "same": ("to earlier copies of its own token", 0.6),
 }
 """Masses that the summary names, in words, with what a head that gives all of its attention weighs there."""
@@ -288,14 +289,13 @@ class AttentionPatternsResult(Result):
                 continue
             layer, head = divmod(int(np.nanargmax(estimate.value)), estimate.value.shape[1])
             value, p = float(estimate.value[layer, head]), float(self.p_value(name)[layer, head])
-            if p > TOLD:
+            if p > SURE:
                 continue
             low, high = estimate.ends(layer, head)
-            text = f"Head L{layer}H{head} gives {value:.0%}{_range(low, high)} of its attention {phrase}"
-            text = text.rstrip(",") + "."
+            of = f"of its attention on {'this text' if len(self.tokens) == 1 else 'these texts'}"
             found.append(
                 Finding(
-                    text=text,
+                    text=f"Head L{layer}H{head} gives {value:.0%}{_range(low, high)} {of} {phrase}.",
                     key=name.replace("_", "-"),
                     weight=weight * value,
                     value=value,
@@ -306,7 +306,7 @@ class AttentionPatternsResult(Result):
                     null=SHUFFLED_KEYS,
                     p=p,
                     about=f"L{layer}H{head}",
-                    short=f"gives {value:.0%} of its attention {phrase.split(',')[0]}",
+                    short=f"gives {value:.0%} {of} {phrase.split(',')[0]}",
                 )
             )
         return [*found, *self._sink_finding()]
@@ -315,11 +315,12 @@ class AttentionPatternsResult(Result):
         plain, weighted = self.interval("first").value, self.interval("first", weighted=True).value
         count, total, keys = int((plain > 0.5).sum()), plain.size, min(map(len, self.tokens))
         p = float(stats.binom.sf(count - 1, total, min(2 / keys, 1.0)))  # twice: early queries see few keys
-        if p > TOLD:
+        if p > SURE:
             return []
+        moved = int((weighted > 0.5).sum())
         text = (
             f"{count} of {total} heads give more than half of their attention to the first token; "
-            f"weighted by the values moved, {int((weighted > 0.5).sum())} do."
+            f"weighted by the values moved, {moved} {'does' if moved == 1 else 'do'}."
         )
         weight, null = 0.3 + 0.3 * count / total, "heads that each rest on a key of their own, drawn at random"
         return [Finding(text, "first", weight, count, "heads", kind="effect", null=null, p=p)]
@@ -387,7 +388,7 @@ class StackPatternsResult(StacksResult):
                 f"When it writes “{best['written'].strip()}”, the decoder looks at “{best['source'].strip()}” most: "
                 f"{value:.0%} of all cross-attention that does not go to the end token."
             )
-            if p <= TOLD:
+            if p <= SURE:
                 found.append(Finding(
                     text, "alignment", 0.8 * value, value, "share", kind="effect", null=SHUFFLED_KEYS, p=p
                 ))  # fmt: skip

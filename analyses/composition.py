@@ -34,11 +34,12 @@ from torch import Tensor
 
 from analyses.shared.by_stack import by_stack
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import SURE
 from analyses.shared.distributions import one_thread
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.panels import Finding, Graph, Matrix, Note, Panel, Result, Table
 from analyses.shared.stacks import Model, Stack, attentions
-from analyses.shared.statistics import TOLD, methods_note
+from analyses.shared.statistics import methods_note
 from analyses.shared.weight_circuits import Circuits, arriving, circuits
 from interp.errors import InputError
 from interp.models.encoder import HookedEncoder
@@ -170,13 +171,13 @@ class CompositionResult(Result):
         score, base, limit, p = (
             float(x[kind][early, late]) for x in (self.scores, self.baseline, self.limit, self.chance)
         )
-        if not (p <= TOLD and score >= NOTABLE * base):
+        if not (p <= SURE and score >= NOTABLE * base):
             return []
         writer, reader = self.names[early], self.names[late]
         return [Finding(
             f"{reader} is built to read its {_READS[kind]} from {writer}: {kind}-composition {score:.2f} where random "
-            f"directions give {base:.2f}, and the best of all pairs {limit:.2f}.",
-            "strongest", min(0.6, 0.1 + 0.5 * (score / base - 1)), score, "share", kind="effect", p=p,
+            f"directions give {base:.2f}, and the best of all pairs of such {limit:.2f}.",
+            "strongest", min(0.6, 0.1 + 0.5 * (score / base - 1)), score, "composition", kind="effect", p=p,
             null="random rotations, the best of all pairs", about=reader,
             short=f"reads its {_READS[kind]} from {writer}, composition {score:.2f}",
         )]  # fmt: skip

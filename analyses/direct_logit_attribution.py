@@ -269,8 +269,8 @@ class DirectLogitAttributionResult(Result):
         name, amount = self.components[best], f"{signed(values[best], '+.2f')} of {signed(total, '+.2f')}"
         return [
             Finding(
-                f"{name} contributes {amount} logits directly to the {self.quantity}{above}, more than its length "
-                "explains.",
+                f"{name} adds {amount} logits directly to the {self.quantity}{above}, more than random directions of "
+                "its length would.",
                 "strongest", 0.5,
                 float(values[best]), "logits", low, high, null=self.null, p=float(p[best]), about=name,
                 short=f"adds {amount} to the {self.quantity}",

@@ -31,10 +31,10 @@ from torch import Tensor
 
 from analyses.shared.by_stack import by_stack
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import SURE
 from analyses.shared.inputs import TextOrTokens, token_list
 from analyses.shared.panels import Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.stacks import Model, Stack, attentions, labels_of
-from analyses.shared.statistics import TOLD
 from analyses.shared.weight_circuits import Circuits, circuits, factor_svd, toward_logits
 from interp.errors import InputError, NotApplicable
 from interp.models.encoder import HookedEncoder
@@ -169,17 +169,17 @@ class HeadCircuitsResult(Result):
     def findings(self) -> list[Finding]:
         p = self.copying_p
         best = np.argsort(-self.copying, axis=None, kind="stable")
-        order = [divmod(int(i), p.shape[1]) for i in best if p.flat[i] <= TOLD]
+        order = [divmod(int(i), p.shape[1]) for i in best if p.flat[i] <= SURE]
         if not order:
             return []
         names, first, n = [f"L{layer}H{head}" for layer, head in order], order[0], len(order)
         score, spread = float(self.copying[first]), float(self.copying_spread[first])
         others = f", then {', '.join(names[1:4])}" * (n > 1) + f" and {n - 4} more" * (n > 4)
         return [Finding(
-            f"{n} head{'s' * (n != 1)} with eigenvalues as copying has them: {names[0]} scores {score:+.2f}, where "
-            f"random matrices with its singular values have a root mean square of {spread:.2f}{others}.",
+            f"{n} head{'s' * (n != 1)} with weights that copy, by their eigenvalues: {names[0]} scores {score:+.2f} of "
+            f"at most 1 (random matrices with its singular values: {spread:.2f} either way){others}.",
             "copying", 0.3, score, "score", kind="effect", null="random matrices of equal singular values, the best of "
-            "all heads", p=float(p[first]), about=names[0], short=f"eigenvalues as of copying, score {score:+.2f}",
+            "all heads", p=float(p[first]), about=names[0], short=f"has weights that copy, score {score:+.2f}",
         )]  # fmt: skip
 
 

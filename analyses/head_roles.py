@@ -58,6 +58,17 @@ MEANING = {
     "name_mover": "attention to the answer times how far the head raises its logit",
     "copy_suppression": "attention to the answer times how far the head lowers its logit",
 }
+SAID = {
+    "previous_token": "gives {} of its attention to the token before",
+    "duplicate_token": "gives {} of its attention to earlier copies of the token it stands at",
+    "induction": "gives {} of its attention to what followed earlier copies of the token it stands at",
+    "first_token": "gives {} of its attention to the first token",
+    "positional": "keeps {} of its pattern when the tokens are shuffled",
+    "copying": "would raise a token that it reads more than all others at {} of the places",
+}
+"""What the strongest head of a role does, with its score in percent."""
+WEIGHTS = {"induction": 0.95, "previous_token": 0.8, "duplicate_token": 0.7, "copying": 0.5}
+"""How notable a role is; 0.3 where it is not named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +102,7 @@ class Measurement:
     def chosen(self, role: int, layer: int, head: int) -> tuple[float | None, float | None]:
         """The interval of a score that is told because it is the highest of its role."""
         heads = self.scores.shape[2] * self.scores.shape[3]
-        return bootstrap(self.scores[:, role, layer, head], chosen_of=heads).ends()
+        return bootstrap(self.scores[:, role, layer, head], chosen_of=heads, share=True).ends()
 
     def chance(self, role: str, layer: int, head: int) -> float | None:
         """p that a score is no higher than its null, for the choice among all heads and roles (Bonferroni); None for
@@ -140,9 +151,10 @@ class HeadRolesResult(Result):
         ))  # fmt: skip
         scores = self.random.scores
         return [*panels, *methods(
-            len(scores), unit="sequences", chosen_of=scores.shape[2] * scores.shape[3], test="t",
-            tests=int(np.isfinite(self.random.q).sum()), seed=self.random.seed,
-            more="The t test is one-sided: score above null.",
+            len(scores), unit="sequences", test="t", tests=int(np.isfinite(self.random.q).sum()), seed=self.random.seed,
+            more="The t test is one-sided: score above null. The one that a summary names as the strongest has a "
+            "Clopper-Pearson interval for the effective number of outcomes (Korn and Graubard 1998) at the Bonferroni "
+            f"level 1 - .05/{scores.shape[2] * scores.shape[3]:,}, which allows for the choice.",
         )]  # fmt: skip
 
     def _table(self, measured: Measurement, key: str, title: str) -> Panel:
@@ -177,22 +189,25 @@ class HeadRolesResult(Result):
         )  # fmt: skip
 
     def findings(self) -> list[Finding]:
-        found, named = [], self.random.named
-        weights = {"induction": 0.95, "previous_token": 0.8, "duplicate_token": 0.7, "copying": 0.5}
-        for role, frame in named.groupby("role", sort=False):
-            best, n = frame.iloc[0], len(frame)
-            others = f", then {', '.join(frame['head'][1:4])}" if n > 1 else ""
-            others += f" and {n - 4} more" if n > 4 else ""
-            layer, column = (int(part) for part in str(best["head"])[1:].split("H"))
-            low, high = self.random.chosen(self.random.roles.index(str(role)), layer, column)
-            text = f"{_count(n, str(role))}: {best['head']} scores {best.score:.2f} where chance gives {best.null:.2f}"
-            key, weight = str(role).replace("_", "-"), weights.get(str(role), 0.3)
-            found.append(Finding(
-                f"{text}{others}.", key, weight, float(best.score), "share", low, high, kind="effect", null=_NULL[key],
-                p=self.random.chance(str(role), layer, column), about=str(best["head"]),
-                short=f"{key} head, {best.score:.0%}" + f" (first of {n})" * (n > 1),
-            ))  # fmt: skip
-        return found
+        """The strongest head of each role; of place, where it is not one of the two places that have their own."""
+        named = self.random.named
+        placed = set(named["head"][named["role"].isin(("previous_token", "first_token"))])
+        named = named[(named["role"] != "positional") | ~named["head"].isin(placed)]
+        return [self._finding(str(role), frame) for role, frame in named.groupby("role", sort=False)]
+
+    def _finding(self, role: str, heads: pd.DataFrame) -> Finding:
+        best, n, key = heads.iloc[0], len(heads), role.replace("_", "-")
+        others = f"; then {', '.join(heads['head'][1:4])}" * (n > 1) + f" and {n - 4} more" * (n > 4)
+        layer, column = (int(part) for part in str(best["head"])[1:].split("H"))
+        low, high = self.random.chosen(self.random.roles.index(role), layer, column)
+        which = f"the strongest of {n} {key} heads" if n > 1 else f"{'an' if key[0] in 'aeiou' else 'a'} {key} head"
+        return Finding(
+            f"{best['head']} is {which}: on repeated random tokens it {SAID[role].format(f'{best.score:.0%}')} "
+            f"(chance: {best.null:.0%}){others}.",
+            key, WEIGHTS.get(role, 0.3), float(best.score), "share", low, high, kind="effect", null=_NULL[key],
+            p=self.random.chance(role, layer, column), about=str(best["head"]),
+            short=f"is {which}, {best.score:.0%} on random tokens",
+        )  # fmt: skip
 
     def marks(self) -> Marks:
         """The role of each head named on random sequences, its strongest over the null."""
@@ -204,10 +219,6 @@ _NULL = dict.fromkeys(("previous-token", "first-token"), "any other earlier plac
     "positional": "the keys in random order",
     "duplicate-token": "the tokens shuffled", "induction": "the tokens shuffled", "copying": "the tokens shuffled",
 }  # fmt: skip
-
-
-def _count(n: int, role: str) -> str:
-    return f"{n} {role.replace('_', '-')} head{'s' * (n != 1)}"
 
 
 @analysis(place=60, needs=("next token",))

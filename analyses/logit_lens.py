@@ -258,14 +258,18 @@ class LogitLensResult(Result):
         return [*self._half(), *self._settled_finding(), *self._target_finding()]
 
     def _half(self) -> list[Finding]:
+        """From where on the lens is nearer to the final prediction than half the way of the embedding, or of a uniform
+        guess where that is nearer: an early lens may be sure of what is wrong."""
         kl = self.mean("kl", chosen_of=len(self.places))
-        half = int(np.argmax(kl.value <= kl.value[0] / 2))
-        low, high = kl.ends(half)
-        if f"{kl.value[0]:.1f}" == "0.0":
+        uniform = float(np.log(self.d_vocab) - self.mean("entropy").value[-1])
+        start, of = min((float(kl.value[0]), "after the embedding"), (uniform, "a uniform guess"))
+        if f"{start:.1f}" == "0.0":
             return []
+        half = int(np.flatnonzero(np.append(np.inf, kl.value[:-1]) > start / 2)[-1])
+        low, high = kl.ends(half)
         text = (
             f"The prediction is half formed after {self.places[half]}: the mean KL divergence to the final prediction "
-            f"has fallen from {kl.value[0]:.1f} nats after the embedding to {kl.value[half]:.1f}{_range(low, high)}."
+            f"is {kl.value[half]:.1f}{_range(low, high)} nats there ({of}: {start:.1f})."
         )
         return [Finding(text, "kl", 0.45, float(kl.value[half]), "nats", low, high, kind="size")]
 
@@ -286,7 +290,8 @@ class LogitLensResult(Result):
             f"(shuffled over positions: {usual:.0%})."
         )
         null = f"{SHUFFLES} shuffles of the final choices over positions"
-        return [Finding(text, "settled", 0.4, share, "share of positions", kind="effect", null=null, p=p)]
+        short = f"at {share:.0%} of the positions the final choice stands from {self.places[middle]} on"
+        return [Finding(text, "settled", 0.4, share, "share of positions", kind="effect", null=null, p=p, short=short)]
 
     def _shuffled(self, text: int, rng: np.random.Generator) -> np.ndarray:
         """[pos] as `settled`, where the final choice of each position is that of another."""
@@ -313,10 +318,14 @@ class LogitLensResult(Result):
                 f"The mean probability of {what} rises from {values[0]:.1%} after the embedding to {end} at the end, "
                 f"most of all at {self.places[step + 1]} (+{np.diff(values)[step]:.1%})."
             )
+            short = f"the probability of {what} rises to {values[-1]:.1%}, most of all at {self.places[step + 1]}"
         else:
             rose = f"rose from {values[0]:.1%} to {values[peak]:.1%}" if peak else f"was {values[0]:.1%}"
             text = f"The mean probability of {what} {rose} at {self.places[peak]} and fell to {end} at the end."
-        return [Finding(text, "probability", 0.45, float(values[-1]), "probability", low, high, kind="size")]
+            short = f"the probability of {what} {rose} at {self.places[peak]} and fell to {values[-1]:.1%}"
+        return [Finding(
+            text, "probability", 0.45, float(values[-1]), "probability", low, high, kind="size", short=short,
+        )]  # fmt: skip
 
 
 @analysis(place=30, needs=("next token",), runs=True)

@@ -14,9 +14,14 @@ given for both. The effect of a neuron is the change in loss when its activation
 over the texts' positions but the first, where activations dwarf all others (or at zero), with randomly drawn neurons as
 the control.
 
+Contexts: a sample of text (a few thousand tokens of encyclopaedia articles, or `corpus`), cut into windows, is run up
+to the last of these layers. Shown are the windows with a neuron's largest activations, the token where it has them in
+the middle, and the share of the sample's tokens at which it reaches a tenth of the largest.
+
 What it does not show: embeddings stand for what earlier layers may have changed, so the tokens read say most in the
-first layers. A neuron that is active on several unrelated things is common; a few texts cannot show all of them. A
-share is size, not effect: large neurons may cancel.
+first layers. A neuron that is active on several unrelated things is common, and the largest activations are not the
+usual ones; that contexts look alike is no test, for any direction has some. A share is size, not effect: large neurons
+may cancel.
 """
 
 import re
@@ -30,8 +35,9 @@ import torch
 from torch import Tensor
 
 from analyses.shared.axes import Axes, numbered, said_mean
-from analyses.shared.capabilities import analysis
+from analyses.shared.capabilities import analysis, once_a_model
 from analyses.shared.claims import LOSS_FLOOR, SURE, largest_p_value, signed, testable
+from analyses.shared.contexts import ACTIVE, Contexts, top_contexts
 from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels, token_list
 from analyses.shared.metrics import Readout
 from analyses.shared.panels import Bars, Finding, Panel, Result, Table, Tokens
@@ -43,10 +49,14 @@ from interp.interventions import ablate_neurons
 from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 from interp.sweep import sweep
+from interp.text.documents import Documents
+from interp.training.evaluation import SAMPLE
 
 CONTROLS = 4
 """Random neurons that are ablated for comparison."""
 METRICS = ("loss", "kl")
+CONTEXTS = 5
+"""Shown of each neuron."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +88,8 @@ class NeuronsResult(Result):
     """What their activation was replaced by: mean or zero."""
     tokens: tuple[Tokens, ...]
     texts: tuple[str, ...]
+    contexts: Contexts | None
+    """Where in a sample they are most active; None for a model without a tokenizer."""
     seed: int
 
     @property
@@ -105,7 +117,7 @@ class NeuronsResult(Result):
     def panels(self) -> list[Panel]:
         which = "" if len(self.texts) == 1 else f" Text {self.texts[0]}."
         return [
-            self._table(),
+            self._table(), *([] if self.contexts is None else [self._contexts(self.contexts)]),
             Axes.of(self.activations[0], neuron=self.names, token=numbered(self.tokens[0])).matrix(
                 "activations", "Activations", "Activation of each neuron after the non-linearity"
                 f"{', times the linear part' * bool(self.scaled_by)}, at each token.{which}", unit="activation",
@@ -132,14 +144,24 @@ class NeuronsResult(Result):
             "neuron": self.names, "share": self._spread(self.share).value,
             "loss": self._spread(self.effect["loss"]).value, **({} if self.q is None else {"q": self.q}),
             "highest": [peak[0] for peak in peaks], "at": [peak[1] for peak in peaks],
+            **({} if self.contexts is None else {"active": self.contexts.active}),
         } | {name: list(map(token_list, side)) for name, side in sides.items()})  # fmt: skip
+        active = f"Active: at {ACTIVE} of its largest activation in other texts, or more. " * bool(self.contexts)
         chosen = "The neurons asked for." if self.chosen else "The neurons with the largest share of a layer's output."
         return Table(
             "neurons", "Neurons",
             f"{chosen} Loss: its change without the neuron{'' if self.q is None else ', q: of that change'}. Highest: "
-            "on these texts, first position left out. Then tokens it matches best on reading, and whose logits it "
-            "raises or lowers most, by the weights alone.", frame=frame, tokens=frozenset({"at"}),
-            diverging=frozenset({"loss"}), units={"share": "of output", "loss": "nats"},
+            f"on these texts, first position left out. {active}Then tokens it matches best on reading, and whose "
+            "logits it raises or lowers most, by the weights alone.", frame=frame, tokens=frozenset({"at"}),
+            diverging=frozenset({"loss"}), units={"share": "of output", "loss": "nats", "active": "of tokens"},
+        )  # fmt: skip
+
+    def _contexts(self, found: Contexts) -> Table:
+        return Table(
+            "contexts", "Where they are most active",
+            f"The largest activations in {found.n_tokens:,} tokens of {found.n_texts} other texts, at most one from "
+            "any window of 128 tokens, and what stands before and after.",
+            frame=found.to_dataframe(self.names), tokens=frozenset({"token"}),
         )  # fmt: skip
 
     def _effect(self) -> Bars:
@@ -186,13 +208,14 @@ def neurons(
     chosen: Annotated[tuple[str, ...] | None, "neurons such as L3N17; default: those with the largest shares"] = None,
     count: Annotated[int, "how many when none are chosen"] = 8,
     top: Annotated[int, "tokens shown for each neuron"] = 6,
+    corpus: Annotated[Documents | None, "a file of texts to look for contexts in, form feeds between them"] = None,
     value: Annotated[Literal["mean", "zero"], "what an ablated neuron's activation is replaced by"] = "mean",
     seed: Annotated[int, "seed of the random control neurons and the bootstrap intervals"] = 0,
 ) -> NeuronsResult:
     """Describe chosen neurons, or those that make up most of their layer's output, and ablate each.
 
-    Raises InputError for a neuron that the model does not have, or a text of a single token; NotApplicable for a model
-    without MLPs, or that predicts no next token.
+    Raises InputError for a neuron that the model does not have, a text of a single token, or a corpus in which the
+    model reads nothing; NotApplicable for a model without MLPs, or that predicts no next token.
     """
     rows = sequences(model, tokens, at_least=2)
     if not 1 <= count <= model.config.n_layers * model.config.d_mlp or not 1 <= top <= model.config.d_vocab:
@@ -206,6 +229,10 @@ def neurons(
         picked = [_parse(model, name) for name in ([chosen] if isinstance(chosen, str) else chosen)]
     rng = np.random.default_rng(seed)
     controls = [divmod(int(i), model.config.d_mlp) for i in rng.choice(shares[0].size, CONTROLS, replace=False)]
+    texts = Documents.load(SAMPLE) if corpus is None else corpus
+    contexts = once_a_model(model, ("contexts", picked, texts), lambda: top_contexts(model, picked, texts, CONTEXTS))
+    if contexts is None and corpus is not None:
+        raise InputError("a corpus in which this model reads no token", "expected text, and a model with a tokenizer")
     effect = _effects(model, rows, caches, picked + controls, value)
     first, *other = ("W_gate", "W_in") if model.config.gated else ("W_in",)
     writes = _written(model, picked, top)
@@ -218,6 +245,7 @@ def neurons(
         effect={name: values[:, : len(picked)] for name, values in effect.items()},
         control={name: values[:, len(picked) :] for name, values in effect.items()},
         tokens=tuple(token_labels(model, row) for row in rows), texts=text_names(model, rows),
+        contexts=contexts,
     )  # fmt: skip
 
 

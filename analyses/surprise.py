@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.shared.capabilities import analysis
+from analyses.shared.capabilities import analysis, once_a_model
 from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels
 from analyses.shared.panels import WHOLE, Finding, Headline, Panel, Result, Table, Tokens, TokenStrip
 from analyses.shared.statistics import paired_t_p_value
@@ -160,8 +160,10 @@ def surprise(model: HookedGPT, tokens: TextOrTokens) -> SurpriseResult:
     logits = [wide(model(row)[0]) for row in rows]
     losses = tuple(_losses(x[:-1], row[0, 1:]) for x, row in zip(logits, rows, strict=True))
     best = logits[0][-1].softmax(-1).topk(min(SHOWN, logits[0].shape[-1]))
-    frequencies = None if model.tokenizer is None else _frequencies(model.tokenizer, model.config.d_vocab)
-    guesses = () if frequencies is None else tuple(-frequencies[row[0, 1:].cpu().numpy()] for row in rows)
+    guesses: tuple[np.ndarray, ...] = ()
+    if (tokenizer := model.tokenizer) is not None:
+        counted = once_a_model(model, "frequencies", lambda: _frequencies(tokenizer, model.config.d_vocab))
+        guesses = tuple(-counted[row[0, 1:].cpu().numpy()] for row in rows)
     return SurpriseResult(
         tokens=tuple(token_labels(model, row) for row in rows), names=text_names(model, rows), losses=losses,
         by_frequency=guesses, uniform=float(np.log(logits[0].shape[-1])), following=token_labels(model, best.indices),

@@ -450,7 +450,7 @@ def extreme(frame: pd.DataFrame, column: str, sign: int = 1) -> pd.Series:
     return frame.iloc[int(np.nanargmax(sign * frame[column].to_numpy(dtype=float)))]
 
 
-@analysis(place=80, runs=True)
+@analysis(place=80, runs=True, weights_only=True)
 def weight_statistics(
     model: HookedGPT | HookedEncoderDecoder | HookedEncoder,
     tokens: TextOrTokens | None = None,

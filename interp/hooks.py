@@ -227,12 +227,16 @@ class HookedModule(nn.Module):
 
     @contextmanager
     def hooks(
-        self, fwd_hooks: Iterable[HookSpec] = (), bwd_hooks: Iterable[HookPair] = (), *, reads_only: bool = False
+        self,
+        fwd_hooks: Iterable[HookSpec] | SupportsHooks = (),
+        bwd_hooks: Iterable[HookPair] = (),
+        *,
+        reads_only: bool = False,
     ) -> Iterator[None]:
         """Place hooks for the length of the `with` block; they are removed also when it is left by an exception.
 
         Args:
-            fwd_hooks: pairs (names, fn), or interventions. Names as in `match`.
+            fwd_hooks: pairs (names, fn), interventions, or one intervention (a circuit is one). Names as in `match`.
             bwd_hooks: pairs (names, fn); fn sees the gradient with respect to the tensor at that point.
             reads_only: a promise that no function changes its tensor, which saves a copy for each.
         """
@@ -240,7 +244,7 @@ class HookedModule(nn.Module):
         scope = object()
         _scopes.set((*_scopes.get(), scope))
         try:
-            for spec in fwd_hooks:
+            for spec in [fwd_hooks] if isinstance(fwd_hooks, SupportsHooks) else fwd_hooks:
                 for names, fn in spec.hooks() if isinstance(spec, SupportsHooks) else [spec]:
                     for name in self.match(names):
                         self._place(self.hook_points[name].forward_listeners, _Listener(fn, reads_only, scope), placed)

@@ -24,6 +24,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from analyses.shared.panels import (
     AttentionGrid,
     Bars,
+    CircuitGraph,
     Graph,
     Histogram,
     Lines,
@@ -36,7 +37,8 @@ from analyses.shared.panels import (
     Tokens,
     TokenStrip,
 )
-from reports import graphs, svgs
+from interp.keeping import kept_whole
+from reports import circuits, graphs, svgs
 from reports.page.packing import thumbnails
 from reports.tokens import MINUS, label, printable
 
@@ -94,8 +96,9 @@ def figure(thing: Panel | Result) -> Figure:
 
 
 def svg(panel: Panel | Result) -> bytes:
-    """The figure as SVG; the same panel gives the same bytes. Text stays text."""
-    return _save(panel, "svg")
+    """The figure as SVG; the same panel gives the same bytes, which `interp.keeping.remembered` keeps. Text stays
+    text."""
+    return kept_whole(lambda: ("svg", panel), lambda: _save(panel, "svg"))
 
 
 def png(panel: Panel | Result, dpi: int = 144) -> bytes:
@@ -142,6 +145,8 @@ def height(panel: Panel) -> float:
             return 0.6 + 0.18 * (len(panel.text) // 95 + 1)
         case Graph(places=(_, *_)):
             return graphs.height(panel)
+        case CircuitGraph():
+            return circuits.height(panel)
         case Graph():
             most = max((panel.columns.count(column) for column in set(panel.columns)), default=1)
             return float(np.clip(0.8 + 0.36 * most, 2.2, 9))
@@ -443,6 +448,9 @@ def _(panel: Graph, slot: Figure | SubFigure) -> None:
     axes.set(xlim=(-0.5, max(len(columns), 1) - 0.5), ylim=(-spread - 0.7, spread + 0.7))
     axes.set_axis_off()
     axes.set_title(f"{printable(panel.unit)}; widest line {reach:.3g}", fontsize=8, color=SOFT, loc="right")
+
+
+draw.register(circuits.draw)
 
 
 @draw.register

@@ -19,6 +19,7 @@ from rich.text import Text
 from analyses.shared.panels import (
     AttentionGrid,
     Bars,
+    CircuitGraph,
     Finding,
     Graph,
     Histogram,
@@ -54,10 +55,11 @@ from reports.charts import (
     wrap,
 )
 from reports.tokens import label, printable
+from reports.wires import nearest
 
 WIDTH = 100
 """Columns, where the output is no terminal and COLUMNS does not say."""
-MAX_ROWS, MAX_POSITIONS, MAX_FINDINGS = 20, 60, 8
+MAX_ROWS, MAX_POSITIONS, MAX_FINDINGS, MAX_EDGES = 20, 60, 8, 12
 PICTURE = 12
 """Pixels a side of a small picture of an attention pattern."""
 WIDE = 2
@@ -353,3 +355,22 @@ def _(panel: Graph, width: int) -> list[Text]:
         Column("", [bar(weight, low, high, 20) for *_, weight in shown], right=False),
     ]
     return table(columns, width) + more(len(edges) - len(shown), "edges")
+
+
+@body.register
+def _(panel: CircuitGraph, width: int) -> list[Text]:
+    """The first edges, and how faithful the circuit shown first is."""
+    shown, nodes = slice(MAX_EDGES), names(panel.nodes, 28)
+    columns = [
+        plain("from", [nodes[i] for i in panel.senders[shown]]),
+        plain("to", [nodes[i] for i in panel.receivers[shown]]),
+        plain("input", names(panel.inputs[shown])),
+        numbers(printable(panel.unit), panel.scores[shown]),
+    ]
+    columns += [numbers(name, x[shown]) for name in ("exact", "low", "high", "stability")
+                if np.isfinite(x := getattr(panel, name)[shown]).any()]  # fmt: skip
+    near = nearest(panel.sizes, panel.chosen)
+    known = ", ".join(f"{name} {number(float(values[near]))}" for name, values in panel.measured.items())
+    faithful = f"; faithfulness at {panel.sizes[near]}: {known}" if known else ""
+    told = f"The circuit holds {panel.chosen} of {panel.total} edges{faithful}."
+    return table(columns, width) + more(panel.chosen - MAX_EDGES, "edges in the circuit") + dim(told, width)

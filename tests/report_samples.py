@@ -1,6 +1,7 @@
 """Made-up results for the tests of reports: every kind of panel, ordinary and hostile."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pandas as pd
 from analyses.shared.panels import (
     AttentionGrid,
     Bars,
+    CircuitGraph,
     Finding,
     Graph,
     Histogram,
@@ -95,6 +97,50 @@ def token_grid(tokens: Tokens, seed: int = 2) -> TokenGrid:
     )
 
 
+def circuit_graph(
+    layers: int = 3, heads: int = 4, groups: int = 4, held: int | None = None, chosen: int = 20, seed: int = 4
+) -> CircuitGraph:
+    """Edges of a decoder with heavy-tailed random scores, the largest `held` of them, and curves that rise to one.
+
+    Args:
+        groups: heads that keys and values are shared by, in groups of `heads / groups`; as many as heads: not shared.
+    """
+    rng, shared = np.random.default_rng(seed), groups < heads
+    parts = [("embed", 0), *((f"L{i}H{j}", 2 * i + 1) for i in range(layers) for j in range(heads))]
+    parts += [*((f"mlp {i}", 2 * i + 2) for i in range(layers)), ("logits", 2 * layers + 1)]
+    parts += [(f"L{i}KV{j}", 2 * i + 1) for i in range(layers) for j in range(groups) if shared]
+    nodes, rows = [name for name, _ in parts], [row for _, row in parts]
+    edges = [
+        (a, b, letter)
+        for a in range(len(parts)) for b in range(len(parts)) if rows[a] < rows[b] and "KV" not in nodes[a]
+        for letter in (("k", "v") if "KV" in nodes[b] else ("in",) if "H" not in nodes[b] else "q" if shared else "qkv")
+    ]  # fmt: skip
+    scores = rng.standard_t(2, size=len(edges))
+    best = np.argsort(-np.abs(scores), kind="stable")[:held]
+    n, size = len(best), heads // groups
+    exact = np.where(np.arange(n) < n // 2, scores[best] * rng.normal(1, 0.1, n), np.nan)
+    sizes = np.unique(np.geomspace(1, len(edges), 8).round().astype(int))
+    curve = 1 - np.exp(-3 * sizes / len(edges))
+    serves = tuple((nodes.index(f"L{i}KV{j // size}"), nodes.index(f"L{i}H{j}"))
+                   for i in range(layers) for j in range(heads) if shared)  # fmt: skip
+    return CircuitGraph(
+        key="circuit", title="The circuit", nodes=tuple(nodes), rows=tuple(rows), serves=serves,
+        senders=np.array([edges[i][0] for i in best]), receivers=np.array([edges[i][1] for i in best]),
+        inputs=tuple(edges[i][2] for i in best), scores=scores[best], exact=exact, low=exact - 0.1, high=exact + 0.1,
+        stability=np.round(np.linspace(1, 0, n), 2), chosen=chosen, total=len(edges), unit="logits", sizes=sizes,
+        measured={"held out": 0.9 * curve, "discovery": curve, "random": curve**4},
+        measured_low={"held out": 0.8 * curve}, measured_high={"held out": np.minimum(curve, 1)},
+    )  # fmt: skip
+
+
+def named_circuit(tokens: Sequence[str], odd: bool) -> CircuitGraph:
+    """A circuit two of whose nodes are named as tokens; `odd` makes what was measured NaN and infinite."""
+    graph = circuit_graph(2, 2, 1, chosen=9)
+    names = (*tokens[:1], *graph.nodes[1:-2], *tokens[1:3])
+    strange = np.resize([np.nan, np.inf, -np.inf], len(graph.scores))
+    return replace(graph, nodes=names, **({"exact": strange, "low": strange, "stability": strange} if odd else {}))
+
+
 def panels(tokens: Tokens = WORDS, odd: bool = False) -> tuple[Panel, ...]:
     """One panel of every kind but attention; `odd` puts NaN and infinities among the numbers."""
     rng, n = np.random.default_rng(3), len(tokens)
@@ -129,6 +175,7 @@ def panels(tokens: Tokens = WORDS, odd: bool = False) -> tuple[Panel, ...]:
         Table(key="paths", title="Paths", units={"effect": "logits"},
               frame=pd.DataFrame({"from": ["L0H1", "mlp 0"], "to": ["L1H2", "L1H2"], "effect": [0.25, -0.5]})),
         Note(key="note", title="Limits", text=f"One remark with {tokens[0]}."),
+        named_circuit(tokens, odd),
     )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Ablation: against a loop with plain hooks, on a model made by hand, and what replacement values are made of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from analyses.ablation import ablation
 from analyses.shared import replacements
 from analyses.shared.components import choose
+from analyses.shared.panels import Finding
 from analyses.shared.prompts import Prompt, PromptSet
 from analyses.shared.replacements import Replacements
 from interp.errors import InputError, NotApplicable
@@ -337,6 +340,23 @@ def test_tidy_columns_and_panels():
         "neuron",
         *COLUMNS[4:],
     ]
+
+
+def test_heads_are_told_beside_mlps_whose_effects_are_far_larger() -> None:
+    """Head L1H0 costs 0.2 nats at each of 8 tokens, and MLP 0 five, of either sign: each family has its own null."""
+    made = ablation(MODEL, torch.arange(9)[None], components="heads,mlps")
+    noise = np.array([5.0, -5.0, 5.0, -5.0, 5.0, -5.0, 5.0, -4.0])
+
+    def told(head: int, noisy: int) -> list[Finding]:
+        effects = np.zeros((8, 8, 1))
+        effects[:, head, 0], effects[:, noisy, 0] = 0.2, noise
+        values = made.clean[:, None, None, :] + effects.mean(0)[None, :, :, None]
+        return replace(made, token_effects=effects, values=values).findings()
+
+    (found,) = told(head=3, noisy=6)
+    assert (found.about, found.key) == ("L1H0", "loss-zero-heads")
+    assert found.p == pytest.approx(2 * 2 / 2**8)  # all signs alike, two families
+    assert told(head=3, noisy=4) == []  # the control: within one family chance reaches as far
 
 
 def test_templates_are_clusters_and_generated_prompts_are_the_default(toy_gpt):

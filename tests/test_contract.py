@@ -124,7 +124,7 @@ def test_what_a_shape_lacks_is_said(name: str, toy_tokenizer: Tokenizer) -> None
 def test_the_refusals_of_every_shape_are_these() -> None:
     """What a report leaves out by what a model has; no shape's name is known to it."""
     causal = {
-        "ablation", "activation_patching", "attribution_patching", "continuations",
+        "ablation", "activation_patching", "attribution_patching", "circuits", "continuations",
         "direct_logit_attribution", "head_roles", "logit_lens", "neurons", "next_token", "outer_loop", "path_patching",
         "surprise", "tuned_lens",
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """Static figures: one for every kind of panel, the same bytes every time, nothing that breaks XML or runs."""
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from matplotlib import pyplot
 from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels
 
 from analyses.shared.panels import Bars, Lines, Matrix, Panel
+from interp.keeping import remembered
 from reports import figures
 
 EVERY = (*panels(), attention_grid(2, 3, 10))
@@ -24,6 +26,18 @@ def test_every_panel_is_drawn_the_same_twice(panel):
     assert first == figures.svg(panel)
     assert b"<dc:date" not in first
     assert ET.fromstring(first).tag == f"{SVG}svg"
+
+
+def test_what_was_drawn_is_found_again_by_all_that_it_shows(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda panel, form: drawn.append(panel.key) or panel.key.encode())
+    with remembered(tmp_path):
+        for _ in range(2):
+            assert [figures.svg(panel) for panel in EVERY] == [panel.key.encode() for panel in EVERY]
+    assert drawn == [panel.key for panel in EVERY]
+    with remembered(tmp_path):
+        assert figures.svg(replace(EVERY[0], title="another")) == figures.svg(EVERY[0])
+    assert drawn == [panel.key for panel in (*EVERY, EVERY[0])]
 
 
 def test_another_number_gives_another_figure():

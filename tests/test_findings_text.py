@@ -1,6 +1,7 @@
 """Findings of what a text shows: untrained weights have none, a trained model's are measured again by hand."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ from analyses.ablation import ablation
 from analyses.activation_patching import activation_patching
 from analyses.attribution_patching import attribution_patching
 from analyses.direct_logit_attribution import direct_logit_attribution
+from analyses.head_roles import head_roles
 from analyses.logit_lens import logit_lens
 from analyses.neurons import neurons
 from analyses.next_token import next_token
 from analyses.path_patching import path_patching
 from analyses.shared.claims import largest_p_value, signed
 from analyses.shared.panels import Finding
-from analyses.shared.statistics import sign_flip_p_value
+from analyses.shared.statistics import bootstrap, sign_flip_p_value
 from interp.interventions import ablate_head
 from interp.models.config import GPTConfig
 from interp.models.gpt import HookedGPT
@@ -131,6 +133,34 @@ def test_the_total_effect_and_the_direct_part_are_measured_again(
         final = (written - written.mean()) / cache["ln_final.hook_scale"][0, -1] * tiny.ln_final.gain
         logits = final @ tiny.W_U
         assert direct.value == pytest.approx(float(logits[answer] - logits.mean()), abs=1e-3)
+
+
+def test_what_is_further_away_than_a_uniform_guess_is_not_half_formed(tiny: HookedGPT) -> None:
+    """An early lens may be sure of what is wrong: of 300 nats after the embedding 100 are less than half."""
+    lens = logit_lens(tiny, TEXT)
+    (given,) = [one for one in lens.findings() if one.key == "kl"]
+    kl = lens.kl[0].copy()
+    kl[0], kl[1:4] = 300.0, 100.0
+    (wild,) = [one for one in replace(lens, kl=(kl,)).findings() if one.key == "kl"]
+    with torch.no_grad():
+        chances = tiny(TEXT)[0].double().log_softmax(-1)
+    uniform = float(np.log(chances.shape[1]) + (chances.exp() * chances).sum(-1).mean())
+    assert wild.text.endswith(f"(a uniform guess: {uniform:.1f}).")
+    assert wild.value == given.value <= uniform / 2
+    near = kl / kl[0]  # the control: an embedding that is nearer than a uniform guess sets the measure
+    assert "(after the embedding: 1.0)" in replace(lens, kl=(near,)).findings()[0].text
+
+
+def test_an_interval_of_a_share_ends_at_one(tiny: HookedGPT) -> None:
+    roles = head_roles(tiny)
+    told = {one.key: one for one in roles.findings()}
+    assert all(0 <= one.low <= one.value <= one.high <= 1 for one in told.values())
+    placed = {one.about for key, one in told.items() if key in ("previous-token", "first-token")}
+    assert told["positional"].about not in placed
+    assert "(chance: " in told["induction"].text
+    scores = roles.random.scores[:, roles.random.roles.index("previous_token"), 1, 1]
+    student = bootstrap(scores, chosen_of=16)
+    assert student.high > scores.max()  # the control: Student's ends leave what was seen
 
 
 def test_sentences_read_well(told: list[tuple[str, Finding]]) -> None:

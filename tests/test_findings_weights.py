@@ -87,7 +87,7 @@ def test_each_analysis_alone_keeps_to_its_level():
         for run in runs:
             claims[run.__name__] += any(finding.kind == "effect" for finding in run(model, tokens).findings())
     print({name: f"{count / models:.3f}" for name, count in claims.items()})
-    assert all(count <= 5 for count in claims.values())  # of 60, each asked three times at .01 at most
+    assert all(count <= 5 for count in claims.values())  # of 60; an analysis asks one to three times at .05
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,7 @@ def test_findings_name_the_heads():
     model, _ = induction_model()
     result = head_roles(model)
     texts = {finding.key: finding for finding in result.findings()}
-    assert texts["induction"].text.startswith("1 induction head: L1H0 scores")
+    assert texts["induction"].text.startswith("L1H0 is an induction head: on repeated random tokens it gives ")
     assert texts["induction"].low <= texts["induction"].value <= texts["induction"].high
     assert isinstance(result.panels()[0], Table)
 

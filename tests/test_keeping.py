@@ -1,12 +1,22 @@
 """Pieces of long work: found again by all that they depend on, computed anew when damaged, gone at the end."""
 
+import os
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
+import interp.keeping
+from analyses import embeddings
+from analyses.shared.capabilities import identity
+from analyses.shared.panels import Result, Table
+from interp import HookedGPT
 from interp.errors import InterpError
-from interp.keeping import KEPT, keeping, kept, kept_whole, remembered
+from interp.keeping import digest, keeping, kept, kept_whole, remembered
+from reports.running.discovery import discover
 
 
 def test_pieces_are_found_again_by_their_key(tmp_path: Path) -> None:
@@ -74,12 +84,104 @@ def test_whole_results_are_found_again_only_inside_and_only_unharmed(tmp_path: P
             path.write_bytes(raw)
         np.testing.assert_array_equal(ask("a"), np.arange(3.0))
         assert len(done) == 4
-        for number in range(KEPT + 5):
-            ask(str(number))
-        assert len(list((tmp_path / "cache").iterdir())) == KEPT
 
 
-def test_a_place_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
+def test_the_files_used_longest_ago_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seven numbers, about as long on disk each, three fit; the first was asked for again after the others."""
+
+    def ask(number: int) -> None:
+        kept_whole(lambda: (number,), lambda: done.append(number) or number)
+        for age, path in enumerate(sorted(tmp_path.iterdir(), key=lambda one: one.stat().st_mtime)[::-1]):
+            os.utime(path, (1e9 - age, 1e9 - age))  # as if time had passed
+
+    done: list[int] = []
+    with remembered(tmp_path):
+        for number in (*range(7), 0):
+            ask(number)
+        size = max(path.stat().st_size for path in tmp_path.iterdir())
+        monkeypatch.setattr(interp.keeping, "KEPT", 3 * size)
+    assert len(list(tmp_path.iterdir())) == 3
+    with remembered(tmp_path):
+        for number in (0, 6, 5, 4):
+            ask(number)
+    assert done == [*range(7), 4]
+
+
+def test_keys_tell_every_part_of_every_kind_apart() -> None:
+    keys: list[object] = [
+        1, "1", 1.0, (1,), [1], ((1,), ()), ((), (1,)), ("a", "b"), ("ab", ""), {"a": 1}, ("a", 1), None, np.arange(3),
+        np.arange(3.0), np.arange(3.0)[:, None], np.arange(4.0), torch.zeros(5000), torch.ones(5000),
+        pd.DataFrame({"a": np.arange(500)}), pd.DataFrame({"a": np.arange(500) % 499}),
+    ]  # fmt: skip
+    assert len({digest((key,)) for key in keys}) == len(keys)
+    assert digest((np.arange(3.0), {"a": (1, "x")})) == digest((np.arange(6.0)[::2] / 2, {"a": (1, "x")}))
+
+
+def test_time_spent_on_what_stays_is_counted_once(tmp_path: Path) -> None:
+    now = [0.0]
+
+    def takes(seconds: float) -> float:
+        now[0] += seconds
+        return seconds
+
+    def outer() -> float:
+        return takes(2) + kept_whole(lambda: ("inner",), lambda: takes(3))
+
+    for saved in (5.0, 0.0):  # the second time all is there
+        with remembered(tmp_path, clock=lambda: now[0]) as memory:
+            takes(10)
+            assert kept_whole(lambda: ("outer",), outer) == 5
+        assert memory.saved == saved
+
+
+def shown(result: Result) -> str:
+    return digest(panel.frame.to_csv() if isinstance(panel, Table) else panel for panel in result.panels())
+
+
+def test_what_weights_alone_decide_is_computed_once_and_shown_the_same(toy_gpt: HookedGPT, tmp_path: Path) -> None:
+    chosen = [one for one in discover().values() if one.declared.weights_only]
+    assert "weight_statistics" in [one.name for one in chosen]
+    for one in chosen:
+        fresh = shown(one.function()(toy_gpt, "one text"))
+        with remembered(tmp_path / one.name):
+            first = one.function()(toy_gpt, "another text, longer")
+        files = sorted(path.name for path in (tmp_path / one.name).iterdir())
+        with remembered(tmp_path / one.name):
+            second = one.function()(toy_gpt, "a third")
+        assert first is not second
+        assert [shown(first), shown(second)] == [fresh, fresh], one.name
+        assert files == sorted(path.name for path in (tmp_path / one.name).iterdir()) != []
+    assert shown(embeddings(toy_gpt, "one text")) != shown(embeddings(toy_gpt, "another text"))
+
+
+def test_other_weights_options_or_hooks_are_computed_anew(toy_gpt: HookedGPT, tmp_path: Path) -> None:
+    model, run = deepcopy(toy_gpt), discover()["weight_statistics"].function()
+
+    def files() -> int:
+        return len(list(tmp_path.iterdir()))
+
+    with remembered(tmp_path):
+        before = run(model)
+        assert (files(), identity(model)) == (1, identity(toy_gpt))
+        run(model, window=8)
+        assert files() == 2
+        with torch.no_grad():
+            model.blocks[0].attn.W_O[0, 0, 0] += 1
+        assert identity(model) != identity(toy_gpt)
+        assert shown(run(model)) != shown(before)
+        assert files() == 3
+        model.tokenizer = None
+        with model.hooks([("blocks.0.hook_resid_pre", lambda x, hook: x * 2)]):
+            run(model)
+        assert files() == 3
+        run(model)
+        assert files() == 4
+
+
+def test_what_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with remembered(tmp_path / "file"):
         assert kept_whole(lambda: ("a",), lambda: 5) == 5
+    with remembered(tmp_path / "there"):
+        assert kept_whole(lambda: (lambda: 0,), lambda: 5) == 5
+        assert kept_whole(lambda: ("b",), lambda: lambda: 5)() == 5

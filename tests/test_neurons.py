@@ -10,9 +10,12 @@ from handmade import Space, empty
 from shapes import SHAPES, toy
 
 from analyses.neurons import neurons, output_shares
+from analyses.shared import contexts
 from analyses.shared.panels import Bars, Matrix, Note, Table
 from interp.errors import InputError, NotApplicable
 from interp.processing import process_weights
+from interp.text.documents import Documents
+from reports.page.html import Report, Section, render
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +131,84 @@ def test_top_neurons_have_the_largest_shares(tokens):
     assert set(result.names) == {every[i] for i in np.argsort(-all_shares)[:5]}
 
 
+DOCUMENTS = ("The cat sat on the mat.", "The dog", "A bird sang; the cat, and the dog, heard it.", "Rain fell on it")
+
+
+def slow_contexts(model, places, documents):
+    """Per neuron: (activation, number of the document, position) of the largest of each, and the share of all tokens at
+    which a tenth of the largest is reached; one document and one neuron at a time."""
+    found, shares = [], []
+    for layer, n in places:
+        rows = [model.run_with_cache(text)[1]["post", layer][0, 1:, n].tolist() for text in documents]
+        largest = [max(range(len(row)), key=lambda at, row=row: abs(row[at])) for row in rows]
+        best = sorted(((row[at], text, 1 + at) for text, (row, at) in enumerate(zip(rows, largest, strict=True))),
+                      key=lambda one: -abs(one[0]))  # fmt: skip
+        every = [abs(value) for row in rows for value in row]
+        found.append(best)
+        shares.append(sum(value >= max(every) / 10 for value in every) / len(every))
+    return found, shares
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama", "bidirectional"])
+@pytest.mark.parametrize("at_once", [1, 1 << 24])
+def test_contexts_equal_a_slow_loop(toy_tokenizer, monkeypatch, shape, at_once):
+    monkeypatch.setattr(contexts, "AT_ONCE", at_once)
+    model = toy(shape, tokenizer=toy_tokenizer, d_vocab=300)
+    places = [(1, 3), (0, 7), (1, 11)]
+    found = contexts.top_contexts(model, places, DOCUMENTS, 3)
+    expected, shares = slow_contexts(model, places, DOCUMENTS)
+    np.testing.assert_allclose(found.active, shares, atol=1e-12)
+    assert (found.n_texts, found.n_tokens) == (4, sum(len(model.to_str_tokens(text)) - 1 for text in DOCUMENTS))
+    for top, best in zip(found.top, expected, strict=True):
+        assert [one.activation for one in top] == pytest.approx([value for value, *_ in best[:3]], abs=1e-5)
+        for one, (_, text, at) in zip(top, best, strict=False):
+            labels = model.to_str_tokens(DOCUMENTS[text])
+            assert list(one.tokens) == labels[max(1, at - contexts.BEFORE) : at + contexts.AFTER + 1]
+            assert one.tokens[one.peak] == labels[at]
+    assert [one.activation for one in found.top[0]] != pytest.approx([value for value, *_ in expected[2][:3]], abs=1e-3)
+
+
+def test_contexts_run_no_layer_in_vain_and_no_more_than_enough(toy_gpt, monkeypatch):
+    last, whole = toy_gpt.blocks[1].mlp, type(toy_gpt.blocks[1].mlp).forward
+
+    def forward(self, *inputs, **options):
+        assert self is not last, "a layer ran that no neuron needs"
+        return whole(self, *inputs, **options)
+
+    monkeypatch.setattr(type(last), "forward", forward)
+    book = "The cat sat on the mat. " * 20_000
+    found = contexts.top_contexts(toy_gpt, [(0, 1)], [book, "The dog", "Rain"], 5)
+    assert contexts.FEWEST // 2 < found.n_tokens <= contexts.MOST
+    assert len(found.top[0]) == 5
+    with pytest.raises(AssertionError, match="no neuron needs"):
+        contexts.top_contexts(toy_gpt, [(1, 1)], ["The dog"], 5)
+
+
+def test_a_corpus_is_read_and_its_text_is_never_markup(toy_gpt, tmp_path):
+    (tmp_path / "corpus.txt").write_text("<script>alert(1)</script>\f<b>bold</b>\u202e & more")
+    corpus = Documents.load(tmp_path / "corpus.txt")
+    result = neurons(toy_gpt, "The cat sat", chosen=("L0N1", "L1N2"), corpus=corpus)
+    assert result.contexts.n_texts == 2
+    frame = result.contexts.to_dataframe(result.names)
+    assert frame["neuron"].tolist() == ["L0N1"] * 2 + ["L1N2"] * 2
+    section = Section("neurons", "Neurons", "", result, 0.0)
+    page = render(Report("page", (), (section,), {}))
+    assert "<script>alert" not in page
+    assert "<b>" not in page
+    assert "\u202e" not in page
+    assert neurons(toy_gpt, "The cat sat").contexts.n_texts > 2  # the sample that comes along
+    with pytest.raises(InputError, match="reads no token"):
+        neurons(toy_gpt, "The cat sat", corpus=Documents())
+    assert neurons(make_gpt(d_vocab=60), torch.arange(9)[None]).contexts is None
+
+
 def test_frame_panels_and_findings(toy_gpt, tokens):
     result = neurons(toy_gpt, ["The cat sat on the mat.", "The dog"], count=3)
     frame = result.to_dataframe()
     assert len(frame) == 6
     assert frame.max_activation.ge(frame.mean_activation).all()
-    assert [type(panel) for panel in result.panels()] == [Table, Matrix, Bars, Note]
-    bars = result.panels()[2]
+    assert [type(panel) for panel in result.panels()] == [Table, Table, Matrix, Bars, Note]
+    bars = result.panels()[3]
     assert bars.labels[-1] == "random neurons"
     assert bars.low is not None
     assert result.findings() == []  # two texts prove nothing
@@ -147,7 +221,7 @@ def test_frame_panels_and_findings(toy_gpt, tokens):
     assert 0 < found.low < found.value == pytest.approx(rise[:, 2].mean())
     assert replace(strong, effect=dict.fromkeys(("loss", "kl"), rise - 0.5)).findings() == []  # below the floor
     one = neurons(toy_gpt, "The cat sat", count=3)
-    assert one.panels()[2].low is None
+    assert one.panels()[3].low is None
 
 
 @pytest.mark.parametrize(

@@ -139,11 +139,12 @@ def test_all_senders_together_are_activation_patching_of_the_receiver():
         heard = [sender for sender in senders if target.hears(sender)]
         total = sum(paths.change(sender) for sender in heard)
         (edit,) = paths.edits(total, heard[0], [target])
-        k = MODEL.run_with_cache(CORRUPTED, names="k")[1]["k", 2]
-        np.testing.assert_allclose(edit.value[:, :, 0], k[:, :, 1], **TIGHT)
+        k = MODEL.run_with_cache(CORRUPTED, names="k")[1]["k", 2][:, :, 1]
+        assert list(edit.pos) == [i for i in range(k.shape[1]) if (CLEAN != CORRUPTED)[:, : i + 1].any()]
+        np.testing.assert_allclose(edit.value[:, edit.pos, 0], k[:, edit.pos], **TIGHT)
         missing = total - paths.change(heard[-1])
         (edit,) = paths.edits(missing, heard[0], [target])
-        assert (edit.value[:, :, 0] - k[:, :, 1]).abs().max() > 1e-3
+        assert (edit.value[:, edit.pos, 0] - k[:, edit.pos]).abs().max() > 1e-3
 
 
 def test_equal_texts_at_the_sender_have_no_effect():

@@ -13,12 +13,15 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args,
 from analyses.shared.declared import Declaration
 from interp.errors import InputError, NotApplicable
 from interp.hooks import HookedModule
+from interp.keeping import digest, kept_whole, current_memory
+from interp.loading.digests import parameters_sha256
 from interp.models.config import GPTConfig
 
 KINDS = (HookedModule, GPTConfig, NoneType)
 """What an analysis may be given first."""
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,37 @@ def analysis(**declared: Any) -> Callable[[Callable[Given, Found]], Callable[Giv
                 kind, read = said.read_by(model)
                 if read is not None:
                     _check_read(function, options, kind, read)
+                if said.weights_only:
+                    return once_a_model(model, (name, sorted(options.items())), lambda: function(*args, **options))
             return function(*args, **options)
 
         run.declared = said  # type: ignore[attr-defined]
         return run
 
     return decorate
+
+
+def once_a_model(model: Any, key: object, compute: Callable[[], Kept]) -> Kept:
+    """What depends on a model and this key alone, computed now or in an earlier run (`interp.keeping.remembered`).
+
+    A model that is not as it was built is computed with now.
+    """
+    if current_memory() is None or any(model.changes()):
+        return compute()
+    return kept_whole(lambda: (key, identity(model)), compute)
+
+
+def identity(model: Any) -> object:
+    """All that a model's results depend on: config, weights as they are, tokenizer, place and name."""
+    memory = current_memory()
+    known = {} if memory is None else memory.once
+    now = (model, id(model.tokenizer), *((id(parameter), parameter._version) for parameter in model.parameters()))
+    if now not in known:
+        place = (model.source, str(model.device), str(model.dtype))
+        words = getattr(model.tokenizer, "backend", None)
+        spelt = (words.to_str(), model.tokenizer.bos, sorted(model.tokenizer.ends)) if words else model.tokenizer
+        known[now] = digest((type(model).__name__, model.config, place, parameters_sha256(model), spelt))
+    return known[now]
 
 
 def _check_run(model: HookedModule, name: str, runs: bool) -> None:

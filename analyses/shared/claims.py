@@ -8,7 +8,8 @@ from jaxtyping import Real
 from analyses.shared.statistics import bootstrap, cluster_sums, least_p_value, sign_patterns
 
 SURE = 0.05
-"""Largest chance, the choice paid for, at which an effect is told."""
+"""Chance, the choice among an analysis' candidates paid for, up to which that analysis tells an effect. A page, which
+asks many of them, asks for more (`analyses.shared.findings`)."""
 FLOORS = {"logits": 0.3, "nats": 0.1, "probability": 0.02, "rank": 1.0}
 """Unit -> the least effect on an answer that is told: less is of no consequence, and often rounding."""
 LOSS_FLOOR = 0.01

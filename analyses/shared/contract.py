@@ -15,6 +15,7 @@ import torch
 from analyses.shared.panels import (
     AttentionGrid,
     Bars,
+    CircuitGraph,
     Finding,
     Graph,
     Histogram,
@@ -68,7 +69,7 @@ def check(
 def signature(function: Callable[..., Result]) -> Iterator[str]:
     """What of the signature a command could not be made of."""
     first, second, *options = [*inspect.signature(function).parameters.values(), None, None]
-    if first is None or first.name != "model" or second is None or second.name not in ("tokens", "clean"):
+    if first is None or first.name != "model" or second is None or second.name not in ("tokens", "clean", "prompts"):
         yield "its first parameters are not model and tokens"
         return
     hints = get_type_hints(function, include_extras=True)
@@ -168,9 +169,27 @@ def _fits(panel: Panel) -> bool:
         case Graph():
             ends = [end for start, stop, _ in panel.edges for end in (start, stop)]
             return len(panel.nodes) == len(panel.columns) and all(0 <= end < len(panel.nodes) for end in ends)
+        case CircuitGraph():
+            return _is_circuit(panel)
         case Note():
             return bool(panel.text)
     return False
+
+
+def _is_circuit(panel: CircuitGraph) -> bool:
+    """Whether all numbers of edges and sizes are there, and every edge leads upwards between known nodes."""
+    count, rows = len(panel.senders), np.asarray(panel.rows)
+    of_edges = (panel.receivers, panel.inputs, panel.scores, panel.exact, panel.low, panel.high, panel.stability)
+    curves = (panel.measured, panel.measured_low, panel.measured_high)
+    sized = len(rows) == len(panel.nodes) and all(len(values) == count for values in of_edges)
+    sized &= all(len(values) == len(panel.sizes) for curve in curves for values in curve.values())
+    named = set(panel.measured_low) == set(panel.measured_high) and set(panel.measured_low) <= set(panel.measured)
+    ends = np.array([*panel.senders, *panel.receivers, *(end for pair in panel.serves for end in pair)], dtype=int)
+    counted = count > 0 and 0 <= panel.chosen <= count <= panel.total
+    if not (sized and named and counted and 0 <= ends.min() <= ends.max() < len(rows)):
+        return False
+    rising = (np.diff(panel.sizes) >= 0).all() and (rows[panel.senders] < rows[panel.receivers]).all()
+    return bool(rising) and bool(np.isfinite(panel.scores).all())
 
 
 def _is_pattern(pattern: np.ndarray, tokens: Tokens) -> bool:

@@ -29,6 +29,11 @@ class Declaration:
     """Whether it measures the model's own runs (or weights alone), as hooks and changed parts leave them. Others take
     sums apart, compare with weights or sweep, and are refused then; all are at the final norm, which the lens applies
     itself."""
+    weights_only: bool = False
+    """Whether the result depends on weights, tokenizer and options alone, whatever the text: within
+    `interp.keeping.remembered` it is computed once a model."""
+    saves: bool = False
+    """Whether its result is a file for other programs too (`Result.saved`)."""
     translation: tuple[str, ...] | None = None
     encoder: tuple[str, ...] | None = None
     """Options that it reads for a translation model, for an encoder; None is all of them."""

@@ -1,20 +1,34 @@
-"""Which findings a page may show, and which of them are about the same thing.
+"""Which findings a page may show, and which of them say the same thing.
 
-A finding about an effect has beaten a null within its own analysis. A page holds many analyses, so their chances are
-corrected together here (Benjamini and Hochberg 1995): of the effects shown, at most one in twenty is expected to be
-noise. What an analysis compares with a floor instead of testing passes as it is.
+An effect has beaten a null within its own analysis at the level `SURE`, the choice among that analysis' candidates paid
+for. A page asks many analyses, and hears only of those that found something, so their chances are corrected together
+here (Benjamini and Hochberg 1995), the silent ones counted: of the effects shown, at most one in twenty is expected to
+be noise, and a page about noise shows one in twenty times. What is compared with a floor instead passes as it is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from analyses.shared.claims import SURE
 from analyses.shared.panels import Finding
 from analyses.shared.statistics import q_values
 
-Q_VALUE = 0.05
-"""Share of noise expected at most among the effects that a page shows."""
+ASKED = 24
+"""Tests of a page of several analyses: those that found nothing report no p-value, and count as p = 1."""
+SUBJECTS = {
+    ("attention_patterns", "after-same"): ("head_roles", "induction"),
+    ("attention_patterns", "previous"): ("head_roles", "previous-token"),
+    ("attention_patterns", "same"): ("head_roles", "duplicate-token"),
+    ("attention_patterns", "first"): ("head_roles", "first-token"),
+    ("head_circuits", "copying"): ("head_roles", "copying"),
+    ("logit_lens", "settled"): ("logit_lens", "kl"),
+    ("logit_lens", "probability"): ("logit_lens", "kl"),
+    ("path_patching", "to-logits-heads"): ("attribution_patching", "edges"),
+}
+"""Analysis and key of a finding -> those of the finding whose subject is the same, where they are not the same anyway;
+whichever components the two name."""
 
 Found = tuple[Finding, str]
 """A finding, and the name of the analysis that made it."""
@@ -22,7 +36,7 @@ Found = tuple[Finding, str]
 
 @dataclass(frozen=True)
 class Card:
-    """One subject of the summary: a finding, and what else was found about the same component."""
+    """One subject of the summary: a finding, and what else was found about the same component or subject."""
 
     first: Finding
     analysis: str
@@ -30,33 +44,48 @@ class Card:
 
     @property
     def text(self) -> str:
-        """The sentence; of several findings about one component, their short forms behind its name."""
+        """The sentence; of several findings their short forms behind the name of the first's component, with those of
+        other components behind theirs."""
         if not self.others:
             return self.first.text
-        said = [finding.short or finding.text.rstrip(".") for finding in (self.first, *(f for f, _ in self.others))]
-        return f"{self.first.about}: {'; '.join(dict.fromkeys(said))}."
+        name = self.first.about
+        said = [_short(finding, name) for finding in (self.first, *(f for f, _ in self.others))]
+        return f"{name}: " * bool(name) + f"{'; '.join(dict.fromkeys(said)).removeprefix('is ')}."
+
+
+def _short(finding: Finding, told: str) -> str:
+    """What is said behind the name that was told."""
+    short = finding.short or finding.text.rstrip(".")
+    return short if finding.about in ("", told) or not finding.short else f"{finding.about} {short}"
 
 
 def established(found: Iterable[Found]) -> list[Found]:
-    """What may be shown, the most notable first: effects whose q-value over all is at most `Q_VALUE`, and all else.
+    """What may be shown, the most notable first: effects whose q-value over all tests of a page is at most `SURE`, and
+    all else.
 
     Equal weights stay in the order given.
     """
     found = list(found)
     tested = [i for i, (finding, _) in enumerate(found) if finding.kind == "effect" and finding.p is not None]
-    q = q_values(np.array([found[i][0].p for i in tested], dtype=float))
-    noise = {i for i, value in zip(tested, q, strict=True) if not value <= Q_VALUE}
+    silent = [1.0] * (ASKED - len(tested)) if len({name for _, name in found}) > 1 else []
+    q = q_values(np.array([*(found[i][0].p for i in tested), *silent], dtype=float))[: len(tested)]
+    noise = {i for i, value in zip(tested, q, strict=True) if not value <= SURE}
     return sorted((one for i, one in enumerate(found) if i not in noise), key=lambda one: -one[0].weight)
 
 
 def cards(found: Iterable[Found]) -> list[Card]:
-    """Findings merged by the component they are about, the most notable first."""
-    groups: dict[str, list[Found]] = {}
-    for i, (finding, name) in enumerate(established(found)):
-        groups.setdefault(finding.about or f"#{i}", []).append((finding, name))
-    return [_card(group) for group in groups.values()]
+    """Findings merged by their subject or else by the component they are about, the most notable first."""
+    groups: list[list[Found]] = []
+    for finding, name in established(found):
+        subject = _subject(finding, name)
+        same = [group for group in groups if subject == _subject(*group[0])]
+        same += [group for group in groups if finding.about and finding.about == group[0][0].about]
+        if same:
+            same[0].append((finding, name))
+        else:
+            groups.append([(finding, name)])
+    return [Card(*first, tuple(others)) for first, *others in groups]
 
 
-def _card(group: Sequence[Found]) -> Card:
-    (first, name), *others = group
-    return Card(first, name, tuple(others))
+def _subject(finding: Finding, name: str) -> tuple[str, str]:
+    return SUBJECTS.get((name, finding.key), (name, finding.key))

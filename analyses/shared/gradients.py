@@ -5,7 +5,8 @@ leads from a node to what a receiver reads. The gradient at a receiver's own inp
 the edge. Keys and values that several heads share are one receiver, whose gradient is the sum of theirs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from analyses.shared.components import Component
 from analyses.shared.paths import INPUTS, START, Paths, all_receivers, mlp_reads, receivers_of
-from interp.hooks import HookPoint
+from interp.hooks import HookPair, HookPoint
 from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 
@@ -31,8 +32,9 @@ class Gradients:
         *,
         read: Sequence[int],
         vocab: Sequence[int] | None = None,
+        held: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`start` [batch pos d_model] is put in place of the embeddings.
+        """`start` [batch pos d_model] is put in place of the embeddings, `held` at other hook points.
 
         `metric` maps logits [batch read d_vocab], of the tokens in `vocab` alone where it is given, to [batch]; no
         other logits are computed.
@@ -44,9 +46,11 @@ class Gradients:
         def put(x: Tensor, hook: HookPoint) -> Tensor:
             return start.detach().clone().requires_grad_()
 
+        puts: list[HookPair] = [(START, put)]
+        puts += [(name, lambda x, hook: held[hook.name]) for name in held or {}]  # type: ignore[index]
         cache: dict[str, Tensor] = {}
         keep = ([*streams, *inputs], lambda x, hook: cache.update({hook.name: x}))
-        with torch.enable_grad(), model.hooks([(START, put)]), model.hooks([keep], reads_only=True):
+        with torch.enable_grad(), model.hooks(puts), model.hooks([keep], reads_only=True):
             ends = model.run_to(tokens)[:, list(read)]
             chosen = None if vocab is None else torch.tensor(list(vocab), device=model.device)
             value = metric(wide(model.unembedded(model.ln_final(ends), chosen))).sum()
@@ -91,6 +95,16 @@ class Gradients:
 INSIDE = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "mlp.hook_pre", "mlp.hook_pre_linear")
 
 
+Points = Literal["right", "left", "middle"]
+"""Where gradients are taken along the way from the source (0) to the base (1), cut into equal steps: at each step's end
+(the paper's equation), at its beginning (the code released with it), or half way (the rule with the smallest error)."""
+
+
+def fractions(steps: int, points: Points = "right") -> list[float]:
+    """How far from the source towards the base."""
+    return [(step + {"left": 0.0, "middle": 0.5, "right": 1.0}[points]) / steps for step in range(steps)]
+
+
 @torch.no_grad()
 def scores(
     model: HookedGPT,
@@ -100,24 +114,26 @@ def scores(
     nodes: Sequence[Component],
     *,
     steps: int,
+    points: Points = "right",
+    along: Literal["inputs", "activations"] = "inputs",
     read: Sequence[int],
     vocab: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of nodes [batch node] and of edges [batch node receiver]; NaN where the node writes too late.
 
     The gradient of the metric, a function of logits as in `Gradients`, is averaged over `steps` points between the
-    source's embeddings (left out) and the base's: one step is EAP (Syed et al. 2023), more are EAP-IG (Hanna et al.
-    2024, equation 4).
+    source and the base. Along "inputs" the embeddings are moved: one step is EAP (Syed et al. 2023), more are EAP-IG
+    (Hanna et al. 2024, equation 4). Along "activations" the embeddings, all heads of a layer, or an MLP are moved, one
+    after the other, all before them as in the base, and gradients are averaged over these runs too (the variant of the
+    code released with that paper); it takes 1 + 2 n_layers times as long.
     """
-    base, source = paths.base[START], paths.source[START]
     change = torch.stack([paths.change(node) for node in nodes], dim=1)  # [batch node pos d_model]
     across = change.flatten(2)  # laid out for the products with every layer's gradients
     receivers = all_receivers(model)
     hears = [[one.hears(node) for one in receivers] for node in nodes]
     node_scores, edge_scores = [], []
-    for step in range(1, steps + 1):
-        start = source + step / steps * (base - source)
-        gradients = Gradients(model, tokens, start, metric, read=read, vocab=vocab)
+    for start, held in _moved(model, paths, fractions(steps, points), along):
+        gradients = Gradients(model, tokens, start, metric, read=read, vocab=vocab, held=held)
         outputs = [(change[:, n] * gradients.at_output(node)).sum((-1, -2)) for n, node in enumerate(nodes)]
         node_scores.append(torch.stack(outputs, dim=-1))
         layers = range(model.config.n_layers + 1)
@@ -125,3 +141,16 @@ def scores(
         edge_scores.append(torch.cat([across @ each.mT for each in inputs], -1))
     node, edge = (torch.stack(found).mean(0).double().cpu().numpy() for found in (node_scores, edge_scores))
     return node, np.where(np.array(hears), edge, np.nan)
+
+
+def _moved(
+    model: HookedGPT, paths: Paths, at: Sequence[float], along: Literal["inputs", "activations"]
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """The embeddings, and what else is put in place, of each run whose gradient is taken."""
+    names = [START]
+    if along == "activations":
+        names += [name for name in paths.source if name != START]
+    for name in names:
+        for fraction in at:
+            value = paths.source[name] + fraction * (paths.base[name] - paths.source[name])
+            yield (value, {}) if name == START else (paths.base[START], {name: value})

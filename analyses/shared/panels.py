@@ -156,6 +156,30 @@ class Graph(Panel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CircuitGraph(Panel):
+    """Edges of a model's computational graph, best first, of which a reader takes as many as they like."""
+
+    nodes: tuple[str, ...]  # "embed", "L0H1", "L3KV1" (keys and values that heads share; only receives), "mlp 2"
+    rows: tuple[int, ...]  # [node] height in the drawing: the lowest row holds the sources, the highest the sinks
+    serves: tuple[tuple[int, int], ...] = ()  # (node of shared keys and values, head that reads them)
+    senders: np.ndarray  # [edge] node; the first k edges are the circuit of size k
+    receivers: np.ndarray  # [edge] node
+    inputs: tuple[str, ...]  # [edge] what of the receiver: "q", "k", "v", "in"
+    scores: np.ndarray  # [edge] in the panel's unit
+    exact: np.ndarray  # [edge] the effect as measured; NaN where it was not
+    low: np.ndarray  # [edge] lower end of the measured effect's interval; NaN = none
+    high: np.ndarray  # [edge] upper end
+    stability: np.ndarray  # [edge] share of resamples that find it, 0 to 1; NaN = not measured
+    chosen: int  # size of the circuit shown first
+    total: int  # edges of the whole graph, of which the panel may hold the first only
+    unit: str
+    sizes: np.ndarray  # [size] numbers of edges, rising, at which circuits were measured
+    measured: Mapping[str, np.ndarray]  # "held out", "discovery", "random" -> faithfulness [size], 1 = whole model
+    measured_low: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> [size]
+    measured_high: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> [size]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Note(Panel):
     """A remark in plain words: a limit, a caution, a definition."""
 
@@ -272,6 +296,10 @@ class Result(ABC):
     def findings(self) -> list[Finding]:
         """What is most notable; empty when nothing is."""
         return []
+
+    def saved(self) -> str:
+        """The text of a file that other programs read; empty where there is none."""
+        return ""
 
     def headline(self) -> Headline | None:
         """What a page says first; None but for the analysis whose subject it is."""

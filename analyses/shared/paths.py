@@ -21,6 +21,8 @@ from interp.models.gpt import HookedGPT
 
 START = "blocks.0.hook_resid_pre"
 Input = Literal["q", "k", "v", "in"]
+TOGETHER = 16
+"""Edges into one receiver whose values are computed at once."""
 _RECEIVER = re.compile(r"(?:(L\d+)(H|KV)(\d+))(?:\.([qkv]))?|(mlp \d+)|(logits)")
 
 
@@ -153,6 +155,9 @@ class Paths:
         written = [name for name in model.hook_points if name.endswith(ends) or name == START]
         read = [name for name in model.hook_points if name.endswith(("hook_resid_pre", "hook_resid_mid"))]
         read.append(f"blocks.{model.config.n_layers - 1}.hook_resid_post")
+        same = (base == source).all(0).cumprod(0) if model.config.causal else base.new_zeros(0)
+        self.first = int(same.sum())
+        """The first position at which anything differs."""
         self.base = model.run_with_cache(base, names=[*written, *read])[1]
         self.source = model.run_with_cache(source, names=written)[1]
         self._written: dict[int, Tensor] = {}
@@ -189,17 +194,48 @@ class Paths:
         """Interventions that give receivers what they would read with the sender changed and all else as in `base`."""
         return [self._edit(self._arriving(change, sender, target), target) for target in targets]
 
+    @torch.no_grad()
+    def along(self, edges: Sequence[tuple[Component, Receiver]]) -> list[Replace | Add]:
+        """For each edge what gives its receiver the stream with the sender changed; edges of a receiver run together.
+
+        With `recompute_mlps` only what is between them frozen is meant: use `edits`.
+        """
+        changes = {sender: self.change(sender) for sender in dict.fromkeys(sender for sender, _ in edges)}
+        found: list[Replace | Add | None] = [None] * len(edges)
+        for target in dict.fromkeys(target for _, target in edges):
+            into = [i for i, (_, end) in enumerate(edges) if end == target]
+            for start in range(0, len(into), TOGETHER):
+                some = into[start : start + TOGETHER]
+                together = torch.stack([changes[edges[i][0]] for i in some])
+                for i, edit in zip(some, self._edits(together, target), strict=True):
+                    found[i] = edit
+        return [edit for edit in found if edit is not None]
+
     def _edit(self, change: Tensor, target: Receiver) -> Replace | Add:
+        return self._edits(change[None], target)[0]
+
+    def _edits(self, changes: Float[Tensor, "sender batch pos d_model"], target: Receiver) -> list[Replace | Add]:
+        """One intervention a sender, at the positions that can differ."""
+        length = changes.shape[2]
+        pos = tuple(range(self.first, length)) if self.first else None
         if target.label == "logits":
-            return Add(name=target.site, value=change)
-        stream = self.base[target.site] + change
+            return [Add(name=target.site, value=change, pos=pos) for change in changes]
+        stream = self.base[target.site][:, self.first :] + changes[:, :, self.first :]
         if target.head is None:
-            return Replace(name=f"blocks.{target.layer}.hook_mlp_out", value=mlp_of(self.model, target.layer, stream))
+            values = mlp_of(self.model, target.layer, stream)
+            name = f"blocks.{target.layer}.hook_mlp_out"
+            return [Replace(name=name, value=self._padded(value), pos=pos) for value in values]
         block, letter = self.model.blocks[target.layer], target.input.upper()
         weight, bias = getattr(block.attn, f"W_{letter}"), getattr(block.attn, f"b_{letter}")
-        value = block.ln1(stream) @ weight[target.head] + bias[target.head]
+        values = block.ln1(stream) @ weight[target.head] + bias[target.head]
         name = f"blocks.{target.layer}.attn.hook_{target.input}"
-        return Replace(name=name, head=target.head, value=value[:, :, None])
+        return [
+            Replace(name=name, head=target.head, value=self._padded(value)[:, :, None], pos=pos) for value in values
+        ]
+
+    def _padded(self, value: Float[Tensor, "batch some width"]) -> Float[Tensor, "batch pos width"]:
+        """Rows put before the first position that differs, where nobody reads them."""
+        return torch.nn.functional.pad(value, (0, 0, self.first, 0))
 
     def _arriving(self, change: Tensor, sender: Component, target: Receiver) -> Tensor:
         """The change of the stream where the target reads; larger than the sender's where MLPs between may answer."""

@@ -23,9 +23,8 @@ FEW = 8
 """Below so many texts (or templates) an interval is Student's."""
 FLIPS = 4096
 """Most sign patterns of a test."""
-TOLD = 0.01
-"""Chance, the choice among an analysis' candidates paid for, up to which an effect is told: a page asks about a dozen
-analyses, so that all together speak of noise on one page in ten at most, and mostly less."""
+TOLD = 0.05
+"""The level of `claims.SURE`, for those that import it from here."""
 AT_ONCE = 2048
 """Entries that are tested together: their flipped sums take 64 MB."""
 

@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from interp.errors import InputError, nearest
 from reports.commands import completion
 from reports.commands.errors import guarded
-from reports.commands.options import COMMON, PROMPTS, RAY, RESUME, flag, shared_options
+from reports.commands.options import COMMON, PROMPTS, RAY, RESUME, SAVE, flag, shared_options
 from reports.commands.work import run_command
 from reports.running.discovery import Analysis, Option, discover
 
@@ -119,6 +119,7 @@ def command_of(analysis: Analysis) -> TyperCommand:
 
     own = [parameter(name, option) for name, option in options.items()]
     own += [PROMPTS] if analysis.takes_prompts else []
+    own += [SAVE] if analysis.declared.saves else []
     own += [RAY] if analysis.declared.scales else []
     own += [RESUME] if analysis.declared.sweeps else []
     asked = inspect.Parameter("_context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)

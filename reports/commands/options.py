@@ -69,6 +69,7 @@ PROMPTS = _parameter(
     "<path>",
     "Instead of a text: JSON lines with clean, corrupted, answer, wrong; with neither, prompts are made.",
 )
+SAVE = _parameter("save", Path, "<path>", "Write what was found to this file too, for other programs and for --from.")
 RAY = _parameter("ray", str, "<address>", "Share the texts out on a Ray cluster: local, auto, or host:port.")
 RESUME = _parameter(
     "resume", Path, "<folder>", "Keep what is finished here; the same command goes on with it after a stop."
@@ -96,4 +97,4 @@ def shared_options(
 
 
 def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.strip("_").replace("_", "-")

@@ -1,7 +1,9 @@
 """`interp report`: all analyses on one text, written as one page."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -25,6 +27,11 @@ from reports.commands.options import (
 )
 from reports.commands.output import hint
 from reports.running.discovery import discover, find
+
+if TYPE_CHECKING:
+    from reports.page.html import Section
+    from reports.running.discovery import Analysis
+    from reports.running.expected import Times
 
 EXAMPLE = 'Example: interp report "Mary met John, and John thanked Mary" --out mary.html --open'
 
@@ -67,38 +74,32 @@ def report(
         from interp.keeping import remembered
         from reports.page.html import render
         from reports.running import report as running
+        from reports.running.expected import Times
 
         if chosen is None:
             chosen = [analysis.name for analysis in discover().values() if analysis.in_report]
         for path in running.data_files(chosen, data) if data is not None else ():
             output.check_target(path, force, option="--data")
         loaded = work.load_any_model(model, device, dtype)
-        total, done = len(chosen) + 1, 0
-        broken: list[str] = []
-
-        def after(section: Any) -> None:
-            nonlocal done
-            done += 1
-            failed = ""
-            if isinstance(section.result, running.Failed):
-                failed = "  (failed: see the page)" if section.result.traceback else "  (not run: see the page)"
-                broken.extend([section.name.replace("_", "-")] if section.result.traceback else [])
-                if debug and section.result.traceback:
-                    output.say(section.result.traceback)
-            hint(quiet, f"{section.name.replace('_', '-'):<24}{section.seconds:6.1f} s{failed}")
-
-        with remembered():
+        text = work.as_tokens(rows, loaded) if rows is not None else given if len(given) > 1 else given[0]
+        lengths = [len(labels) for labels in running.labels_of(loaded, text, longer=False)]
+        with remembered() as memory:
+            told = _Told(step, quiet, debug, Times.of(memory, loaded, lengths, chosen))
+            said = told.times.said(loaded)
+            hint(quiet or not said, said)
             made = running.report(
                 loaded,
-                work.as_tokens(rows, loaded) if rows is not None else given if len(given) > 1 else given[0],
-                analyses=chosen,
+                text,
+                analyses=None if analyses is None else chosen,
                 seed=seed,
                 command=work.command_line(),
-                before=lambda analysis: step(analysis.title.lower(), done, total),
-                after=after,
+                before=told.before,
+                after=told.after,
             )
-        step("writing the page", total - 1, total)
-        page = render(made)
+            step("writing the page", len(chosen), len(chosen) + 1)
+            page = render(made)
+            told.times.lap()
+            told.times.keep()
     output.write_text(target, page)
     if data is not None:
         running.write_data(made, data)
@@ -106,12 +107,43 @@ def report(
     more = f", {len(left[0])} left out (the page says why)" if left else ""
     hint(quiet, f"{len(made.sections) - len(left)} analyses{more}, {len(page.encode()) / 1e6:.1f} MB")
     output.told(target, open)
-    if broken:
+    if told.broken:
         raise ReportIncomplete(
-            f"the page was written, but {', '.join(broken)} failed unexpectedly",
+            f"the page was written, but {', '.join(told.broken)} failed unexpectedly",
             "this is a bug in interp, or in the model's numbers; the page says what happened",
             "run it again with --debug for the traceback, and report it",
         )
+
+
+@dataclass
+class _Told:
+    """What is said while a report runs: a bar, and a line for each section."""
+
+    step: Callable[[str, int, int], None]
+    quiet: bool
+    debug: bool
+    times: "Times"
+    broken: list[str] = field(default_factory=list)
+    """Commands of the analyses that failed unexpectedly."""
+    done: int = 0
+
+    def before(self, analysis: "Analysis") -> None:
+        self.times.lap()
+        self.step(analysis.title.lower(), self.done, len(self.times.asked) + 1)
+
+    def after(self, section: "Section") -> None:
+        from reports.running.report import Failed
+
+        self.times.lap(section.name)
+        self.done += 1
+        name, failed = section.name.replace("_", "-"), ""
+        if isinstance(section.result, Failed):
+            unexpected = bool(section.result.traceback)
+            failed = "  (failed: see the page)" if unexpected else "  (not run: see the page)"
+            self.broken += [name] * unexpected
+            if self.debug and unexpected:
+                output.say(section.result.traceback)
+        hint(self.quiet, f"{name:<24}{section.seconds:6.1f} s{failed}")
 
 
 def _chosen(names: str) -> list[str]:

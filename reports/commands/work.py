@@ -132,6 +132,7 @@ def run_command(
     prompts: Path | None = None,
     ray: str | None = None,
     resume: Path | None = None,
+    save: Path | None = None,
 ) -> None:
     """One analysis on the texts, to stdout or a file."""
     form = format or format_of(out, open)
@@ -142,8 +143,9 @@ def run_command(
         out = out or Path(f"interp-{analysis.command}.html")
     elif open:
         raise InputError(f"--open with --format {form}", "expected --format html, the one that a browser shows")
-    if out is not None:
-        check_target(out, force)
+    for target in (out, save):
+        if target is not None:
+            check_target(target, force)
     check_values(options)
     if ray is not None and resume is not None:
         raise InputError("both --ray and --resume", "expected one of the two: workers keep nothing on disk")
@@ -170,6 +172,9 @@ def run_command(
             from reports.page.html import render
 
             page = render(page_of(section, loaded, analysis, asked, command_line()))
+    if save is not None:
+        write_text(save, section.result.saved() + "\n")
+        told(save, False)
     if form == "table" and out is None:
         from reports.terminal import show
 

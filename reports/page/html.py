@@ -19,15 +19,17 @@ from markupsafe import Markup
 from analyses.shared.findings import established
 from analyses.shared.panels import Panel, Result, Tokens, on_common_scales
 from reports.numbers import SHADES
-from reports.page import heads, viewers  # noqa: F401  (registers its views)
+from reports.page import circuits, heads, viewers  # noqa: F401  (they register their views)
 from reports.page.overview import first_screen
 from reports.page.views import View, prose, view
 from reports.running import record
 from reports.tokens import markup, printable
 
 HERE = Path(__file__).parent
-STYLES = ("page.css", "viewers.css")
-SCRIPTS = ("page.js", "heads.js", "table.js", "lens.js", "attention.js")
+STYLES = ("page.css", "viewers.css", "circuit.css")
+SCRIPTS = ("page.js", "heads.js", "table.js", "lens.js", "circuit.js", "attention.js")
+OWN = {"circuit"}
+"""Kinds of panel whose style and script a page holds only where it has such a panel."""
 CARDS = 5
 """Findings shown as cards; the others are a list."""
 FOLDED = "The model itself"
@@ -82,7 +84,9 @@ def render(report: Report) -> str:
     shown = [(section, on_common_scales(section.result.panels())) for section in report.sections]
     parts = [_part(section, panels) for section, panels in shown]
     shades = "".join(f".q{step}{{--q:{100 * step // SHADES}%}}" for step in range(1, SHADES + 1))
-    style, script = _static(STYLES) + shades, _static(SCRIPTS)
+    left_out = OWN - {view.kind for part in parts for group in part.groups for view in group}
+    style, script = (_static(tuple(n for n in names if Path(n).stem not in left_out)) for names in (STYLES, SCRIPTS))
+    style += shades
     policy = (
         "default-src 'none'; img-src data:; "
         f"style-src '{_sha256(style)}'; script-src '{_sha256(script)}'; base-uri 'none'; form-action 'none'"

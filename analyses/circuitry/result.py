@@ -1,0 +1,371 @@
+"""What the search for a circuit found, and what speaks for and against it: tables, curves, the drawing, findings."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from analyses.circuitry.circuit import Circuit
+from analyses.circuitry.faithfulness import Curve, area, faithfulness, interval
+from analyses.circuitry.search import Order
+from analyses.circuitry.stability import Stability
+from analyses.shared.claims import FLOORS
+from analyses.shared.clean_corrupted import Measure, Pairs
+from analyses.shared.panels import CircuitGraph, Finding, Lines, Note, Panel, Result, Table, Tokens
+from analyses.shared.statistics import independent, sign_flip_p_value
+
+SHOWN = 3000
+"""Most edges in the drawing and the table."""
+STABLE = 0.8
+"""Share of its edges that must come back for a circuit to be called stable."""
+COLUMNS = ["sender", "receiver", "input", "score", "exact", "low", "high", "stability"]
+TEST = "held out"
+CURVES = {
+    "performance": "by score", "imitation": "by size of score", "magnitude": "by change of the sender",
+    "random": "random circuits",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CircuitsResult(Result):
+    """A circuit, every edge's numbers, and how far both can be trusted."""
+
+    circuit: Circuit
+    order: Order
+    """Edges (or nodes), best first; the circuit is the first `size` of them, unless it was pruned or given."""
+    size: int
+    method: str
+    pairs: Pairs
+    measure: Measure
+    discovery: Int[np.ndarray, " chosen"]
+    """Texts that the circuit was found on."""
+    held_out: Int[np.ndarray, " others"]
+    """Texts that it is measured on; the same where there are too few to set any apart."""
+    none: Float[np.ndarray, " text"]
+    """The metric with every edge ablated."""
+    own: Float[np.ndarray, " text"]
+    """The metric of the circuit."""
+    sizes: Int[np.ndarray, " size"]
+    curves: Mapping[str, Curve]
+    """By the names of CURVES."""
+    controls: Float[np.ndarray, "control text"]
+    """The metric of random circuits of the circuit's size, and of the one by change of the sender."""
+    stability: Stability | None
+    agreement: pd.DataFrame
+    """How estimates of edges drawn at random, and of the largest, go with exact effects."""
+    lost: tuple[np.ndarray, np.ndarray]
+    """[draw text] the metric of the circuit, and of the model, without the same half of the circuit."""
+    minimal: Float[np.ndarray, "edge text"] | None
+    """The metric of the circuit without each of its edges; None of a large one."""
+    gap: float
+    """Completeness gap of the estimates: their sum over the embedding's edges less the whole effect, as a share."""
+    answers: Tokens
+    wrongs: Tokens
+    remarks: tuple[str, ...]
+    seed: int
+
+    @property
+    def whole(self) -> np.ndarray:
+        """[text] the metric of the whole model."""
+        return self.measure.clean
+
+    @property
+    def effect(self) -> float:
+        """What ablating everything takes from the metric, mean over texts."""
+        return float((self.whole - self.none).mean())
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it is measured on texts that it was not found on."""
+        return not np.array_equal(self.discovery, self.held_out)
+
+    def faithful(self, texts: np.ndarray) -> tuple[float, float, float]:
+        """The circuit's faithfulness on some texts, and the ends of its interval (NaN of too few)."""
+        value = float(faithfulness(self.own[texts], self.none[texts], self.whole[texts]))
+        ends = self._interval(lambda weights: faithfulness(self.own, self.none, self.whole, weights), texts)
+        return value, float(ends[0]), float(ends[1])
+
+    def _interval(self, statistic: Callable[[np.ndarray], np.ndarray], texts: np.ndarray) -> tuple[Any, Any]:
+        """The ends of an interval over texts; NaN of too few."""
+        return interval(statistic, texts, len(self.own), self.pairs.clusters, self.seed) or (np.nan, np.nan)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row an edge, the best first: sender, receiver, input, score, exact with its interval, stability."""
+        senders, receivers, inputs = self.circuit.wiring.labels()
+        nan = np.full(len(senders), np.nan)
+        known = {name: self.circuit.measures.get(name, nan) for name in COLUMNS[4:]}
+        frame = pd.DataFrame(
+            {"sender": senders, "receiver": receivers, "input": inputs, "score": self.circuit.scores} | known
+        )
+        return frame.iloc[self._edges()].reset_index(drop=True)[COLUMNS]
+
+    def _edges(self) -> Order:
+        """Edges in the order in which they are told: the circuit's first."""
+        if self.circuit.level == "edge" and self.size:
+            return self.order
+        rank = np.argsort(-np.abs(np.nan_to_num(self.circuit.scores)), kind="stable")
+        return rank[np.argsort(~self.circuit.chosen[rank], kind="stable")]
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes, faithfulness and its controls, areas, stability."""
+        value, low, high = self.faithful(self.held_out)
+        return {
+            "edges": self.circuit.size, "of": len(self.circuit.wiring),
+            "after_pruning": int(self.circuit.wiring.pruned(self.circuit.chosen).sum()),
+            "faithfulness": value, "faithfulness_low": low, "faithfulness_high": high,
+            "random": float(np.nanmean(self._of_controls()[:-1])) if len(self.controls) > 1 else None,
+            "stability": None if self.stability is None else self.stability.kept,
+            "total_effect": self.effect, "texts": len(self.whole), "held_out": len(self.held_out),
+            "completeness_gap": self.gap,
+        }  # fmt: skip
+
+    def saved(self) -> str:
+        """The circuit in the layout of the MIB benchmark."""
+        return self.circuit.to_json()
+
+    def _of_controls(self) -> np.ndarray:
+        texts = self.held_out
+        return np.asarray(faithfulness(self.controls[:, texts], self.none[texts], self.whole[texts]))
+
+    def areas(self) -> pd.DataFrame:
+        """CPR (under the curve) and CMD (between the curve and 1) of each order, on the texts held out."""
+        rows = []
+        shares = self.sizes / self.items
+        for name, curve in self.curves.items():
+            point = curve.measured(self.none, self.whole, self.held_out)
+            row: dict[str, object] = {"edges taken": CURVES[name]}
+            for what, of in (("CPR", np.asarray), ("CMD", _apart)):
+                row[what] = float(area(shares, of(point)))
+                low, high = self._interval(
+                    lambda weights, curve=curve, of=of: area(  # type: ignore[misc]
+                        shares, of(faithfulness(curve.values, self.none, self.whole, weights).mean(0))
+                    ),
+                    self.held_out,
+                )  # fmt: skip
+                row |= {f"{what} low": float(low), f"{what} high": float(high)}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    @property
+    def items(self) -> int:
+        """Edges, or nodes, of the whole graph."""
+        return len(self.circuit.wiring) if self.circuit.level == "edge" else len(self.circuit.wiring.nodes) - 1
+
+    def panels(self) -> list[Panel]:
+        graph = [self._graph()] if self.circuit.level == "edge" else []
+        lines = [self._lines(), self._areas()] if self.curves else []
+        stable = [self._stability()] if self.stability is not None else []
+        agree = [self._agreement()] if len(self.agreement) else []
+        return [*graph, *lines, *stable, self._doubts(), *agree, self._table(), *self._notes()]
+
+    def _graph(self) -> CircuitGraph:
+        wiring, order = self.circuit.wiring, self._edges()[:SHOWN]
+        senders, receivers, inputs = wiring.labels()
+        heights = {node.label: _height(node.kind, node.layer) for node in wiring.nodes}
+        for receiver in wiring.receivers:
+            heights.setdefault(receiver.label.partition(".")[0], 2 * receiver.layer + 1)
+        names = sorted(heights, key=lambda name: heights[name])
+        number = {name: place for place, name in enumerate(names)}
+        group = wiring.config.n_heads // wiring.config.n_kv_heads
+        serves = [
+            (number[f"L{node.layer}KV{(node.index or 0) // group}"], number[node.label])
+            for node in wiring.nodes if node.kind == "head" and group > 1
+        ]  # fmt: skip
+        measures = {name: self._measure(name)[order] for name in COLUMNS[4:]}
+        measured, low, high = {}, {}, {}
+        _, taken = np.unique(np.where(self.sizes > 0, self.sizes, -1), return_index=True)
+        taken = taken[self.sizes[taken] > 0]
+        for name, curve, texts in self._shown_curves():
+            measured[name] = curve.measured(self.none, self.whole, texts)[taken]
+            ends = curve.ends(self.none, self.whole, texts, self.pairs.clusters, self.seed)
+            if ends is not None:
+                low[name], high[name] = ends[0][taken], ends[1][taken]
+        return CircuitGraph(
+            "circuit", "The circuit", self._caption(), nodes=tuple(names), rows=tuple(heights[name] for name in names),
+            serves=tuple(serves), senders=np.array([number[senders[e]] for e in order]),
+            receivers=np.array([number[receivers[e]] for e in order]), inputs=tuple(inputs[e] for e in order),
+            scores=np.nan_to_num(self.circuit.scores[order]), **measures, chosen=self.circuit.size, total=len(wiring),
+            unit=self.measure.unit, sizes=self.sizes[taken], measured=measured, measured_low=low, measured_high=high,
+        )  # fmt: skip
+
+    def _measure(self, name: str) -> np.ndarray:
+        return np.asarray(self.circuit.measures.get(name, np.full(len(self.circuit.wiring), np.nan)))
+
+    def _caption(self) -> str:
+        return (
+            f"Each edge: what the {self.measure.title} loses when it alone carries the "
+            f"corrupted value, of {self.effect:+.3g} {self.measure.unit} in all; {self._said_method()}. "
+            f"{self.pairs.said()}"
+        )
+
+    def _said_method(self) -> str:
+        return {"exact": "measured exactly", "eap": "estimated by EAP", "eap-ig": "estimated by EAP-IG"}.get(
+            self.method, f"scores {self.method}"
+        )
+
+    def _shown_curves(self) -> list[tuple[str, Curve, np.ndarray]]:
+        shown = [(TEST if self.unseen else "all texts", self.curves.get("performance"), self.held_out)]
+        shown += [("discovery", self.curves.get("performance"), self.discovery)] if self.unseen else []
+        shown += [(name, self.curves.get(name), self.held_out) for name in ("magnitude", "random")]
+        return [(name, curve, texts) for name, curve, texts in shown if curve is not None]
+
+    def _lines(self) -> Lines:
+        series, low, high = {}, {}, {}
+        for name, curve, texts in self._shown_curves():
+            said = CURVES.get(name, f"by score, {name}")
+            series[said] = curve.measured(self.none, self.whole, texts)
+            ends = curve.ends(self.none, self.whole, texts, self.pairs.clusters, self.seed)
+            if ends is not None:
+                low[said], high[said] = ends
+        return Lines(
+            "faithfulness", "How much of the effect circuits of each size keep", f"1: as the whole model; 0: as with "
+            f"every edge ablated. Random circuits: the mean of {len(self.curves['random'].values)} that grow from the "
+            "logits down.", x=100 * self.sizes / self.items, series=series, low=low, high=high, log_x=True,
+            x_axis=f"share of all {self.circuit.level}s (%)", y_axis="faithfulness",
+        )  # fmt: skip
+
+    def _areas(self) -> Table:
+        return Table(
+            "areas", "Areas: performance and imitation", "On the texts held out. CPR: area under faithfulness over the "
+            "share of edges, higher is better; CMD: area between faithfulness and 1, lower is better; both as in MIB, "
+            "by the trapezoid rule over its ten sizes. 95 % intervals over prompts.", frame=self.areas(),
+        )  # fmt: skip
+
+    def _stability(self) -> Table:
+        assert self.stability is not None
+        return Table(
+            "stability", "Is the same circuit found again?", "kept: share of the circuit's edges that the search finds "
+            "again, mean of the circuits compared; least: of the one that shares fewest; overlap: edges in both over "
+            "edges in either; by chance: kept by a circuit of the same size drawn at random.",
+            frame=self.stability.table,
+        )  # fmt: skip
+
+    def _doubts(self) -> Table:
+        texts, rows = self.held_out, list[dict[str, object]]()
+        value, low, high = self.faithful(texts)
+
+        def of(values: np.ndarray) -> np.ndarray:
+            return np.atleast_1d(faithfulness(values[..., texts], self.none[texts], self.whole[texts]))
+
+        def row(what: str, number: float, low: float = np.nan, high: float = np.nan) -> None:
+            rows.append({"what": what, "value": number, "low": low, "high": high})
+
+        row(f"faithfulness, {TEST if self.unseen else 'all texts'}", value, low, high)
+        if self.unseen:
+            row("faithfulness, discovery", *self.faithful(self.discovery))
+        if len(self.controls):
+            controls = of(self.controls)
+            row(f"{len(controls) - 1} random circuits of this size", float(controls[:-1].mean()), controls[:-1].min(),
+                controls[:-1].max())  # fmt: skip
+            row("as many edges by change of the sender", float(controls[-1]))
+        if len(self.lost[0]):
+            inside, outside = of(self.lost[0]), of(self.lost[1])
+            row("without half of its edges: the circuit", float(inside.mean()), inside.min(), inside.max())
+            row("without half of its edges: the model", float(outside.mean()), outside.min(), outside.max())
+        if self.minimal is not None and len(self.minimal):
+            change = value - of(self.minimal)
+            row("edges without which it loses less than 1 %", float((np.abs(change) < 0.01).sum()))
+        return Table(
+            "doubts", "What speaks for and against it", "Faithfulness with its 95 % interval over prompts; of several "
+            "circuits the mean, the least and the largest. A complete circuit and the model lose alike without the "
+            "same half of its edges (Wang et al. 2022); a minimal one has no edge that it does as well without.",
+            frame=pd.DataFrame(rows),
+        )  # fmt: skip
+
+    def _agreement(self) -> Table:
+        return Table(
+            "agreement", "Estimates beside exact effects", "Of edges drawn at random and of those with the largest "
+            "estimates: correlation, and the edges where they differ most.", frame=self.agreement,
+        )  # fmt: skip
+
+    def _table(self) -> Table:
+        frame = self.to_dataframe()
+        cut = f" The first {SHOWN:,} of {len(frame):,}." if len(frame) > SHOWN else ""
+        unit = dict.fromkeys(("score", "exact", "low", "high"), self.measure.unit)
+        return Table(
+            "edges", "Every edge, the circuit's first", f"score: {self._said_method()}; exact: the true effect of the "
+            f"edge alone, with its 95 % interval over prompts; stability: share of resamples that find it.{cut}",
+            frame=frame.head(SHOWN), units=unit, diverging=frozenset({"score", "exact"}),
+        )  # fmt: skip
+
+    def _notes(self) -> list[Note]:
+        facts = self.circuit.facts
+        said = [
+            f"{len(self.discovery)} prompts to find the circuit"
+            + (f", {len(self.held_out)} others to measure it." if self.unseen else ", the same to measure it."),
+            f"Everything outside a circuit is held at its {facts.get('ablation')} value.",
+            *self.remarks,
+        ]
+        return [
+            self.pairs.choices(self.measure, self.answers, self.wrongs),
+            Note("methods", "How it was done", text=" ".join(said)),
+        ]
+
+    # What is said first.
+
+    def findings(self) -> list[Finding]:
+        floor = FLOORS.get(self.measure.unit, 1e-6)
+        if not abs(self.effect) >= floor:
+            text = f"Ablating everything changes the {self.measure.title} by {self.effect:+.2g} {self.measure.unit}, " \
+                f"below the floor of {floor:g}: there is no circuit to find here."  # fmt: skip
+            return [Finding(text, "doubts", 0.5, abs(self.effect), self.measure.unit, kind="negative")]
+        return [*self._unstable(), *self._faithful()]
+
+    def _unstable(self) -> list[Finding]:
+        if self.stability is None or not self.circuit.size:
+            return []
+        kept, chance = self.stability.kept, float(self.stability.table["by chance"].iloc[0])
+        if kept >= STABLE:
+            return []
+        text = (
+            f"Not stable: of the circuit's {self._what()} {kept:.0%} are found again when the prompts are drawn again "
+            f"(by chance {chance:.1%}). Read single edges with their own share."
+        )
+        return [Finding(text, "stability", 0.9, kept, "share of edges", kind="warning")]
+
+    def _what(self) -> str:
+        return f"{self.circuit.size:,} of {len(self.circuit.wiring):,} edges"
+
+    def _faithful(self) -> list[Finding]:
+        value, low, high = self.faithful(self.held_out)
+        if not len(self.controls) or not self.circuit.size:
+            return []
+        controls, texts = self._of_controls(), self.held_out
+        best = int(np.nanargmax(controls))
+        within = "" if np.isnan(low) else f" ({low:.0%} to {high:.0%})"
+        on = f"{len(texts)} prompts held out" if self.unseen else f"the {len(texts)} prompts that it was found on"
+        text = (
+            f"{self._what()} ({self.circuit.size / len(self.circuit.wiring):.1%}) keep {value:.0%}{within} of the "
+            f"{self.effect:+.2f} {self.measure.unit} on {on}; the best of {len(controls)} controls of the same size "
+            f"keeps {controls[best]:.0%}"
+        )
+        n = independent(len(texts), _of(self.pairs.clusters, texts))[0]
+        better = np.sign(self.effect) * (self.own[texts] - self.controls[best][texts])
+        p = float(sign_flip_p_value(better, clusters=_of(self.pairs.clusters, texts), seed=self.seed))
+        beats = better.mean() > 0 and n >= 2 and self.unseen
+        kind: Literal["effect", "size"] = "effect" if beats else "size"
+        null = f"flipped signs of {n} differences to the best of {len(controls)} circuits of the same size"
+        tested = f"; p = {p:.2g}" if beats else ""
+        return [
+            Finding(
+                f"{text}{tested}.", "faithfulness" if self.curves else "doubts", 0.8, value, "faithfulness",
+                None if np.isnan(low) else low, None if np.isnan(high) else high, kind=kind,
+                null=null if beats else "", p=p if beats else None,
+            )
+        ]  # fmt: skip
+
+
+def _of(clusters: Sequence[str] | None, texts: np.ndarray) -> list[str] | None:
+    return None if clusters is None else [clusters[text] for text in texts]
+
+
+def _apart(curve: np.ndarray) -> np.ndarray:
+    """How far from 1."""
+    return np.asarray(np.abs(1 - curve))
+
+
+def _height(kind: str, layer: int | None) -> int:
+    return 0 if layer is None else 2 * layer + 1 + (kind == "mlp")
