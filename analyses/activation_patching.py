@@ -46,8 +46,8 @@ from analyses.shared.components import layer_numbers
 from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
-from analyses.shared.panels import Finding, Matrix, Panel, Result, Tokens
-from analyses.shared.patching_result import Patching
+from analyses.shared.panels import Finding, Panel, Result, Tokens
+from analyses.shared.patching_result import Effects, Patching
 from analyses.shared.prompts import TextsOrPrompts
 from analyses.shared.stacks import Model, attentions
 from analyses.shared.statistics import q_values
@@ -216,9 +216,9 @@ class ActivationPatchingResult(Result):
         tokens = frozenset({"position"}) if isinstance(first.labels, Tokens) else frozenset[str]()
         tests = int(frame["p"].notna().sum()) if "p" in frame else 0
         return [
+            *self.towards(first).pair,
             *map(self._matrix, self.patched),
             self.towards(first).largest_first(shown, "places", tokens),
-            self.pairs.choices(self.measure, self.answers, self.wrongs),
             *self.towards(first).said_methods(tests, max(map(self._places, self.patched))),
         ]
 
@@ -226,7 +226,7 @@ class ActivationPatchingResult(Result):
         """How many places can have an effect: not those before the first token that differs."""
         return max(1, int((self.effects(patched) != 0).any(0).sum()))
 
-    def _matrix(self, patched: Patched) -> Matrix:
+    def _matrix(self, patched: Patched) -> Effects:
         effects, axis, layers, of = (
             self.effects(patched),
             patched.head_axis,
@@ -243,10 +243,11 @@ class ActivationPatchingResult(Result):
         rows = {axis: names} if len(patched.axes) == 3 else {"layer": layers}
         columns = {"position": type(patched.named)(patched.named[skip:])} if by_pos else {axis: heads}
         flat = effects.reshape(len(effects), len(next(iter(rows.values()))), -1)[:, :, skip:]
-        return Axes.of(of.spread(flat), **rows, **columns).matrix(
+        matrix = Axes.of(of.spread(flat), **rows, **columns).matrix(
             _key(patched), _title(patched), of.caption("when this is copied") + left_out, unit=self.measure.unit,
-            diverging=True, image=flat[0].size > 4000, family=patched.direction, floor=of.floor if of.weak else 0.0,
+            diverging=True, image=flat[0].size > 4000,
         )  # fmt: skip
+        return of.effects_of(matrix, "" if by_pos else patched.place.short + patched.site)
 
     def summary(self) -> pd.DataFrame:
         """One row per place: mean effect over texts, share of the whole gap; with several texts interval, p and q.

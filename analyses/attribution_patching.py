@@ -26,7 +26,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analyses.shared.axes import Axes, related
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
 from analyses.shared.claims import signed
 from analyses.shared.clean_corrupted import Direction, PatchingMetric, measure, resolve_pairs
@@ -35,7 +35,7 @@ from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.gradients import scores
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
-from analyses.shared.panels import Finding, Panel, Table
+from analyses.shared.panels import Finding, Matrix, Panel, Table
 from analyses.shared.patching_result import PatchingResult, depth_of, layered_graph
 from analyses.shared.paths import Paths, Receiver, all_receivers
 from analyses.shared.prompts import TextsOrPrompts
@@ -117,21 +117,21 @@ class AttributionPatchingResult(PatchingResult):
         panels: list[Panel] = []
         for m, method in enumerate(self.methods):
             title = f"Estimated effect of patching {{}}, {METHODS[method]}"
-            panels += component_panels(
+            made = component_panels(
                 f"{method}-nodes", title, self.nodes, self.spread(self.node_scores[m]), caption=self._caption(),
                 unit=self.measure.unit,
             )  # fmt: skip
+            panels += [self.effects_of(one, "z", estimated=True) if isinstance(one, Matrix) else one for one in made]
         reliability = Table(
             "reliability", "How far the estimates can be trusted",
             "Estimates against true patches of the same nodes or edges. random: drawn regardless of the score, the "
-            "fair figure; largest: the top of the list. slope: true over estimated size, 1 where sizes are right.",
+            "fair figure; largest: the top of the list. slope: true over estimated size, 1 where sizes are right."
+            + f" EAP-IG averages {self.steps} gradients." * ("eap-ig" in self.methods),
             frame=self.reliability(),
         )  # fmt: skip
-        steps = [f"EAP-IG averages {self.steps} gradients."] if "eap-ig" in self.methods else []
         more = "q is that of the estimates, nodes and edges each corrected among themselves."
         return [
-            *related(panels, "nodes", self.floor if self.weak else 0.0), reliability, *self._graph(),
-            self._node_table(), self._edge_table(), self.choices(steps),
+            *self.pair, *panels, reliability, *self._graph(), self._node_table(), self._edge_table(),
             *self.said_methods(tests=self._edges, chosen_of=self._edges, more=more),
         ]  # fmt: skip
 

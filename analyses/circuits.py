@@ -14,43 +14,33 @@ What the numbers do not show: what an edge says, nor that another circuit would 
 show what this template asks for. Estimates beside exact effects say where first order fails.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
-from scipy import stats
 
+from analyses.circuitry.bench import Bench, Scores
 from analyses.circuitry.circuit import Circuit, CircuitFile
-from analyses.circuitry.faithfulness import SIZES, Curve, Runs, completeness, minimality
-from analyses.circuitry.graph import Level, Wiring
+from analyses.circuitry.faithfulness import completeness, minimality
+from analyses.circuitry.graph import Level
 from analyses.circuitry.pruning import prune
 from analyses.circuitry.result import CircuitsResult
 from analyses.circuitry.runs import Ablation
-from analyses.circuitry.scores import Group, estimated, exact_edges, exact_nodes, groups_of
-from analyses.circuitry.search import Order, Search, Select
+from analyses.circuitry.search import Select
 from analyses.circuitry.stability import Stability, stability
 from analyses.shared.capabilities import analysis
-from analyses.shared.clean_corrupted import Measure, Pairs, measure, resolve_pairs
+from analyses.shared.clean_corrupted import measure, resolve_pairs
 from analyses.shared.gradients import Points
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import TokenChoice
 from analyses.shared.prompts import TextsOrPrompts
-from analyses.shared.statistics import bootstrap
 from interp.errors import InputError, check_seed
 from interp.loading.digests import parameters_sha256
 from interp.models.gpt import HookedGPT
 
 Method = Literal["exact", "eap", "eap-ig"]
 Metric = Literal["logit_diff", "logit", "prob", "log_prob"]
-DRAWN = 64
-"""Edges drawn at random that are measured exactly too, so that the agreement of estimates is that of all edges."""
-WORST = 8
-"""Edges named where estimates and exact effects differ most."""
 SMALL = 120
 """Largest circuit of which each edge is taken out in turn."""
 DRAWS = 10
@@ -101,73 +91,87 @@ def circuits(
     with torch.no_grad():
         pairs = resolve_pairs(model, prompts, corrupted, answer=answer, wrong=wrong, n=32, seed=seed)
         measured = measure(model, pairs, metric)
-        groups = groups_of(model, pairs, measured)
-    wiring = Wiring.of(model)
-    search = Search(wiring, level, select)
-    found = Circuit.from_json(from_.said, model) if from_ is not None else None
-    discovery, others = (_all(pairs), _all(pairs)) if found is not None else _split(pairs, held_out, seed)
-    runs = Runs(model, wiring, groups, ablation)
-    none = runs.values([np.zeros(len(wiring), dtype=bool)])[0]
-    sign = float(np.sign((measured.clean - none).mean())) or 1.0
-    remarks: list[str] = []
-
-    scores: _Scores | None = None
-    if found is not None:
-        mean, items = np.nan_to_num(found.scores), np.zeros((0, len(wiring)))
-        search = Search(wiring, "edge", select)
-    else:
-        scores = _scores(
-            model, wiring, groups, measured, level, partial(_worth, discovery, method, exact, seed), memory,
-            steps=1 if method == "eap" else steps, points=points, activations=along == "activations",
+        given = Circuit.from_json(from_.said, model) if from_ is not None else None
+        bench = Bench.of(
+            model, pairs, measured, level if given is None else "edge", select, ablation,
+            held_out if given is None else 0.0, seed,
         )  # fmt: skip
-        items = scores.exact if method == "exact" else scores.estimated
-        mean = items[discovery].mean(0)
-    order = search.order(sign * mean)
-    change = np.stack([_change(group, wiring) for group in groups]).mean(0)
-    sizes = np.array([int(share * search.items) for share in SIZES])
-
-    named = {"performance": order, "imitation": search.order(np.abs(mean)), "magnitude": search.of_change(change)}
-    curves = _curves(runs, search, named, measured.clean, none, sizes, random, seed) if mean.any() else {}
-    chosen, n, stable = np.zeros(len(wiring), dtype=bool), 0, None
-    if found is not None:
-        chosen = found.chosen
-    elif threshold is not None:
-        chosen, _ = prune(runs, threshold * abs(float((measured.clean - none)[discovery].mean())), discovery)
-        remarks.append(
-            f"Pruned: edges whose loss changes the metric by less than {threshold:.2%} of the effect are out."
-        )
-    elif curves:
-        n, said = max(1, round((size or 0) * search.items)), ""
-        if size is None:
-            n, said = _size(curves["performance"], none, measured.clean, discovery, faithful, search.items)
-        remarks.append(said)
-        chosen = search.take(order, n)
-        stable = stability(
-            items, lambda means: search.chosen(search.order(sign * means), n), discovery=discovery,
-            held_out=others[~np.isin(others, discovery)], clusters=pairs.clusters, resamples=resamples, seed=seed,
-        )  # fmt: skip
-    own = runs.values([chosen])[0]
-    controls = _controls(runs, search, n or int(chosen.sum()), change, random, seed)
-    lost = completeness(runs, chosen, DRAWS, seed) if chosen.any() else (np.zeros((0, len(own))),) * 2
-    pruned = wiring.pruned(chosen)
-    minimal = minimality(runs, pruned) if 0 < pruned.sum() <= SMALL else None
-    facts = {
+    facts: dict[str, object] = {
         "weights": parameters_sha256(model), "method": method, "metric": metric, "ablation": ablation, "seed": seed,
         "prompts": len(pairs.rows), "task": (pairs.notes or ("",))[0],
     }  # fmt: skip
-    circuit = found or Circuit(
-        wiring, chosen, search.by_edge(mean), level, _measures(search, scores, others, pairs, stable, seed),
-        node_scores=np.concatenate([[np.nan], mean]) if level == "node" else None,
-    )  # fmt: skip
-    circuit = replace(circuit, facts=facts | dict(circuit.facts)).over(model, runs.mean_outputs())
+    if given is not None:
+        mean = np.nan_to_num(given.scores)
+        found = _Found(replace(given, facts=facts | dict(given.facts)), 0, None, "", None)
+        curves = bench.curves(mean, random) if mean.any() else {}
+    else:
+        scores = bench.scores(
+            exactly=None if method == "exact" else exact, memory=memory, steps=1 if method == "eap" else steps,
+            points=points, activations=along == "activations",
+        )  # fmt: skip
+        items = scores.exact if method == "exact" else scores.estimated
+        mean = items[bench.discovery].mean(0)
+        curves = bench.curves(mean, random)
+        n = max(1, round(size * bench.search.items)) if size is not None else 0
+        n = n or bench.smallest(curves["performance"], faithful)
+        found = _find(bench, scores, items, n, threshold, resamples, level, facts)
+        if size is None and threshold is None:
+            found = replace(found, said=_said_size(faithful, n, bench.search.items))
+    circuit, runs = found.circuit, bench.runs
+    pruned, own = bench.wiring.pruned(circuit.chosen), runs.values([circuit.chosen])[0]
     answers, wrongs = pairs.answers(model)
     return CircuitsResult(
-        circuit=circuit, order=order, size=n, method="of the file" if found is not None else method, pairs=pairs,
-        measure=measured, discovery=discovery, held_out=others, none=none, own=own, sizes=sizes, curves=curves,
-        controls=controls, stability=stable, agreement=_agreement(search, scores, seed), lost=lost,
-        minimal=minimal, gap=np.nan if scores is None else scores.gap, answers=answers, wrongs=wrongs,
-        remarks=tuple(remarks), seed=seed,
+        circuit=circuit.over(model, runs.mean_outputs()), order=bench.order(mean), size=found.size,
+        method="of the file" if given is not None else method, pairs=pairs, measure=measured,
+        discovery=bench.discovery, held_out=bench.held_out, none=bench.none, own=own, sizes=bench.sizes, curves=curves,
+        controls=bench.controls(found.size or circuit.size, random), stability=found.stability,
+        agreement=None if found.scores is None else bench.agreement(found.scores),
+        lost=completeness(runs, circuit.chosen, DRAWS, seed),
+        minimal=minimality(runs, pruned) if 0 < pruned.sum() <= SMALL else None,
+        gap=np.nan if found.scores is None else found.scores.gap, answers=answers, wrongs=wrongs,
+        remarks=(found.said,) if found.said else (), seed=seed,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A circuit, and what belongs to how it was found."""
+
+    circuit: Circuit
+    size: int
+    """Items taken, the best first; 0 where it was pruned or given."""
+    stability: Stability | None
+    said: str
+    scores: Scores | None
+
+
+def _find(
+    bench: Bench, scores: Scores, items: np.ndarray, n: int, threshold: float | None, resamples: int, level: Level,
+    facts: dict[str, object],
+) -> _Found:  # fmt: skip
+    """The first n items, with how often they are found again; or, given a threshold, what pruning leaves."""
+    search, mean = bench.search, items[bench.discovery].mean(0)
+    measures = dict(bench.measures(scores))
+    stable, said = None, ""
+    if threshold is not None:
+        chosen, _ = prune(bench.runs, threshold * abs(bench.effect), bench.discovery)
+        n, said = 0, f"Pruned: edges whose loss changes the metric by less than {threshold:.2%} of the effect are out."
+    else:
+        chosen = search.take(bench.order(mean), n)
+        stable = stability(
+            items, lambda means: search.chosen(bench.order(means), n), discovery=bench.discovery,
+            held_out=np.setdiff1d(bench.held_out, bench.discovery), clusters=bench.pairs.clusters, resamples=resamples,
+            seed=bench.seed,
+        )  # fmt: skip
+        measures["stability"] = search.by_edge(stable.found)
+    nodes = np.concatenate([[np.nan], mean]) if level == "node" else None
+    circuit = Circuit(bench.wiring, chosen, search.by_edge(mean), level, measures, nodes, facts)
+    return _Found(circuit, n, stable, said, scores)
+
+
+def _said_size(faithful: float, n: int, items: int) -> str:
+    said = f"The circuit is the smallest of the sizes measured that keeps {faithful:.0%} on the prompts of discovery."
+    return said + " No part of the model does." if n == items else said
 
 
 def _check(
@@ -188,150 +192,3 @@ def _check(
             raise InputError(f"{name} = {share:g}", "expected a share, 0 to 1")
     if threshold is not None and level == "node":
         raise InputError("threshold beside level = node", "expected one of them: pruning is of edges")
-
-
-def _all(pairs: Pairs) -> Int[np.ndarray, " text"]:
-    return np.arange(len(pairs.rows))
-
-
-def _split(pairs: Pairs, share: float, seed: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
-    """Texts to find the circuit on, and others to measure it on: whole templates where there are several. The same,
-    all of them, where there are fewer than four."""
-    names = np.array([str(one) for one in pairs.clusters]) if pairs.clusters else _all(pairs).astype(str)
-    kinds = np.random.default_rng(seed).permutation(np.unique(names))
-    kept = round(share * len(kinds))
-    if len(kinds) < 4 and pairs.clusters:
-        return _split(replace(pairs, clusters=None), share, seed)
-    if len(kinds) < 4 or kept == 0 or kept == len(kinds):
-        return _all(pairs), _all(pairs)
-    others = np.isin(names, kinds[:kept])
-    return np.flatnonzero(~others), np.flatnonzero(others)
-
-
-@dataclass(frozen=True, eq=False)
-class _Scores:
-    """Of items (edges, or nodes but the embedding) [text item]; NaN where not measured."""
-
-    estimated: Float[np.ndarray, "text item"]
-    exact: Float[np.ndarray, "text item"]
-    gap: float
-    """The embedding's estimate over the whole effect, less one: what the steps of the integral leave out."""
-
-
-def _scores(
-    model: HookedGPT, wiring: Wiring, groups: list[Group], measured: Measure, level: Level,
-    chosen: Callable[[np.ndarray], np.ndarray], memory: int | None, **options: Any,
-) -> _Scores:  # fmt: skip
-    """`chosen`: which edges are measured exactly, given all estimates; `options` as `estimated` takes them."""
-    edges, nodes = estimated(model, wiring, groups, **options)
-    effect = float((measured.clean - measured.corrupted).sum())
-    gap = float(nodes[:, 0].sum()) / effect - 1 if effect and not options["activations"] else np.nan
-    if level == "node":
-        return _Scores(nodes[:, 1:], exact_nodes(model, wiring, groups, measured.clean, memory=memory)[:, 1:], gap)
-    return _Scores(edges, exact_edges(model, wiring, groups, measured.clean, chosen(edges), memory=memory), gap)
-
-
-def _worth(
-    discovery: np.ndarray, method: Method, exact: int, seed: int, edges: np.ndarray
-) -> Bool[np.ndarray, " edge"]:
-    """Edges that are measured exactly: all, or the largest estimates and some drawn regardless of them."""
-    n = edges.shape[1]
-    if method == "exact" or n <= exact + DRAWN:
-        return np.ones(n, dtype=bool)
-    chosen = _drawn(n, seed)
-    chosen[np.argsort(-np.abs(edges[discovery].mean(0)))[:exact]] = True
-    return chosen
-
-
-def _drawn(n: int, seed: int) -> Bool[np.ndarray, " item"]:
-    out = np.zeros(n, dtype=bool)
-    out[np.random.default_rng(seed).choice(n, size=min(DRAWN, n), replace=False)] = True
-    return out
-
-
-def _curves(
-    runs: Runs, search: Search, named: Mapping[str, Order], whole: np.ndarray, none: np.ndarray, sizes: np.ndarray,
-    random: int, seed: int,
-) -> dict[str, Curve]:  # fmt: skip
-    """The metric of circuits of all sizes, by each order and by random ones."""
-    rng = np.random.default_rng(seed)
-    orders = {name: [order] for name, order in named.items()}
-    orders["random"] = [search.random(rng) for _ in range(random)]
-    inner = [int(size) for size in sizes if 0 < size < search.items]
-    runs.planned(len(set(inner)) * sum(map(len, orders.values())))
-
-    def values(order: Order) -> np.ndarray:
-        found = dict(zip(inner, runs.values([search.take(order, size) for size in inner]), strict=True))
-        found |= {0: none, search.items: whole}
-        return np.stack([found[int(size)] for size in sizes])
-
-    return {name: Curve(sizes, np.stack([values(one) for one in some])) for name, some in orders.items()}
-
-
-def _size(
-    curve: Curve, none: np.ndarray, whole: np.ndarray, discovery: np.ndarray, faithful: float, items: int
-) -> tuple[int, str]:
-    """The smallest size that is faithful enough on the texts of discovery, and what there is to say of it."""
-    reached = curve.measured(none, whole, discovery) >= faithful
-    n = int(curve.sizes[int(np.argmax(reached))]) if reached.any() else items
-    share = f"{faithful:.0%} on the prompts of discovery"
-    return n, f"The circuit is the smallest of the sizes measured that keeps {share}." + (
-        " No part of the model does." if n == items else ""
-    )
-
-
-def _change(group: Group, wiring: Wiring) -> Float[np.ndarray, " node"]:
-    """How long a vector each node's output changes by between the two runs, mean over texts and positions."""
-    lengths = [group.paths.change(node).norm(dim=-1).mean() for node in wiring.nodes]
-    return torch.stack(lengths).double().cpu().numpy()
-
-
-def _measures(
-    search: Search, scores: "_Scores | None", texts: np.ndarray, pairs: Pairs, stable: Stability | None, seed: int
-) -> dict[str, Float[np.ndarray, " edge"]]:
-    """Exact effects with their intervals, on the texts held out so that nothing was chosen by them; and stability."""
-    out = {}
-    if scores is not None:
-        known = np.isfinite(scores.exact).all(0)
-        clusters = [pairs.clusters[text] for text in texts] if pairs.clusters else None
-        found = bootstrap(scores.exact[np.ix_(texts, known)], clusters=clusters, seed=seed)
-        for name, values in (("exact", found.value), ("low", found.low), ("high", found.high)):
-            full = np.full(search.items, np.nan)
-            if values is not None:
-                full[known] = values
-            out[name] = search.by_edge(full)
-    if stable is not None:
-        out["stability"] = search.by_edge(stable.found)
-    return out
-
-
-def _controls(
-    runs: Runs, search: Search, n: int, change: np.ndarray, random: int, seed: int
-) -> Float[np.ndarray, "control text"]:
-    """The metric of random circuits of so many items, and of those whose sender changes most."""
-    rng = np.random.default_rng(seed + 1)
-    orders = [*(search.random(rng) for _ in range(random)), search.of_change(change)]
-    return runs.values([search.take(order, n) for order in orders])
-
-
-def _agreement(search: Search, scores: "_Scores | None", seed: int) -> pd.DataFrame:
-    """How estimates, means over texts, go with exact effects."""
-    columns = ["edges", "n", "pearson", "spearman", "slope", "estimate", "exact"]
-    if scores is None:
-        return pd.DataFrame(columns=columns)
-    estimate, exact = scores.estimated.mean(0), scores.exact.mean(0)
-    known, drawn = np.isfinite(exact), _drawn(search.items, seed)
-    rows: list[dict[str, Any]] = []
-    for name, some in (("drawn at random", known & drawn), ("all that were measured", known)):
-        x, y = estimate[some], exact[some]
-        if len(x) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
-            rows.append({
-                "edges": name, "n": len(x), "pearson": float(np.corrcoef(x, y)[0, 1]),
-                "spearman": float(stats.spearmanr(x, y).statistic), "slope": float((x * y).sum() / (x * x).sum()),
-            })  # fmt: skip
-    senders, receivers, inputs = search.wiring.labels()
-    for item in np.argsort(-np.abs(np.where(known, estimate - exact, 0.0)))[:WORST]:
-        label = f"{senders[item]} \N{RIGHTWARDS ARROW} {receivers[item]} {inputs[item]}"
-        name = label if search.level == "edge" else search.wiring.nodes[1 + item].label
-        rows.append({"edges": name, "n": 1, "estimate": float(estimate[item]), "exact": float(exact[item])})
-    return pd.DataFrame(rows, columns=columns)

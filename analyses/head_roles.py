@@ -206,7 +206,7 @@ class HeadRolesResult(Result):
             f"(chance: {best.null:.0%}){others}.",
             key, WEIGHTS.get(role, 0.3), float(best.score), "share", low, high, kind="effect", null=_NULL[key],
             p=self.random.chance(role, layer, column), about=str(best["head"]),
-            short=f"is {which}, {best.score:.0%} on random tokens",
+            short=f"{which}, {best.score:.0%} on random tokens",
         )  # fmt: skip
 
     def marks(self) -> Marks:

@@ -37,7 +37,7 @@ from torch import Tensor
 from analyses.shared.axes import Axes, numbered, said_mean
 from analyses.shared.capabilities import analysis, once_a_model
 from analyses.shared.claims import LOSS_FLOOR, SURE, largest_p_value, signed, testable
-from analyses.shared.contexts import ACTIVE, Contexts, top_contexts
+from analyses.shared.contexts import Contexts, top_contexts
 from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels, token_list
 from analyses.shared.metrics import Readout
 from analyses.shared.panels import Bars, Finding, Panel, Result, Table, Tokens
@@ -146,7 +146,7 @@ class NeuronsResult(Result):
             "highest": [peak[0] for peak in peaks], "at": [peak[1] for peak in peaks],
             **({} if self.contexts is None else {"active": self.contexts.active}),
         } | {name: list(map(token_list, side)) for name, side in sides.items()})  # fmt: skip
-        active = f"Active: at {ACTIVE} of its largest activation in other texts, or more. " * bool(self.contexts)
+        active = "Active: a tenth of its largest activation in other texts, or more. " * bool(self.contexts)
         chosen = "The neurons asked for." if self.chosen else "The neurons with the largest share of a layer's output."
         return Table(
             "neurons", "Neurons",

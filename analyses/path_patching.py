@@ -25,14 +25,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.shared.axes import Axes, related
+from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
 from analyses.shared.clean_corrupted import Direction, Measure, Pairs, PatchingMetric, measure, resolve_pairs
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import TokenChoice
-from analyses.shared.panels import Finding, Panel
+from analyses.shared.panels import Finding, Matrix, Panel
 from analyses.shared.patching_result import PatchingResult, depth_of, layered_graph
 from analyses.shared.paths import Paths, Receiver, inputs_of, parse_receivers
 from analyses.shared.prompts import TextsOrPrompts
@@ -90,12 +90,13 @@ class PathPatchingResult(PatchingResult):
             heard = np.flatnonzero(np.isfinite(self.values[:, r]).all(0))
             parts, title = [self.senders[i] for i in heard], f"From {{}} straight to {receiver}"
             spread, key, unit = self.spread(self.effects[:, r, heard]), f"to-{_key(receiver)}", self.measure.unit
-            panels += component_panels(key, title, parts, spread, caption=self._caption(), unit=unit)
+            caption = " ".join([self._caption(), *(self.notes if r else ())])
+            made = component_panels(key, title, parts, spread, caption=caption, unit=unit)
+            panels += [self.effects_of(one) if isinstance(one, Matrix) else one for one in made]
         heard = np.isfinite(self.values).all(0)  # [receiver sender]
         table = self.largest_first(self.summary(), "paths")
         said = self.said_methods(tests=int(heard.sum()), chosen_of=int(heard.sum(1).max()))
-        panels = related(panels, "paths", self.floor if self.weak else 0.0)
-        return [*panels, *self._graph(), table, self.choices(self.notes), *said]
+        return [*self.pair, *panels, *self._graph(), table, *said]
 
     def _caption(self) -> str:
         return self.caption("when only this path is patched")

@@ -10,6 +10,7 @@ Listener: TypeAlias = Callable[[int, int], None]
 """Called with the number of steps done and their total."""
 
 _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
+_hearer: ContextVar[Callable[[str], None] | None] = ContextVar("progress_hearer", default=None)
 
 
 def track(items: Sequence[Item]) -> Iterator[Item]:
@@ -25,6 +26,23 @@ def tell(done: int, total: int) -> None:
     listener = _listener.get()
     if listener is not None:
         listener(done, total)
+
+
+def say(text: str) -> None:
+    """What is about to be done, and how long it may take, for whoever wants to know."""
+    hearer = _hearer.get()
+    if hearer is not None:
+        hearer(text)
+
+
+@contextmanager
+def hearing(hearer: Callable[[str], None]) -> Iterator[None]:
+    """Everything said inside the block goes to `hearer`."""
+    token = _hearer.set(hearer)
+    try:
+        yield
+    finally:
+        _hearer.reset(token)
 
 
 @contextmanager

@@ -370,7 +370,7 @@ def _(panel: CircuitGraph, width: int) -> list[Text]:
     columns += [numbers(name, x[shown]) for name in ("exact", "low", "high", "stability")
                 if np.isfinite(x := getattr(panel, name)[shown]).any()]  # fmt: skip
     near = nearest(panel.sizes, panel.chosen)
-    known = ", ".join(f"{name} {number(float(values[near]))}" for name, values in panel.measured.items())
+    known = ", ".join(f"{name} {values[near]:.3f}" for name, values in panel.measured.items())
     faithful = f"; faithfulness at {panel.sizes[near]}: {known}" if known else ""
     told = f"The circuit holds {panel.chosen} of {panel.total} edges{faithful}."
     return table(columns, width) + more(panel.chosen - MAX_EDGES, "edges in the circuit") + dim(told, width)

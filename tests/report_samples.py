@@ -100,7 +100,7 @@ def token_grid(tokens: Tokens, seed: int = 2) -> TokenGrid:
 def circuit_graph(
     layers: int = 3, heads: int = 4, groups: int = 4, held: int | None = None, chosen: int = 20, seed: int = 4
 ) -> CircuitGraph:
-    """Edges of a decoder with heavy-tailed random scores, the largest `held` of them, and curves that rise to one.
+    """The `held` largest edges of a decoder with random scores, larger at some nodes, and curves that rise to one.
 
     Args:
         groups: heads that keys and values are shared by, in groups of `heads / groups`; as many as heads: not shared.
@@ -115,7 +115,9 @@ def circuit_graph(
         for a in range(len(parts)) for b in range(len(parts)) if rows[a] < rows[b] and "KV" not in nodes[a]
         for letter in (("k", "v") if "KV" in nodes[b] else ("in",) if "H" not in nodes[b] else "q" if shared else "qkv")
     ]  # fmt: skip
-    scores = rng.standard_t(2, size=len(edges))
+    weight = np.where(np.isin(rows, (0, max(rows))), 150, np.exp(1.5 * rng.normal(size=len(rows))))  # few nodes matter
+    scores = rng.normal(size=len(edges)) * [weight[a] * weight[b] for a, b, _ in edges]
+    scores *= 4.3 / np.abs(scores).max()
     best = np.argsort(-np.abs(scores), kind="stable")[:held]
     n, size = len(best), heads // groups
     exact = np.where(np.arange(n) < n // 2, scores[best] * rng.normal(1, 0.1, n), np.nan)

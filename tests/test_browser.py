@@ -90,7 +90,7 @@ def visit(browser, paths) -> Iterator[Callable[..., Any]]:
             )
         page.goto(own + address)
         if options.get("java_script_enabled", True):
-            page.evaluate(f"viewers['{viewer}'].ready")
+            page.evaluate("Promise.all(Object.values(viewers).map((viewer) => viewer.ready))")
         return page
 
     yield go

@@ -93,6 +93,7 @@ def test_labels_stand_apart_and_layers_rise(shape: tuple[int, int, int], width: 
     for size in (20, 50, 100, 200, 400):
         where, across, down = wires.places(wires.alive(size), width)
         nodes = list(where)
+        assert len(nodes) > size / 20
         x, y = np.array([where[i] for i in nodes]).reshape(-1, 2).T
         half = np.array([wires.wide(i) / 2 for i in nodes])
         beside = np.abs(x[:, None] - x) >= half[:, None] + half - 1e-9
@@ -215,7 +216,6 @@ def test_only_a_page_with_a_circuit_carries_its_script() -> None:
         text = render(Report("r", (), (Section("s", "S", "", Sample(parts), 0.0),), {}))
         assert ("async function circuit(" in text) == ("[data-graph]" in text) == (name == "with")
         sizes[name] = sum(len(part.encode()) for both in own.findall(text) for part in both)
-    assert sizes["without"] <= 48_000
     assert sizes["with"] - sizes["without"] <= 11_700
 
 

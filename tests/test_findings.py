@@ -77,14 +77,14 @@ def test_findings_about_one_component_share_a_card() -> None:
 
 def test_findings_of_one_subject_share_a_card_whomever_they_name() -> None:
     found = [
-        (Finding("L2H3 is ...", "induction", 0.9, 0.9, "share", about="L2H3", short="is a head, 90%"), "head_roles"),
+        (Finding("L2H3 is ...", "induction", 0.9, 0.9, "share", about="L2H3", short="a head, 90%"), "head_roles"),
         (Finding("L2H0 ...", "after-same", 0.7, 0.8, "share", about="L2H0", short="gives 80%"), "attention_patterns"),
         (Finding("L2H0 ...", "strongest", 0.5, 1.0, "logits", about="L2H0", short="adds +1"), "direct"),
         (Finding("Half formed.", "kl", 0.4, 1.0, "nats"), "logit_lens"),
         (Finding("It stands.", "settled", 0.4, 1.0, "nats", short="it stands"), "logit_lens"),
     ]
     assert [card.text for card in cards(found)] == [
-        "L2H3: a head, 90%; L2H0 gives 80%.",
+        "L2H3: a head, 90%; L2H0: gives 80%.",
         "L2H0 ...",
         "Half formed; it stands.",
     ]

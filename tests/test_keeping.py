@@ -2,6 +2,7 @@
 
 import os
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from analyses.shared.panels import Result, Table
 from interp import HookedGPT
 from interp.errors import InterpError
 from interp.keeping import digest, keeping, kept, kept_whole, remembered
+from reports.page.html import render
 from reports.running.discovery import discover
+from reports.running.report import report
 
 
 def test_pieces_are_found_again_by_their_key(tmp_path: Path) -> None:
@@ -152,6 +155,25 @@ def test_what_weights_alone_decide_is_computed_once_and_shown_the_same(toy_gpt: 
         assert [shown(first), shown(second)] == [fresh, fresh], one.name
         assert files == sorted(path.name for path in (tmp_path / one.name).iterdir()) != []
     assert shown(embeddings(toy_gpt, "one text")) != shown(embeddings(toy_gpt, "another text"))
+
+
+def page(model: HookedGPT, folder: Path) -> tuple[str, int]:
+    """A page without its date and times, and how many files its run added to what is kept."""
+    before = len(list(folder.iterdir()))
+    with remembered(folder):
+        made = report(model, "The cat sat on the mat", analyses=["surprise", "neurons"])
+        sections = tuple(replace(section, seconds=0.0) for section in made.sections)
+        text = render(replace(made, sections=sections, provenance=made.provenance | {"date": ""}))
+    return text, len(list(folder.iterdir())) - before
+
+
+def test_a_page_of_what_was_kept_is_the_same_to_the_last_byte(toy_gpt: HookedGPT, tmp_path: Path) -> None:
+    (first, computed), (second, anew) = page(toy_gpt, tmp_path), page(toy_gpt, tmp_path)
+    assert (first == second, computed, anew) == (True, 3, 0)
+    other = deepcopy(toy_gpt)
+    with torch.no_grad():
+        other.blocks[1].mlp.W_in += 0.01
+    assert page(other, tmp_path)[0] != first  # the control
 
 
 def test_other_weights_options_or_hooks_are_computed_anew(toy_gpt: HookedGPT, tmp_path: Path) -> None:

@@ -147,13 +147,12 @@ def completeness(
     Where the circuit holds all that matters, both lose alike (Wang et al. 2022, section 4).
     """
     rng, held = np.random.default_rng(seed), np.flatnonzero(circuit)
-    inside, outside = [], []
-    for _ in range(draws):
-        lost = np.zeros(len(circuit), dtype=bool)
-        lost[rng.choice(held, size=max(1, len(held) // 2), replace=False)] = True
-        inside.append(circuit & ~lost)
-        outside.append(~lost)
-    return runs.values(inside), runs.values(outside)
+    if not len(held):
+        return np.zeros((0, runs.n_texts)), np.zeros((0, runs.n_texts))
+    lost = np.zeros((draws, len(circuit)), dtype=bool)
+    for row in lost:
+        row[rng.choice(held, size=max(1, len(held) // 2), replace=False)] = True
+    return runs.values(circuit & ~lost), runs.values(~lost)
 
 
 def minimality(runs: Runs, circuit: Bool[np.ndarray, " edge"]) -> Float[np.ndarray, "held text"]:

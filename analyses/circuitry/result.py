@@ -54,7 +54,7 @@ class CircuitsResult(Result):
     controls: Float[np.ndarray, "control text"]
     """The metric of random circuits of the circuit's size, and of the one by change of the sender."""
     stability: Stability | None
-    agreement: pd.DataFrame
+    agreement: pd.DataFrame | None
     """How estimates of edges drawn at random, and of the largest, go with exact effects."""
     lost: tuple[np.ndarray, np.ndarray]
     """[draw text] the metric of the circuit, and of the model, without the same half of the circuit."""
@@ -158,7 +158,7 @@ class CircuitsResult(Result):
         graph = [self._graph()] if self.circuit.level == "edge" else []
         lines = [self._lines(), self._areas()] if self.curves else []
         stable = [self._stability()] if self.stability is not None else []
-        agree = [self._agreement()] if len(self.agreement) else []
+        agree = [] if self.agreement is None else [self._agreement(self.agreement)]
         return [*graph, *lines, *stable, self._doubts(), *agree, self._table(), *self._notes()]
 
     def _graph(self) -> CircuitGraph:
@@ -275,10 +275,13 @@ class CircuitsResult(Result):
             frame=pd.DataFrame(rows),
         )  # fmt: skip
 
-    def _agreement(self) -> Table:
+    def _agreement(self, frame: pd.DataFrame) -> Table:
+        gap = (
+            f" Completeness gap of the estimates: {self.gap:+.1%} of the whole effect." if np.isfinite(self.gap) else ""
+        )
         return Table(
             "agreement", "Estimates beside exact effects", "Of edges drawn at random and of those with the largest "
-            "estimates: correlation, and the edges where they differ most.", frame=self.agreement,
+            f"estimates: correlation, and the edges where they differ most.{gap}", frame=frame,
         )  # fmt: skip
 
     def _table(self) -> Table:

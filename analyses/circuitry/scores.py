@@ -4,6 +4,7 @@ A score is what the metric loses when the edge is corrupted and all else stays c
 answer. So are the scores of files in the MIB layout.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +20,13 @@ from analyses.shared.gradients import Points, scores
 from analyses.shared.metrics import CustomReadout, Readout
 from analyses.shared.paths import Paths
 from interp.models.gpt import HookedGPT
-from interp.progress import tell
+from interp.progress import say, tell
 from interp.sweep import Variant, sweep
 
 HELD = 256_000_000
 """Bytes of receivers' values kept at once."""
+TRIED = 8
+"""Runs that are timed before the rest."""
 
 
 def value_of(readout: Readout | CustomReadout, logits: Tensor) -> Tensor:
@@ -116,6 +119,8 @@ def _swept(
     """[text size] what the metric loses under each variant, made a chunk at a time; NaN where there is none."""
     config, out = model.config, np.full((len(clean), size), np.nan)
     total, done = len(order) * len(groups), 0
+    if len(order) > 4 * TRIED:
+        say(_plan(model, groups, len(order), list(order[:: len(order) // TRIED]), variants))
     for group in groups:
         each = group.clean.numel() * max(config.d_model, config.d_head) * model.dtype.itemsize
         step = max(1, HELD // each)
@@ -129,3 +134,20 @@ def _swept(
             out[np.ix_(group.texts, some)] = clean[group.texts][:, None] - found.double().cpu().numpy().T
             done += len(some)
     return out
+
+
+def _plan(
+    model: HookedGPT,
+    groups: Sequence[Group],
+    n: int,
+    tried: list[int],
+    variants: Callable[[Group, Sequence[int]], list[Variant]],
+) -> str:
+    """How many runs there will be, and how long they may take, by a few of them."""
+    group, start = groups[0], time.perf_counter()
+    some = variants(group, tried)
+    sweep(model, group.clean, some, group.readout, read=group.readout.read, vocab=group.readout.vocab)
+    texts = sum(len(one.texts) for one in groups)
+    seconds = (time.perf_counter() - start) / len(tried) * n * texts / len(group.texts)
+    kept = min(HELD, n * group.clean.numel() * model.config.d_model * model.dtype.itemsize)
+    return f"{n:,} exact effects on {texts} prompts: {n * texts:,} runs, {kept / 1e6:,.0f} MB, about {seconds:,.0f} s"

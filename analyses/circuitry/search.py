@@ -47,6 +47,13 @@ class Search:
         """Values of items as those of edges: of a node's, what is its own; NaN for the embedding's."""
         return values if self.level == "edge" else np.concatenate([[np.nan], values])[self.wiring.senders]
 
+    def name(self, item: int) -> str:
+        """An edge as `L0H1 \N{RIGHTWARDS ARROW} L2H3 q`, a node by its label."""
+        if self.level == "node":
+            return self.wiring.nodes[1 + item].label
+        senders, receivers, inputs = (labels[item] for labels in self.wiring.labels())
+        return f"{senders} \N{RIGHTWARDS ARROW} {receivers} {inputs}"
+
     def random(self, rng: np.random.Generator) -> Order:
         """An order that knows nothing. Of edges it grows from the logits down, so that none is a loose end."""
         if self.level == "edge":

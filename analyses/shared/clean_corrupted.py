@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,7 +28,7 @@ from analyses.shared.metrics import (
     token_ids,
     top_tokens,
 )
-from analyses.shared.panels import Note, Tokens
+from analyses.shared.panels import Note, Panel, Table, Tokens, TokenStrip
 from analyses.shared.prompts import TEMPLATES, PromptSet, TextsOrPrompts
 from analyses.shared.stacks import Model, labels_of
 from analyses.shared.statistics import independent
@@ -91,6 +92,15 @@ class Texts:
         ).narrowed()  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairStrip(TokenStrip):
+    """A text and, token below token, another of its length; `values` are 1 where they differ, else 0."""
+
+    below: Tokens
+    """[pos] the other text."""
+    names: tuple[str, str] = ("clean", "corrupted")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pairs(Texts):
     """Clean inputs with a corrupted one of the same length for each."""
@@ -98,6 +108,45 @@ class Pairs(Texts):
     corrupted: tuple[Row, ...]
     changes: tuple[str, ...] = ()
     """[text] what was replaced by what and where, as in "'be' (8) is replaced by '4'"."""
+    first: tuple[Tokens, Tokens] = (Tokens(), Tokens())
+    """Both texts of the first pair as labels, of a translation its sources."""
+
+    def panels(self, measured: "Measure", answers: Tokens, wrongs: Tokens, floor: float) -> list[Panel]:
+        """The pair, the metric of both runs, and how texts and answers were chosen: what all patching of it shares.
+
+        Args:
+            floor: the least total effect that is told, in the metric's unit.
+        """
+        clean, corrupted = self.first
+        several = f"The first of {len(self.rows)} pairs" if len(self.rows) > 1 else "The pair"
+        strip = PairStrip(
+            "pair", f"{several}: the clean text, and the corrupted one below it", f"Marked: {self.changes[0]}.",
+            tokens=clean, below=corrupted, unit="differs",
+            values=np.array([a != b for a, b in zip(clean, corrupted, strict=True)], dtype=float),
+        )  # fmt: skip
+        said = [*self.notes, "Only what differs between the two runs can have an effect when it is patched."]
+        return [
+            strip, self._runs(measured, answers, wrongs, floor), Note("choices", "The two runs", text=" ".join(said))
+        ]  # fmt: skip
+
+    def _runs(self, measured: "Measure", answers: Tokens, wrongs: Tokens, floor: float) -> Table:
+        """One row a pair: answers, the metric of both runs, the total effect."""
+        clean, corrupted, several = measured.clean, measured.corrupted, len(self.rows) > 1
+        columns = {"text": self.names, "change": self.changes} if several else {}
+        numbers = {"clean run": clean, "corrupted run": corrupted, "total effect": clean - corrupted}
+        total = float((clean - corrupted).mean())
+        mean = (
+            f"Means: {clean.mean():.3g} in the clean and {corrupted.mean():.3g} in the corrupted runs, total effect "
+            f"{total:+.3g}. " * several
+        )
+        verdict = "below it: patching shows nothing here" if not abs(total) >= floor else "above it"
+        return Table(
+            "runs", f"{measured.title[:1].upper()}{measured.title[1:]} of both runs",
+            f"Total effect: clean minus corrupted run, what patching everything would change. {mean}Its floor is "
+            f"{floor:g} {measured.unit}, and it is {verdict}. {self.said()}",
+            frame=pd.DataFrame(columns | {"answer": answers, "wrong answer": wrongs} | numbers),
+            tokens=frozenset({"answer", "wrong answer"}), units=dict.fromkeys(numbers, measured.unit),
+        )  # fmt: skip
 
     def paired(self) -> list[tuple[list[int], Row, Row]]:
         """Pairs of one length together: their numbers, clean ids, corrupted ids."""
@@ -247,8 +296,10 @@ def resolve_pairs(
             "well this one does the task."
         )
     changes = tuple(_change(task, one, other) for one, other in zip(texts.rows, rows, strict=True))
+    clean_labels, corrupted_labels = (task.labels(sides(row)[0]) for row in (texts.rows[0], rows[0]))
     return Pairs(
-        **fields, wrong=wrong_ids, notes=tuple(notes), own=own, corrupted=tuple(rows), changes=changes
+        **fields, wrong=wrong_ids, notes=tuple(notes), own=own, corrupted=tuple(rows), changes=changes,
+        first=(clean_labels, corrupted_labels),
     )  # fmt: skip
 
 

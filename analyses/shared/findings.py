@@ -50,13 +50,13 @@ class Card:
             return self.first.text
         name = self.first.about
         said = [_short(finding, name) for finding in (self.first, *(f for f, _ in self.others))]
-        return f"{name}: " * bool(name) + f"{'; '.join(dict.fromkeys(said)).removeprefix('is ')}."
+        return f"{name}: " * bool(name) + f"{'; '.join(dict.fromkeys(said))}."
 
 
 def _short(finding: Finding, told: str) -> str:
     """What is said behind the name that was told."""
     short = finding.short or finding.text.rstrip(".")
-    return short if finding.about in ("", told) or not finding.short else f"{finding.about} {short}"
+    return f"{finding.about}: {short}" if finding.short and finding.about not in ("", told) else short
 
 
 def established(found: Iterable[Found]) -> list[Found]:

@@ -11,8 +11,17 @@ from analyses.shared.axes import MOST, Axes, largest_first, said_tests
 from analyses.shared.claims import FLOORS, SURE, clear_of_zero, largest_p_value, signed, testable
 from analyses.shared.clean_corrupted import Direction, Measure, Pairs
 from analyses.shared.components import Component
-from analyses.shared.panels import Finding, Graph, Note, Result, Table, Tokens
+from analyses.shared.panels import Finding, Graph, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.statistics import Interval, bootstrap, independent, methods
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effects(Matrix):
+    """Effects of patching. Those that name the same quantity show the same, measured or estimated."""
+
+    quantity: str
+    """What is patched, and in which direction."""
+    estimated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,13 +67,23 @@ class Patching:
             units={"effect": self.measure.unit}, diverging=frozenset({"effect"}), tokens=tokens,
         )  # fmt: skip
 
+    @property
+    def pair(self) -> list[Panel]:
+        """What all patching of these texts shares: the pair, the metric of both runs, how they were chosen."""
+        return self.pairs.panels(self.measure, self.answers, self.wrongs, self.floor)
+
     def caption(self, condition: str, what: str = "Change") -> str:
-        """What a number is, in which direction, what patching everything would do, and how many pairs there are."""
+        """What a number is, in which direction, and what patching everything would do."""
         runs = ("corrupted", "clean") if self.direction == "noise" else ("clean", "corrupted")
         return (
             f"{what} of the {self.measure.title} {condition} from the {runs[0]} run into the {runs[1]}; patching "
-            f"everything would change it by {self.gap:+.3g}. {self.pairs.said()}"
+            f"everything would change it by {self.gap:+.3g}."
         )
+
+    def effects_of(self, matrix: Matrix, quantity: str = "", *, estimated: bool = False) -> Effects:
+        """The matrix as one of the family of all patching with this metric: on one scale, and grey up to the floor."""
+        shown = vars(matrix) | {"family": f"patched, {self.measure.unit}", "floor": self.floor}
+        return Effects(**shown, quantity=quantity and f"{quantity} {self.direction}", estimated=estimated)
 
     @property
     def floor(self) -> float:
@@ -174,10 +193,6 @@ class Patching:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PatchingResult(Patching, Result):
     """What patching in one direction did."""
-
-    def choices(self, notes: Sequence[str] = ()) -> Note:
-        """How texts and answers were chosen, and `notes` on the rest."""
-        return self.pairs.choices(self.measure, self.answers, self.wrongs, notes)
 
 
 def _of_texts(effects: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Prompt sets: pairs of texts that differ where it matters, and what a right and a wrong continuation would be.
 
-From JSON lines, or from a generator for the indirect object task (Wang et al. 2022, "Interpretability in the Wild").
+Made here: of the indirect object task (Wang et al. 2022, "Interpretability in the Wild").
 """
 
 import json
@@ -38,6 +38,8 @@ class PromptSet:
     prompts: tuple[Prompt, ...]
     note: str = ""
     """How they came about, in a sentence."""
+    exchange: bool = False
+    """Whether `fitting` is to take as corrupted text another of these prompts, whose answer is then the wrong one."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -46,47 +48,12 @@ class PromptSet:
         return iter(self.prompts)
 
     def to_jsonl(self) -> str:
-        """One JSON object a line, as `parse_prompts` reads them."""
+        """One JSON object a line, as `prompt_files` reads them."""
         return "".join(json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in self.prompts)
 
 
 TextsOrPrompts: TypeAlias = str | Sequence[str] | Tensor | PromptSet | None
 """Texts, token ids [batch pos], a prompt set, or None for generated prompts."""
-
-
-def parse_prompts(lines: str | Iterable[str], *, where: str = "prompts") -> PromptSet:
-    """A prompt set from JSON lines: objects with clean and, where known, corrupted, answer, wrong, template.
-
-    Args:
-        lines: the text of a file, or its lines; empty lines are skipped.
-        where: the name of the file, for messages.
-
-    Raises InputError, with the number of the line, for anything else.
-    """
-    fields = list(Prompt.__dataclass_fields__)
-    prompts: list[Prompt] = []
-    for number, line in enumerate(lines.split("\n") if isinstance(lines, str) else lines, start=1):
-        if not line.strip():
-            continue
-        place, expected = (
-            f"{where}, line {number}",
-            'expected {"clean": ..., "corrupted": ..., "answer": ..., "wrong": ...}',
-        )
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place}: no valid JSON ({error})", expected) from None
-        if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-            raise InputError(f"{place}: {line.strip()[:60]}", expected + ", all of them text")
-        unknown = [name for name in entry if name not in fields]
-        if unknown:
-            raise InputError(f"{place}: unknown entry {unknown[0]!r}", f"expected some of {', '.join(fields)}")
-        if not entry.get("clean"):
-            raise InputError(f"{place}: no clean text", expected)
-        prompts.append(Prompt(**entry))
-    if not prompts:
-        raise InputError(f"{where}: no prompts", "expected one JSON object a line")
-    return PromptSet(prompts=tuple(prompts), note=f"{len(prompts)} prompts from {where}.")
 
 
 # The indirect object task. {A} and {B} are the two names in one order or the other, {S} the one who acts.

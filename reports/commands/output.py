@@ -111,16 +111,20 @@ def duration(seconds: float) -> str:
 def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar with the time left on stderr, when that is a terminal. Yields `step(what, done, total)`.
 
-    Loops that an analysis tracks (`interp.progress`) move it within a step.
+    Loops that an analysis tracks (`interp.progress`) move it within a step; what it says goes to stderr.
     """
+    from interp.progress import hearing
+
     if quiet or not sys.stderr.isatty():
-        yield lambda what, done, total: None
+        with hearing(lambda text: hint(quiet, text)):
+            yield lambda what, done, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text
 
     from interp.progress import listening
+    from reports.tokens import printable
 
     class Clock(ProgressColumn):
         def render(self, task: Task) -> Text:
@@ -145,5 +149,5 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         def within(done: int, total: int) -> None:
             bar.update(task, completed=state[0] + done / max(1, total), total=state[1])
 
-        with listening(within):
+        with listening(within), hearing(lambda text: console.print(printable(text))):
             yield step

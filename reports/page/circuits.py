@@ -11,7 +11,7 @@ import numpy as np
 
 from analyses.shared.panels import CircuitGraph
 from reports import figures
-from reports.numbers import brief, number
+from reports.numbers import decimal, number
 from reports.page.packing import deflate
 from reports.page.views import Grid, json_block, labels, limited, number_cell, view_of
 from reports.tokens import printable
@@ -76,8 +76,8 @@ def _said(panel: CircuitGraph, place: int) -> str:
     told = []
     for name, values in panel.measured.items():
         ends = [curve[name][place] for curve in (panel.measured_low, panel.measured_high) if name in curve]
-        interval = f" [{', '.join(brief(float(end)) for end in ends)}]" if len(ends) == 2 else ""
-        told.append(f"{printable(name)} {brief(float(values[place]))}{interval}")
+        interval = f" [{', '.join(decimal(float(end), 3) for end in ends)}]" if len(ends) == 2 else ""
+        told.append(f"{printable(name)} {decimal(float(values[place]), 3)}{interval}")
     return f"{number(int(panel.sizes[place]))} edges: {', '.join(told)}."
 
 
@@ -107,7 +107,7 @@ def _curves(panel: CircuitGraph) -> tuple[list[Curve], list[tuple[float, str]]]:
 @view_of.register
 def _(panel: CircuitGraph) -> dict[str, Any]:
     wires, count = Wires(panel), len(panel.senders)
-    data = {
+    data: dict[str, Any] = {
         "nodes": wires.names, "kinds": wires.kinds, "levels": wires.levels,
         "across": wires.across, "wide": [wires.wide(i) for i in range(len(panel.nodes))], "inputs": _inputs(panel),
         "held": count, "links": len(wires.ends), "chosen": panel.chosen, "total": panel.total, "columns": COLUMNS,

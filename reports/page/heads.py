@@ -4,7 +4,6 @@ No analysis is known here by name. A panel speaks of heads when its axes are lay
 bars are labelled like "L2H3", or when it is a table with such labels or with the columns layer and head.
 """
 
-import base64
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,8 +13,7 @@ import numpy as np
 
 from analyses.shared.panels import AttentionGrid, Bars, Finding, Matrix, Panel, Table, Tokens
 from reports.numbers import number
-from reports.page.packing import deflate
-from reports.page.views import json_block, words
+from reports.page.views import packed, words
 from reports.tokens import coded, printable
 
 NAME = re.compile(r"\bL(\d+)H(\d+)\b")
@@ -82,7 +80,7 @@ class HeadPages:
 
     def packed(self) -> str:
         """As JSON, deflated, in base64."""
-        return base64.b64encode(deflate(json_block(asdict(self)).encode())).decode("ascii")
+        return packed(asdict(self))
 
 
 def named(text: str) -> list[Head]:

@@ -26,13 +26,13 @@ def bits_for(n_tokens: int) -> int:
 
 
 def deflate(data: bytes) -> bytes:
-    """Raw deflate, the smaller of two strategies (noise packs better without matches, real patterns with them)."""
+    """Raw deflate, the smallest of three strategies (noise packs better without matches, patterns and text with)."""
 
     def run(strategy: int) -> bytes:
         packer = zlib.compressobj(6, zlib.DEFLATED, -15, 9, strategy)
         return packer.compress(data) + packer.flush()
 
-    return min(run(zlib.Z_FILTERED), run(zlib.Z_HUFFMAN_ONLY), key=len)
+    return min(map(run, (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED, zlib.Z_HUFFMAN_ONLY)), key=len)
 
 
 def pack(pattern: Float[np.ndarray, "head query key"]) -> str:

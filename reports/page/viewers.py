@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from analyses.shared.panels import AttentionGrid, TokenGrid
 from reports.numbers import Scale
 from reports.page import packing
-from reports.page.views import Cell, Grid, json_block, labels, legend, number_grid, view_of
+from reports.page.views import Cell, Grid, json_block, labels, legend, number_grid, packed, view_of
 from reports.tokens import coded, label, markup, printable
 
 HEAD_ROWS = 32
@@ -76,7 +77,7 @@ def _(panel: TokenGrid) -> dict[str, Any]:
     legends = [legend(scale, panel.units.get(name, ""), name) for name, scale in scales.items()]
     extra = {"measures": list(panel.measures), "legends": legends, "default_target": panel.target_name,
              "targets": _targets(panel, candidates, top, known), "top": len(top[0][0]) if top else 0}  # fmt: skip
-    return {"kind": "lens", "grid": grid, "data": json_block(data), "extra": extra}
+    return {"kind": "lens", "grid": grid, "data": Markup(packed(data)), "extra": extra}
 
 
 def _short(values: np.ndarray | None) -> Any:

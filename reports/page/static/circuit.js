@@ -80,6 +80,8 @@ async function circuit(panel) {
     links = [...later.keys()].filter((i) => (later[i] + i & 65535) <= size).reverse(); // the best on top
     edges = links.filter((i) => i < held).reverse();
     places();
+    chosen = chosen.filter((i) => where.has(i)); // what is not drawn cannot be chosen
+    if (!links.includes(edge)) edge = -1;
     set(graph, { width, height });
     draw();
     told();
@@ -97,10 +99,7 @@ async function circuit(panel) {
     say(part("told").textContent);
   }
   const take = (i, more) => choose(!more ? [i] : has(i) ? chosen.filter((j) => j !== i) : [...chosen, i]);
-  function pin(i, [x, y]) {
-    pins.set(i, [x / width, y / height].map((share) => clamp(round(1000 * share), 0, 1000)));
-    show();
-  }
+  const pin = (i, [x, y] = where.get(i)) => pins.set(i, [x / width, y / height].map((share) => clamp(round(1000 * share), 0, 1000)));
 
   // A pointer finds a node, or a line within some pixels.
   const nodeAt = (target) => Number(target.closest("[data-node]")?.dataset.node ?? -1);
@@ -118,7 +117,7 @@ async function circuit(panel) {
     moved = false;
     graph.onpointermove = spot && ((now) => {
       const by = [now.clientX - clientX, now.clientY - clientY];
-      moved ||= Math.hypot(...by) > 4;
+      moved = now.buttons && (moved || Math.hypot(...by) > 4);
       if (!moved) return;
       graph.setPointerCapture(pointerId);
       where.set(i, spot.map((x, axis) => x + by[axis]));
@@ -126,20 +125,24 @@ async function circuit(panel) {
     });
     graph.onpointerup = () => {
       graph.onpointermove = null;
-      if (moved) pin(i, where.get(i));
+      if (moved) show(pin(i));
     };
   });
   const focused = () => nodeAt(document.activeElement);
   on(graph, "keydown", ({ shiftKey }) => { shift = shiftKey; });
   keys(graph, (down, right) => {
     const i = focused(), [x, y] = where.get(i), along = ([u, v]) => (u - x) * right + (v - y) * down, far = ([u, v]) => abs(u - x) * (right ? 1 : 3) + abs(v - y) * (down ? 1 : 3);
-    if (shift) return pin(i, [x + 8 * right, y + 8 * down]);
+    if (shift) return show(pin(i, [x + 8 * right, y + 8 * down]));
     const [next] = [...where].filter(([, spot]) => along(spot) > 1).sort(([, a], [, b]) => far(a) - far(b));
     if (next) box(next[0]).focus();
   }, () => choose([]), () => take(focused(), shift));
   on(slider, "input", () => { [size] = steps[slider.value]; show(false); });
   on(slider, "change", () => show()); // the address only once: browsers take few a second
-  on(part("pin"), "click", () => pins.delete(chosen[0]) ? show() : pin(chosen[0], where.get(chosen[0])));
+  on(part("pin"), "click", () => {
+    const free = pins.has(chosen[0]);
+    for (const i of chosen) if (free) pins.delete(i); else pin(i);
+    show();
+  });
   on(group, "change", () => {
     const name = group.value.replace(/[.*]/g, " ").trim();
     for (const i of chosen) if (name) groups.set(i, [name]); else groups.delete(i);
@@ -166,7 +169,4 @@ async function circuit(panel) {
   room = graph.parentElement.clientWidth;
   viewers[panel.id].restore(new Map());
 }
-$$(".panel.circuit").forEach((panel) => {
-  const viewer = viewers[panel.id] = { restore: async (asked) => { await viewer.ready; viewer.restore(asked); } };
-  viewer.ready = circuit(panel);
-});
+opening("circuit", circuit);

@@ -1,6 +1,6 @@
 // The logit lens: colour by any measure, follow any target; pointing at a cell, or the arrow keys, show its top tokens.
-function lens(panel) {
-  const info = data(panel), { rows, tokens, known } = info;
+async function lens(panel) {
+  const info = JSON.parse(decode(await inflate($("script.data", panel).textContent))), { rows, tokens, known } = info;
   const table = $("table.words", panel), detail = $("[data-detail]", panel);
   const choice = $("[data-colour]", panel), target = $("[data-target]", panel);
   const cells = [...table.tBodies[0].rows].map((row) => [...row.cells].slice(1));
@@ -77,7 +77,7 @@ function lens(panel) {
     keep();
   });
 
-  viewers[panel.id] = {
+  Object.assign(viewers[panel.id], {
     restore(asked) {
       pick(target, asked.get("target"));
       pick(choice, asked.get("colour"));
@@ -94,6 +94,6 @@ function lens(panel) {
           ...(info.top[i]?.[j] ?? []).flatMap((id, k) => [plain(known[id]), info.top_values?.[i][j][k]])])),
       ]);
     },
-  };
+  });
 }
-$$(".panel.lens").forEach(lens);
+opening("lens", lens);

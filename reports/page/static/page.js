@@ -39,6 +39,12 @@ const inflate = async (text) => new Uint8Array(
   await new Response(new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate-raw"))).arrayBuffer());
 const decode = (raw) => new TextDecoder().decode(raw);
 const data = (panel) => JSON.parse($("script.data", panel).textContent);
+function opening(kind, open) { // viewers that first unpack what they show
+  for (const panel of $$(".panel." + kind)) {
+    const viewer = viewers[panel.id] = { restore: async (asked) => { await viewer.ready; viewer.restore(asked); } };
+    viewer.ready = open(panel);
+  }
+}
 const say = (text) => { $("#live").textContent = text; };
 
 // What a pointer finds in a node is shown while nothing is held; a click takes it.
