@@ -341,7 +341,7 @@ def _title(patched: Patched) -> str:
     return f"{patched.words[0].upper()}{patched.words[1:]}, copied from the {source} into the {base} run"
 
 
-@analysis(place=46, needs=("next token",), sweeps=True, scales=True)
+@analysis(place=46, needs=("next token",), in_report={"site": "resid_pre,z"}, sweeps=True, scales=True)
 @torch.no_grad()
 def activation_patching(
     model: HookedGPT | HookedEncoder | HookedEncoderDecoder,

@@ -255,7 +255,7 @@ def _agreement(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-@analysis(place=47, needs=("next token",), in_report={"sample": 12, "top": 5}, sweeps=True)
+@analysis(place=47, needs=("next token",), in_report={"sample": 12, "top": 5, "direction": "denoise"}, sweeps=True)
 def attribution_patching(
     model: HookedGPT,
     clean: TextsOrPrompts = None,

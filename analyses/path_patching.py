@@ -146,7 +146,7 @@ def _key(receiver: str) -> str:
     return receiver.lower().replace(".", "-").replace(" ", "-").replace("+", "-and-")
 
 
-@analysis(place=48, needs=("next token",), sweeps=True)
+@analysis(place=48, needs=("next token",), in_report={"direction": "denoise"}, sweeps=True)
 @torch.no_grad()
 def path_patching(
     model: HookedGPT,

@@ -9,6 +9,7 @@ from handmade import induction_model, repeated
 from shapes import toy
 
 from analyses.activation_patching import HEADS, SITES, activation_patching
+from analyses.shared.panels import Matrix
 from analyses.shared.prompts import Prompt, PromptSet
 from interp.errors import InputError, NotApplicable
 
@@ -24,6 +25,10 @@ TIGHT = {"rtol": 0, "atol": 1e-10}
 
 def run(**options):
     return activation_patching(MODEL, CLEAN, CORRUPTED, answer=ANSWER, wrong=WRONG, **options)
+
+
+def matrices(result):
+    return [panel for panel in result.panels() if isinstance(panel, Matrix)]
 
 
 def metric_of(logits, text):
@@ -187,7 +192,7 @@ def test_texts_of_several_lengths_keep_their_own_numbers(toy_gpt):
     for i, prompt in enumerate(prompts):
         alone = activation_patching(toy_gpt, PromptSet(prompts=(prompt,)))
         np.testing.assert_allclose(together.patched[0].values[i], alone.patched[0].values[0], rtol=0, atol=2e-5)
-    (matrix, *_) = together.panels()
+    (matrix,) = matrices(together)
     assert matrix.columns[-1] == "-1"
 
 
@@ -199,7 +204,7 @@ def test_clean_text_alone_and_nothing_at_all(toy_gpt):
     assert alone.measure.clean[0] > alone.measure.corrupted[0]
     generated = activation_patching(toy_gpt)
     assert len(generated.pairs.rows) == 12
-    assert isinstance(generated.panels()[0].columns, tuple)
+    assert isinstance(matrices(generated)[0].columns, tuple)
     keys = [panel.key for panel in generated.panels()]
     assert all(finding.key in keys and finding.text for finding in generated.findings())
 
@@ -248,5 +253,5 @@ def test_equal_tokens_are_told_apart_by_their_positions():
     text = torch.tensor([[5, 9, 5, 9, 5, 7]])
     changed = text.clone()
     changed[0, 1] = 8
-    matrix = activation_patching(MODEL, text, changed, answer=1, wrong=2).panels()[0]
+    (matrix,) = matrices(activation_patching(MODEL, text, changed, answer=1, wrong=2))
     assert matrix.columns == ("<9> (1)", "<5> (2)", "<9> (3)", "<5> (4)", "<7> (5)")

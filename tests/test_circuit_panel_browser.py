@@ -85,9 +85,13 @@ def node(page: Any, name: str) -> Any:
     return page.locator("[data-graph] .node", has_text=re.compile(f"^{re.escape(name)}$"))
 
 
+def shown(page: Any) -> list[str]:
+    """The nodes that are drawn."""
+    return page.locator(".node:not([display=none])").all_text_contents()
+
+
 def heads_of(page: Any) -> list[str]:
-    """The heads that are drawn."""
-    return [name for name in page.locator(".node:not([display=none])").all_text_contents() if "H" in name]
+    return [name for name in shown(page) if "H" in name]
 
 
 def drawn(page: Any) -> tuple[list[int], dict[int, tuple[float, float]]]:
@@ -189,6 +193,12 @@ def test_keys_go_from_node_to_node_and_choose(visit):
         pair for pair in ends if name in pair
     }
     assert page.locator("[data-edge]:not(.far)").count() == len(own) < len(links)
+    size = size_of(page)
+    choose_size(page, 1)  # what is not drawn is not chosen
+    assert (page.locator("[data-told]").inner_text() == "") == (name not in shown(page))
+    choose_size(page, size)
+    node(page, name).focus()
+    page.keyboard.press("Enter")
     page.keyboard.press("Escape")
     assert "at=" not in page.url
     assert page.locator("[data-edge].far").count() == 0
@@ -244,7 +254,6 @@ def test_a_dragged_node_is_held_there_also_for_who_opens_the_link(visit):
     assert drawn(there) == drawn(page)
     choose_size(there, steps_of("plain")[-1])
     assert "pin=" in there.url
-    choose_size(there, 1)
     node(page, name).click()
     hold = page.locator("[data-pin]")
     assert hold.inner_text() == "Let go"
@@ -317,9 +326,9 @@ def test_the_saved_drawing_stands_alone(visit, scheme):
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "var(" not in text
     assert "light-dark" not in text
-    shown = [part for part in root.iter() if part.tag.endswith("}g") and part.get("display") != "none"]
-    labels = {text.text for part in shown for text in part.findall("{*}text")}
-    assert labels == {*page.locator(".node:not([display=none])").all_text_contents(), "start"}
+    parts = [part for part in root.iter() if part.tag.endswith("}g") and part.get("display") != "none"]
+    labels = {text.text for part in parts for text in part.findall("{*}text")}
+    assert labels == {*shown(page), "start"}
     lines = [part for part in root.iter() if part.get("data-edge")]
     assert len(lines) == page.locator("[data-edge]").count()
     blue, red = ([p.get("stroke") for p in lines if p.get("class") == kind] for kind in ("up", "down"))

@@ -8,13 +8,13 @@ from tokenizers import models, pre_tokenizers
 
 from analyses.shared import clean_corrupted
 from analyses.shared.clean_corrupted import corrupt, position_labels, remembering, resolve_pairs, resolve_texts
-from analyses.shared.prompt_files import parse_prompts
 from analyses.shared.prompts import (
     NAMES,
     TEMPLATES,
     Prompt,
     PromptSet,
     indirect_object_prompts,
+    parse_prompts,
     single_tokens,
 )
 from interp.errors import InputError

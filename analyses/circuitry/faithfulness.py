@@ -38,14 +38,17 @@ class Runs:
             outputs = Outputs.of(model, tokens)
             held = {"corrupted": lambda x: x, "mean": lambda x: x.mean(-3), "zero": Outputs.zeroed}[ablation](outputs)
             readout = group.readout
-            self.runs.append(CircuitRuns(model, wiring, group.clean, held, read=readout.read, vocab=readout.vocab))
+            first = group.paths.first if ablation == "corrupted" else 0
+            self.runs.append(
+                CircuitRuns(model, wiring, group.clean, held, read=readout.read, vocab=readout.vocab, first=first)
+            )
 
     def mean_outputs(self) -> Outputs:
         """What each node adds in the clean runs, mean over all texts and positions."""
-        total, counted = self.runs[0].clean.mean(-3, -2), self.groups[0].clean.numel()
+        total, counted = self.runs[0].outputs.mean(-3, -2), self.groups[0].clean.numel()
         for group, run in zip(self.groups[1:], self.runs[1:], strict=True):
             counted += group.clean.numel()
-            total = total.plus(run.clean.mean(-3, -2), group.clean.numel() / counted)
+            total = total.plus(run.outputs.mean(-3, -2), group.clean.numel() / counted)
         return total
 
     def planned(self, passes: int) -> "Runs":

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from analyses.circuitry.graph import Wiring
 from analyses.shared.paths import INPUTS, START, mlp_of
+from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
-from interp.models.parts import Attention
 from interp.models.positions import Frame
+from interp.sweep.clean import ready
 
 Ablation = Literal["corrupted", "mean", "zero"]
 AT_ONCE = 32_000_000
@@ -59,6 +60,10 @@ class Outputs:
         heads = [torch.lerp(x, y, share) for x, y in zip(self.heads, other.heads, strict=True)]
         mlps = [mean(x, y) for x, y in zip(self.mlps, other.mlps, strict=True)]
         return Outputs(torch.lerp(self.embed, other.embed, share), heads, mlps)
+
+    def since(self, first: int) -> "Outputs":
+        """At the positions from `first` on."""
+        return self._changed(lambda x: x if x.shape[-2] == 1 else x[..., first:, :])
 
     def zeroed(self) -> "Outputs":
         return self._changed(lambda x: torch.zeros_like(x[..., :1, :1, :]))
@@ -148,12 +153,25 @@ class CircuitRuns(Mixer):
         *,
         read: Sequence[int] = (-1,),
         vocab: Sequence[int] | None = None,
+        first: int = 0,
     ) -> None:
-        """`ablated`: what each node adds where an edge is not in the circuit. `read`, `vocab`: logits wanted."""
-        super().__init__(model, wiring, ablated)
-        self.tokens, self.positions = tokens, list(read)
+        """`ablated`: what each node adds where an edge is not in the circuit; before position `first`, which is not
+        computed again, the same as in the clean run. `read`, `vocab`: logits wanted."""
+        super().__init__(model, wiring, ablated.since(first))
+        self.outputs = Outputs.of(model, tokens)
+        self.tokens, self.first, self.clean = tokens, first, self.outputs.since(first)
+        self.positions = [position % tokens.shape[1] - first for position in read]
         self.vocab = None if vocab is None else torch.tensor(list(vocab), device=model.device)
-        self.clean = Outputs.of(model, tokens)
+        self.before = self._before()
+        if min(self.positions, default=0) < 0:
+            raise InputError(f"a metric of position {min(self.positions) + first}", f"expected {first} or later")
+
+    def _before(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys, as they enter the scores, and values of each layer before the first position that may change."""
+        ends = [ready(block.attn)[1:] for block in self.model.blocks]
+        names = [[f"blocks.{layer}.{end}" for end in some] for layer, some in enumerate(ends)]
+        _, cache = self.model.run_with_cache(self.tokens, names=[name for some in names for name in some])
+        return [(cache[key][:, : self.first], cache[value][:, : self.first]) for key, value in names]
 
     @torch.no_grad()
     def logits(
@@ -181,7 +199,7 @@ class CircuitRuns(Mixer):
                 continue
             groups = [self.inputs(layer, letter) for letter in INPUTS]
             read = self.read(masks, changes, layer, [row for group in groups for row in group])
-            z = mixed(block.attn, list(block.ln1(read).split([len(group) for group in groups])), frame)
+            z = self._mixed(layer, list(block.ln1(read).split([len(group) for group in groups])), frame)
             changes[:, self.heads(layer)] = torch.einsum("cbphd,hdm->chbpm", z, block.attn.W_O) - self.held.heads[layer]
             if (held := self.held.mlps[layer]) is not None:
                 stream = self.read(masks, changes, layer, [self.row[f"mlp {layer}"]], mid=not config.parallel)[0]
@@ -195,19 +213,31 @@ class CircuitRuns(Mixer):
         if clean is not None and held is not None:
             changes[:, self.node[f"mlp {layer}"]] = clean - held
 
-
-def mixed(
-    attn: Attention, read: Sequence[Float[Tensor, "head circuit batch pos d_model"]], frame: Frame
-) -> Float[Tensor, "circuit batch pos head d_head"]:
-    """z of what each head's queries, keys and values read, normed; `frame` of all circuits' texts as one batch."""
-    weights = ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V))
-    q, k, v = (
-        (x.flatten(1, 3) @ weight + bias[:, None]).unflatten(1, (-1, x.shape[3])).permute(1, 2, 0, 3)
-        for x, (weight, bias) in zip(read, weights, strict=True)
-    )  # [circuit x batch, pos, head, d_head]
-    if attn.prepares:
-        tables = None if attn.rotary is None else frame.rotations[attn.rotary]
-        q, k = attn.prepare_q(q, tables), attn.prepare_k(k, tables)
-    z = attn.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), frame.masks[attn.window])
-    apart: Tensor = z.transpose(1, 2).unflatten(0, (read[0].shape[1], -1))
-    return apart
+    def _mixed(
+        self, layer: int, read: Sequence[Float[Tensor, "head circuit batch pos d_model"]], frame: Frame
+    ) -> Float[Tensor, "circuit batch pos head d_head"]:
+        """z of what each head's queries, keys and values read, normed; `frame` of all circuits' texts as one batch."""
+        attn, first = self.model.blocks[layer].attn, self.first
+        weights = ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V))
+        q, k, v = (
+            (x.flatten(1, 3) @ weight + bias[:, None]).unflatten(1, (-1, x.shape[3])).permute(1, 2, 0, 3)
+            for x, (weight, bias) in zip(read, weights, strict=True)
+        )  # [circuit x batch, pos, head, d_head]
+        if attn.prepares:
+            tables = None
+            if attn.rotary is not None:
+                cos, sin = frame.rotations[attn.rotary]
+                tables = cos[:, first:], sin[:, first:]
+            q, k = attn.prepare_q(q, tables), attn.prepare_k(k, tables)
+        circuits, mask = read[0].shape[1], frame.masks[attn.window]
+        if first:
+            k, v = (
+                torch.cat([x.repeat(circuits, 1, 1, 1), y], 1) for x, y in zip(self.before[layer], (k, v), strict=True)
+            )
+            if mask is None:
+                row = torch.arange(k.shape[1], device=k.device)
+                mask = row <= row[:, None]
+            mask = mask[..., first:, :]
+        z: Tensor = attn.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2)
+        apart: Tensor = z.unflatten(0, (circuits, -1))
+        return apart

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.shared.fitting_prompts import PARTS, fitting
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import (
     TITLES,
@@ -35,6 +36,7 @@ from analyses.shared.statistics import independent
 from analyses.shared.task import Row, Task, batch, shape, sides, task_of
 from interp.errors import InputError
 from interp.interventions import Replace
+from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 from interp.sweep import Pair, Variant, sweep
 from interp.sweep.inputs import listed
@@ -120,7 +122,7 @@ class Pairs(Texts):
         clean, corrupted = self.first
         several = f"The first of {len(self.rows)} pairs" if len(self.rows) > 1 else "The pair"
         strip = PairStrip(
-            "pair", f"{several}: the clean text, and the corrupted one below it", f"Marked: {self.changes[0]}.",
+            "pair", f"{several}: the clean text above the corrupted one", f"Marked: {self.changes[0]}.",
             tokens=clean, below=corrupted, unit="differs",
             values=np.array([a != b for a, b in zip(clean, corrupted, strict=True)], dtype=float),
         )  # fmt: skip
@@ -141,7 +143,7 @@ class Pairs(Texts):
         )
         verdict = "below it: patching shows nothing here" if not abs(total) >= floor else "above it"
         return Table(
-            "runs", f"{measured.title[:1].upper()}{measured.title[1:]} of both runs",
+            "runs", f"{measured.title[:1].upper()}{measured.title[1:].partition(' (')[0]} of both runs",
             f"Total effect: clean minus corrupted run, what patching everything would change. {mean}Its floor is "
             f"{floor:g} {measured.unit}, and it is {verdict}. {self.said()}",
             frame=pd.DataFrame(columns | {"answer": answers, "wrong answer": wrongs} | numbers),
@@ -209,10 +211,11 @@ def resolve_texts(
     """Texts, ids, a prompt set, or None for `n` generated prompts (of a decoder), as inputs with their answers.
 
     An answer that is not given is the prompt set's, or a translation's last token before its end, else the model's most
-    likely token; a wrong answer that is not given is the prompt set's, else the most likely other token.
+    likely token; a wrong answer that is not given is the prompt set's, else the most likely other token. Prompts that
+    do not fit a decoder are left out (see `fitting`).
     """
     task = task_of(model)
-    prompts = task.generated(n, seed) if tokens is None else tokens
+    prompts = task.generated(n, seed) if tokens is None else _fitted(model, tokens, answer, wrong, "not read")
     texts: Any
     if isinstance(prompts, PromptSet):
         texts = [prompt.clean for prompt in prompts]
@@ -242,6 +245,13 @@ def resolve_texts(
     )
 
 
+def _fitted(model: Model, texts: TextsOrPrompts, *given: object) -> TextsOrPrompts:
+    """A prompt set as it fits a decoder in those of PARTS that are not given (None) but its own."""
+    if not isinstance(texts, PromptSet) or not isinstance(model, HookedGPT):
+        return texts
+    return fitting(model, texts, [part for part, other in zip(PARTS, given, strict=True) if other is None])
+
+
 def resolve_pairs(
     model: Model,
     clean: TextsOrPrompts,
@@ -264,6 +274,7 @@ def resolve_pairs(
     task = task_of(model)
     if clean is None:
         clean = task.generated(n, seed, TEMPLATES[:1])
+    clean = _fitted(model, clean, answer, wrong, corrupted)
     texts = resolve_texts(model, clean, answer=answer, wrong=wrong)
     notes = list(texts.notes)
     given: TextOrTokens | None

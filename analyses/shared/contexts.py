@@ -23,7 +23,7 @@ WINDOW = 128
 """Tokens of a window, the beginning-of-text token not counted."""
 FEWEST, MOST = 2048, 16_384
 """Tokens that are read."""
-WORK = 4e11
+WORK = 2e11
 """Weights times tokens, between these two: a few seconds."""
 AT_ONCE = 1 << 24
 """Activations of one layer that are held at a time."""

@@ -73,16 +73,18 @@ class Patching:
         return self.pairs.panels(self.measure, self.answers, self.wrongs, self.floor)
 
     def caption(self, condition: str, what: str = "Change") -> str:
-        """What a number is, in which direction, and what patching everything would do."""
+        """What a number is, and in which direction."""
         runs = ("corrupted", "clean") if self.direction == "noise" else ("clean", "corrupted")
-        return (
-            f"{what} of the {self.measure.title} {condition} from the {runs[0]} run into the {runs[1]}; patching "
-            f"everything would change it by {self.gap:+.3g}."
-        )
+        metric = self.measure.title.partition(" (")[0]
+        return f"{what} of the {metric} {condition} from the {runs[0]} run into the {runs[1]}."
 
     def effects_of(self, matrix: Matrix, quantity: str = "", *, estimated: bool = False) -> Effects:
-        """The matrix as one of the family of all patching with this metric: on one scale, and grey up to the floor."""
-        shown = vars(matrix) | {"family": f"patched, {self.measure.unit}", "floor": self.floor}
+        """The matrix as one of the family of all patching with this metric: on one scale, and grey where it is small.
+
+        Small is less than a tenth of the total effect, and than what is told; all of it where that is too small.
+        """
+        floor = self.floor if self.weak else min(self.floor, abs(self.gap) / 10)
+        shown = vars(matrix) | {"family": f"patched, {self.measure.unit}", "floor": floor}
         return Effects(**shown, quantity=quantity and f"{quantity} {self.direction}", estimated=estimated)
 
     @property

@@ -9,14 +9,13 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-from analyses.shared.prompts import Prompt, PromptSet
 from interp.errors import InputError
 
-FIELDS = tuple(Prompt.__dataclass_fields__)
+FIELDS = ("clean", "corrupted", "answer", "wrong", "template")
 EXPECTED = 'expected {"clean": ..., "corrupted": ..., "answer": ..., "wrong": ...}'
 AGREEMENT = {"clean_prefix": "clean", "patch_prefix": "corrupted", "clean_answer": "answer", "patch_answer": "wrong"}
 """Their names of our fields."""
@@ -27,36 +26,26 @@ MASKS = ((r"(?<= the )\w+", "{place}"), (r"(?<= a )\w+(?= to| at)|(?<= an )\w+(?
 """Words of an indirect object sentence that its template leaves open."""
 
 
-def parse_prompts(lines: str | Iterable[str], *, where: str = "prompts", template: str = "") -> PromptSet:
-    """A prompt set from the text of a file.
+Entries: TypeAlias = list[dict[str, str]]
+"""Of each prompt some of clean, corrupted, answer, wrong, template."""
 
-    Read are, told by their content: JSON lines of objects with clean and, where known, corrupted, answer, wrong,
-    template; JSON lines with clean_prefix, patch_prefix, clean_answer, patch_answer, case; tables (CSV) with clean,
-    corrupted, answer, wrong, or with clean, corrupted, corrupted_hard, whose answer is the name that is not repeated; a
-    JSON list of objects with input and output, alone or as "examples" beside a "template" with {input} in it.
 
-    Args:
-        lines: the text of a file, or its lines; empty lines are skipped.
-        where: the name of the file, for messages.
-        template: sentence for inputs and outputs, as in "The capital of {input} is". What answers gets a space in front
-            where the sentence ends in none; corrupted texts are chosen by `fitting`, which knows the tokens.
+def examples_in(text: str) -> bool:
+    """Whether these are inputs with outputs, of which a template makes prompts."""
+    return text.startswith("[") or (text.startswith("{") and EXAMPLES.search(text) is not None)
 
-    Raises InputError, with the number of the line, for anything else.
-    """
-    text = lines if isinstance(lines, str) else "\n".join(line.rstrip("\n") for line in lines)
-    start = text.lstrip("\ufeff \t\r\n")
-    head = start.partition("\n")[0]
-    if start.startswith("[") or EXAMPLES.search(start):
-        return _inputs_and_outputs(start, where, template)
+
+def entries_in(text: str, where: str, template: str) -> Entries:
+    """The prompts in the text of a file. Raises InputError as `parse_prompts`, which says what is read."""
+    if examples_in(text):
+        return _inputs_and_outputs(text, where, template)
     if template:
-        raise InputError(
-            f"a template for {where}", 'expected a JSON list of {"input": ..., "output": ...}', "leave it out"
-        )
-    table = not start.startswith("{") and "clean" in next(csv.reader([head[:1000].strip()]), [])
-    prompts = _from_table(start, where) if table else _from_json_lines(text, where)
-    if not prompts:
-        raise InputError(f"{where}: no prompts", "expected one JSON object a line, or a table with a column clean")
-    return PromptSet(prompts=tuple(prompts), note=f"{len(prompts)} prompts from {where}.")
+        raise InputError(f"a template for {where}", 'expected a JSON list of {"input": ..., "output": ...}')
+    first = text.lstrip("\n").partition("\n")[0][:1000]
+    if not first.startswith("{") and "clean" in next(csv.reader([first]), []):
+        return _from_table(text, where)
+    numbered = enumerate(text.split("\n"), start=1)
+    return [_from_json(line, _Line(where, number)) for number, line in numbered if line.strip()]
 
 
 @dataclass(frozen=True)
@@ -75,12 +64,7 @@ def continuing(text: str, answer: str) -> str:
     return answer if not text or text[-1].isspace() or not answer[:1].isalnum() else f" {answer}"
 
 
-def _from_json_lines(text: str, where: str) -> list[Prompt]:
-    numbered = enumerate(text.split("\n"), start=1)
-    return [_from_json(line, _Line(where, number)) for number, line in numbered if line.strip()]
-
-
-def _from_json(line: str, place: _Line) -> Prompt:
+def _from_json(line: str, place: _Line) -> dict[str, str]:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -92,19 +76,19 @@ def _from_json(line: str, place: _Line) -> Prompt:
     return _prompt(entry, place)
 
 
-def _prompt(entry: Mapping[str, str], place: _Line) -> Prompt:
+def _prompt(entry: Mapping[str, str], place: _Line) -> dict[str, str]:
     unknown = [name for name in entry if name not in FIELDS]
     if unknown:
         raise place.wrong(f"unknown entry {unknown[0]!r}", f"expected some of {', '.join(FIELDS)}")
     if not entry.get("clean"):
         raise place.wrong("no clean text", EXPECTED)
-    return Prompt(**entry)
+    return dict(entry)
 
 
-def _from_table(text: str, where: str) -> list[Prompt]:
+def _from_table(text: str, where: str) -> Entries:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = set(reader.fieldnames or ())
-    read: Callable[[Mapping[str, str], _Line], Prompt] = _prompt
+    read: Callable[[Mapping[str, str], _Line], dict[str, str]] = _prompt
     if "corrupted_hard" in columns:
         read = _indirect_object
     elif "label" in columns:
@@ -125,7 +109,7 @@ def _from_table(text: str, where: str) -> list[Prompt]:
     return prompts
 
 
-def _indirect_object(row: Mapping[str, str], place: _Line) -> Prompt:
+def _indirect_object(row: Mapping[str, str], place: _Line) -> dict[str, str]:
     """The answer is the one of two names that is not said again."""
     clean, pair = row["clean"], TWO_NAMES.search(row["clean"])
     names = pair.groups() if pair else ()
@@ -138,36 +122,33 @@ def _indirect_object(row: Mapping[str, str], place: _Line) -> Prompt:
         template = re.sub(rf"\b{word}\b", mask, template, count=0 if mask == "{S}" else 1)
     for words, mask in MASKS:
         template = re.sub(words, mask, template)
-    return Prompt(
-        clean=clean, corrupted=row.get("corrupted", ""), answer=continuing(clean, answer), wrong=continuing(clean, again[0]),
-        template=template,
-    )  # fmt: skip
+    own = {"answer": continuing(clean, answer), "wrong": continuing(clean, again[0])}
+    return {"clean": clean, "corrupted": row.get("corrupted", ""), "template": template} | own
 
 
-def _inputs_and_outputs(text: str, where: str, template: str) -> PromptSet:
-    """Sentences of one template; the corrupted text of each will be that of another input."""
+def _inputs_and_outputs(text: str, where: str, template: str) -> Entries:
+    """Sentences of one template, without a corrupted text."""
+    expected = 'expected a list of {"input": ..., "output": ...}, all of them text'
     try:
-        entries: Any = json.loads(text)
+        read: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: no valid JSON ({error})", 'expected a list of {"input": ..., "output": ...}') from None
-    if isinstance(entries, dict):
-        template, entries = template or str(entries.get("template", "")), entries.get("examples")
-    good = isinstance(entries, list) and all(
-        isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("input", "output"))
-        for entry in entries
-    )
-    if not good or not entries:
-        raise InputError(f"{where}: {text[:40]}", 'expected a list of {"input": ..., "output": ...}, all of them text')
+        raise InputError(f"{where}: no valid JSON ({error})", expected) from None
+    if isinstance(read, dict):
+        template, read = template or str(read.get("template", "")), read.get("examples")
+    if not isinstance(read, list) or not all(map(_is_example, read)):
+        raise InputError(f"{where}: {text[:40].strip()}", expected)
     if template.count("{input}") != 1:
         raise InputError(
             f"{where}: inputs and outputs, and " + (f"the template {template!r}" if template else "no template"),
-            "expected a sentence with {input} in it, as in 'The capital of {input} is'",
+            "expected a sentence with {input} in it once, as in 'The capital of {input} is'",
             'give it as template, or in the file: {"template": ..., "examples": [...]}',
         )
-    blank = Prompt(clean="", template=template)
-    prompts = []
-    for entry in entries:
-        clean = template.replace("{input}", entry["input"])
-        prompts.append(replace(blank, clean=clean, answer=continuing(clean, entry["output"])))
-    note = f"{len(prompts)} prompts from {where}, of the template {template!r}."
-    return PromptSet(prompts=tuple(prompts), note=note, exchange=True)
+    texts = [template.replace("{input}", example["input"]) for example in read]
+    answers = [continuing(clean, example["output"]) for clean, example in zip(texts, read, strict=True)]
+    return [
+        {"clean": clean, "answer": answer, "template": template} for clean, answer in zip(texts, answers, strict=True)
+    ]
+
+
+def _is_example(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("input", "output"))

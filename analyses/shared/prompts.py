@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from analyses.shared.prompt_files import entries_in, examples_in
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 
@@ -54,6 +55,32 @@ class PromptSet:
 
 TextsOrPrompts: TypeAlias = str | Sequence[str] | Tensor | PromptSet | None
 """Texts, token ids [batch pos], a prompt set, or None for generated prompts."""
+
+
+def parse_prompts(lines: str | Iterable[str], *, where: str = "prompts", template: str = "") -> PromptSet:
+    """A prompt set from a file, which may be of several kinds, told by what stands in it:
+
+    - JSON lines: objects with clean and, where known, corrupted, answer, wrong, template; or with clean_prefix,
+      patch_prefix, clean_answer, patch_answer, case.
+    - A table (CSV) with columns clean, corrupted, answer, wrong, template; or with clean, corrupted, corrupted_hard,
+      whose answer is the one of two names that is not said again.
+    - A JSON list of objects with input and output; or {"template": ..., "examples": such a list}. Corrupted texts are
+      then chosen by `fitting`, which knows the tokens.
+
+    Args:
+        lines: the text of a file, or its lines; empty lines are skipped.
+        where: the name of the file, for messages.
+        template: a sentence for inputs and outputs, such as "The capital of {input} is". Answers get a space in front
+            unless it ends in one.
+
+    Raises InputError, with the number of the line, for anything else.
+    """
+    text = lines if isinstance(lines, str) else "\n".join(line.rstrip("\n") for line in lines)
+    text = text.removeprefix("\ufeff")
+    prompts = tuple(Prompt(**entry) for entry in entries_in(text, where, template))
+    if not prompts:
+        raise InputError(f"{where}: no prompts", "expected one JSON object a line, or a table with a column clean")
+    return PromptSet(prompts=prompts, note=f"{len(prompts)} prompts from {where}.", exchange=examples_in(text))
 
 
 # The indirect object task. {A} and {B} are the two names in one order or the other, {S} the one who acts.

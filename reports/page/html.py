@@ -17,11 +17,12 @@ import jinja2
 from markupsafe import Markup
 
 from analyses.shared.findings import established
-from analyses.shared.panels import Panel, Result, Tokens, on_common_scales
+from analyses.shared.panels import Panel, Result, Tokens
 from reports.numbers import SHADES
 from reports.page import circuits, heads, viewers  # noqa: F401  (they register their views)
+from reports.page.chapters import Arranged, arranged, on_one_scale
 from reports.page.overview import first_screen
-from reports.page.views import View, prose, view
+from reports.page.views import View, prose
 from reports.running import record
 from reports.tokens import markup, printable
 
@@ -46,6 +47,12 @@ class Section:
     result: Result
     seconds: float
     chapter: str = ""  # sections of one chapter follow each other
+    beside: tuple[viewers.Compared, ...] = ()  # shown in place of the result's own panels of these keys
+
+    def panels(self) -> list[Panel]:
+        """What the page shows of it."""
+        beside = {panel.key: panel for panel in self.beside}
+        return [beside.get(panel.key, panel) for panel in self.result.panels()]
 
 
 @dataclass(frozen=True)
@@ -74,15 +81,27 @@ class _Part:
     lead: str
     intro: list["_Block"]
     more: list["_Block"]
-    groups: list[list[View]]  # small tables that follow each other stand side by side
+    groups: list[list[View]]  # panels of a group stand side by side
+    moved: list[View]  # its panels that stand elsewhere in the chapter
     seconds: float
-    chapter: str
+
+
+@dataclass(frozen=True)
+class _Chapter:
+    name: str
+    head: list[View]  # what several of its sections begin with
+    members: list[_Part]
 
 
 def render(report: Report) -> str:
     """The whole page as text."""
-    shown = [(section, on_common_scales(section.result.panels())) for section in report.sections]
-    parts = [_part(section, panels) for section, panels in shown]
+    shown, chapters = [], []
+    for _, of in groupby(report.sections, key=lambda section: section.chapter or section.name):
+        members = list(of)
+        panels = on_one_scale([(section.name, section.panels()) for section in members])
+        shown += [(section, those) for section, (_, those) in zip(members, panels, strict=True)]
+        chapters.append(_chapter(members, arranged(panels)))
+    parts = [part for chapter in chapters for part in chapter.members]
     shades = "".join(f".q{step}{{--q:{100 * step // SHADES}%}}" for step in range(1, SHADES + 1))
     left_out = OWN - {view.kind for part in parts for group in part.groups for view in group}
     style, script = (_static(tuple(n for n in names if Path(n).stem not in left_out)) for names in (STYLES, SCRIPTS))
@@ -105,7 +124,8 @@ def render(report: Report) -> str:
         texts=[[(markup(token, None), "\n" in token) for token in tokens] for tokens in report.tokens],
         first=first,
         n_cards=CARDS,
-        chapters=[(name, name == FOLDED, list(of)) for name, of in groupby(parts, key=lambda part: part.chapter)],
+        chapters=chapters,
+        folded=FOLDED,
         sections=parts,
         heads=head_pages,
         provenance=list(_readable({k: v for k, v in report.provenance.items() if k not in record.FOR_MACHINES})),
@@ -117,17 +137,22 @@ def render(report: Report) -> str:
     return record.sealed(page.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def _part(section: Section, panels: Sequence[Panel]) -> _Part:
+def _chapter(sections: Sequence[Section], shown: Arranged) -> _Chapter:
+    parts = [_part(sections[i], shown.members[i], shown.moved[i]) for i in shown.order]
+    return _Chapter(sections[0].chapter, shown.head, parts)
+
+
+def _part(section: Section, views: Sequence[View], moved: list[View]) -> _Part:
     first, *rest = _blocks(section.intro) or [_Block([])]
     groups: list[list[View]] = []
-    for shown in (view(panel, section.name) for panel in panels):
-        if shown.is_small and groups and groups[-1][-1].is_small:
+    for shown in views:
+        if groups and (shown.beside or (shown.is_small and groups[-1][-1].is_small)):
             groups[-1].append(shown)
         else:
             groups.append([shown])
     lead = first.items[0] if first.items else Markup()
     title = printable(section.title)
-    return _Part(section.name, title, lead, rest[:1], rest[1:], groups, section.seconds, section.chapter)
+    return _Part(section.name, title, lead, rest[:1], rest[1:], groups, moved, section.seconds)
 
 
 def _blocks(text: str) -> list[_Block]:
@@ -166,10 +191,11 @@ def _environment() -> jinja2.Environment:
 
 @cache
 def _static(names: tuple[str, ...]) -> str:
-    """The files as one text, without indents and the lines that only explain."""
+    """The files as one text, without indents and the lines that only explain; style without spaces that say nothing."""
     files = ((HERE / "static" / name).read_text(encoding="utf-8") for name in names)
     lines = [line.strip() for text in files for line in text.splitlines()]
     text = "\n".join(line for line in lines if line and not line.startswith("//"))
+    text = re.sub(r"\s*([{};,])\s*|(?<=:) |/\*.*?\*/", r"\1", text) if names[0].endswith(".css") else text
     if any(mark in text.lower() for mark in ("</script", "</style", "<!--")):
         raise ValueError("a static file contains a mark that would end the element that holds it")
     return text

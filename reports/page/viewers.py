@@ -7,6 +7,7 @@ import base64
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,19 @@ def _targets(
     return [(title, [(i, names[i]) for i in sorted(ids, key=lambda i: names[i])]) for title, ids in groups if ids]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compared(AttentionGrid):
+    """Patterns of a text and of others to hold beside it; measures are those of the first."""
+
+    names: tuple[str, ...]  # [text] what each is called
+
+
+def compared(grid: AttentionGrid, other: AttentionGrid, names: tuple[str, ...]) -> Compared:
+    """The texts of both viewers in one."""
+    joined = {name: getattr(grid, name) + getattr(other, name) for name in ("patterns", "tokens", "value_norms")}
+    return Compared(**(vars(grid) | joined), names=names)
+
+
 @view_of.register
 def _(panel: AttentionGrid) -> dict[str, Any]:
     n_layers, n_heads = panel.patterns[0].shape[:2]
@@ -129,6 +143,8 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
     measures = [{"name": name, "values": values, "order": order}
                 for (name, order), values in zip(orders.items(), panel.measures.values(), strict=True)]  # fmt: skip
     coarse = any(text["bits"] < 10 for text in texts)
+    beginnings = [" ".join("".join(tokens).split())[:60] for tokens in panel.tokens]
+    names = panel.names if isinstance(panel, Compared) else beginnings
     return {
         "kind": "attention",
         "pictures": tuple(pictures),
@@ -141,7 +157,7 @@ def _(panel: AttentionGrid) -> dict[str, Any]:
         "note": "Texts over 512 tokens are stored in steps of 1/255." if coarse else "",
         "extra": {
             "blobs": blobs, "weighted": bool(panel.value_norms), "joined": bool(panel.queries),
-            "texts": [printable(" ".join("".join(tokens).split())[:60]) for tokens in panel.tokens],
+            "texts": [printable(name) for name in names],
             "measures": list(orders),
         },
     }  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from analyses.shared.clean_corrupted import PairStrip
 from analyses.shared.panels import (
     Bars,
     Graph,
@@ -105,6 +106,8 @@ class View:
     data: Markup | None = None
     legend: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    beside: bool = False  # stands next to the panel before it
+    also: tuple[str, ...] = ()  # further addresses
 
     @property
     def is_small(self) -> bool:
@@ -244,7 +247,7 @@ def _(panel: Matrix) -> dict[str, Any]:
 
 
 def _floored(panel: Matrix) -> str:
-    return f"Grey: within \N{PLUS-MINUS SIGN}{brief(panel.floor)}, which chance gives." if panel.floor > 0 else ""
+    return f"Grey: within \N{PLUS-MINUS SIGN}{brief(panel.floor)}, too little to count." if panel.floor > 0 else ""
 
 
 def _matrix_grid(panel: Matrix, scale: Scale) -> Grid:
@@ -337,6 +340,15 @@ def _(panel: TokenStrip) -> dict[str, Any]:
         [positions, panel.tokens], ["position", "token", printable(panel.unit)], [np.asarray(panel.values)]
     )
     return {"kind": "strip", "strip": tuple(cells), "grid": grid.folded(), "legend": legend(scale, panel.unit)}
+
+
+@view_of.register
+def _(panel: PairStrip) -> dict[str, Any]:
+    both = [[markup(token, None, isolate=False) for token in tokens] for tokens in (panel.tokens, panel.below)]
+    positions = tuple(map(str, range(len(panel.tokens))))
+    grid = number_grid([positions, panel.tokens, panel.below], ["position", *panel.names, panel.unit], [panel.values])
+    columns = list(zip(*both, panel.values.tolist(), strict=True))
+    return {"kind": "aligned", "grid": grid.folded(), "extra": {"names": panel.names, "columns": columns}}
 
 
 @view_of.register

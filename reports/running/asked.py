@@ -34,7 +34,7 @@ class Asked:
     @property
     def tokens(self) -> Any:
         """What the analysis gets in place of the text."""
-        from analyses.shared.prompt_files import parse_prompts
+        from analyses.shared.prompts import parse_prompts
 
         return self.text if self.prompts is None else parse_prompts(self.prompts, where=self.where)
 

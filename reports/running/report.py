@@ -10,7 +10,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ import torch
 
 import interp
 from analyses.shared.capabilities import lacking
-from analyses.shared.clean_corrupted import remembering
+from analyses.shared.clean_corrupted import Pairs, remembering
 from analyses.shared.findings import established
 from analyses.shared.inputs import TextOrTokens, check_finite, sequences, token_labels
-from analyses.shared.panels import Note, Panel, Result, Table, Tokens
+from analyses.shared.panels import AttentionGrid, Note, Panel, Result, Table, Tokens
 from analyses.shared.translations import pair_labels, translations
 from interp.errors import InputError, InterpError, NotApplicable, check_seed
 from interp.files import atomic_path
@@ -35,6 +35,7 @@ from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import Batch, HookedGPT
 from reports.commands.errors import first_line, out_of_memory
+from reports.page import viewers
 from reports.page.html import FOLDED, Report, Section
 from reports.running import record
 from reports.running.discovery import Analysis, discover, find, of_function
@@ -212,6 +213,7 @@ def report(
         after(section)
     if errors and len(errors) == len(chosen):
         raise errors[0]
+    sections = _with_corrupted(model, sections, chosen)
     if left_out:
         sections.append(Section("left_out", "Not for this model", LEFT_OUT, LeftOut(left_out), 0.0, NOT_RUN))
     beginning, name = _beginning(text), Path(model.source).name
@@ -232,6 +234,29 @@ def report(
             ),
         ),
     )
+
+
+def _with_corrupted(model: AnyModel, sections: Sequence[Section], ran: Sequence[Analysis]) -> list[Section]:
+    """The sections; where one is about a pair, attention viewers of its clean text have the corrupted one too."""
+    found = (getattr(section.result, "pairs", None) for section in sections)
+    pairs = next((one for one in found if isinstance(one, Pairs)), None)
+    if pairs is None or len(pairs.rows) > 1 or not isinstance(model, HookedGPT):
+        return list(sections)
+    names = ("the clean text", f"the corrupted text: {pairs.changes[0]}")
+    out, functions = list[Section](), {analysis.name: analysis.function() for analysis in ran}
+    for section in sections:
+        grids = _viewers(section.result, pairs.first[0]) if section.chapter == CHAPTERS[0][1] else {}
+        if grids:
+            again = _viewers(functions[section.name](model, pairs.corrupted[0]), pairs.first[1])
+            section = replace(section, beside=tuple(viewers.compared(grids[key], again[key], names) for key in grids))
+        out.append(section)
+    return out
+
+
+def _viewers(result: Result, tokens: Tokens) -> dict[str, AttentionGrid]:
+    """Attention viewers of this one text, by key."""
+    grids = [panel for panel in result.panels() if isinstance(panel, AttentionGrid)]
+    return {grid.key: grid for grid in grids if grid.tokens == (tokens,)}
 
 
 def _asked_for(analysis: str | Callable[..., Result]) -> Analysis:

@@ -125,14 +125,14 @@ async function circuit(panel) {
     });
     graph.onpointerup = () => {
       graph.onpointermove = null;
-      if (moved) show(pin(i));
+      if (moved) { pin(i); show(); }
     };
   });
   const focused = () => nodeAt(document.activeElement);
   on(graph, "keydown", ({ shiftKey }) => { shift = shiftKey; });
   keys(graph, (down, right) => {
     const i = focused(), [x, y] = where.get(i), along = ([u, v]) => (u - x) * right + (v - y) * down, far = ([u, v]) => abs(u - x) * (right ? 1 : 3) + abs(v - y) * (down ? 1 : 3);
-    if (shift) return show(pin(i, [x + 8 * right, y + 8 * down]));
+    if (shift) { pin(i, [x + 8 * right, y + 8 * down]); return show(); }
     const [next] = [...where].filter(([, spot]) => along(spot) > 1).sort(([, a], [, b]) => far(a) - far(b));
     if (next) box(next[0]).focus();
   }, () => choose([]), () => take(focused(), shift));

@@ -111,7 +111,7 @@ function picture(node) {
   const box = node.getBoundingClientRect(), out = [];
   const rect = (r, fill) => out.push(`<rect x="${r.x - box.x}" y="${r.y - box.y}" width="${r.width}" height="${r.height}" fill="${fill}"/>`);
   rect(box, getComputedStyle(document.body).backgroundColor);
-  for (const cell of $$("th, td, .text > span", node)) {
+  for (const cell of $$("th, td, .text > span, .duo b", node)) {
     for (const r of cell.getClientRects()) rect(r, getComputedStyle(cell).backgroundColor);
     const walk = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), range = new Range();
     for (let text = walk.nextNode(); text; text = walk.nextNode()) {
@@ -166,7 +166,7 @@ on(document, "change", async ({ target }) => {
   target.value = "";
   const panel = target.closest(".panel"), own = viewers[panel.id], image = $("img.figure", panel);
   if (kind === "link") return copy(location.href.split("#")[0] + "#" + panel.id);
-  if (kind === "python") return copy(program(panel.closest("section").id));
+  if (kind === "python") return copy(program(panel.id.split("-")[0]));
   if (kind === "csv") return saveText(panel.id + ".csv", own?.csv?.() ?? await csv($("table", panel)), "text/csv");
   const drawn = own?.svg?.() ?? (image ? decodeURIComponent(image.src.slice(image.src.indexOf(",") + 1)) : picture($("table, .shaded", panel)));
   if (kind === "svg") return saveText(panel.id + ".svg", drawn, "image/svg+xml");
