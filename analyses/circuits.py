@@ -34,6 +34,7 @@ from analyses.shared.clean_corrupted import measure, resolve_pairs
 from analyses.shared.gradients import Points
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import TokenChoice
+from analyses.shared.prompt_tasks import TASKS
 from analyses.shared.prompts import TextsOrPrompts
 from interp.errors import InputError, check_seed
 from interp.loading.digests import parameters_sha256
@@ -53,6 +54,8 @@ def circuits(
     prompts: TextsOrPrompts = None,
     corrupted: Annotated[TextOrTokens | None, "the prompts, changed; as long in tokens"] = None,
     *,
+    task: Annotated[Literal["ioi", "induction"], "prompts that are made where none are given"] = "ioi",
+    n: Annotated[int, "how many are made"] = 32,
     method: Annotated[Method, "scores of edges: patched one by one, or estimated from gradients"] = "eap-ig",
     level: Annotated[Level, "a circuit of edges, or of nodes with all that they send"] = "edge",
     metric: Annotated[Metric, "what is measured"] = "logit_diff",
@@ -81,15 +84,17 @@ def circuits(
     """A circuit for what the prompts ask, with curves, controls, stability, and a file of it (`result.circuit`).
 
     Args:
-        prompts: a prompt set, texts, ids [batch pos], or None for generated prompts of one template.
+        prompts: a prompt set, texts, ids [batch pos], or None for generated prompts of several templates: indirect
+            objects (Wang et al. 2022), or a repeated pair of words.
 
     Raises InputError for a number out of range, for prompts that do not fit the model, and for a file that is not of
     this model's shape; nothing is measured where the model does not tell clean from corrupted (a finding says so).
     """
-    _check(steps, exact, size, held_out, resamples, random, threshold, level)
+    _check(n, steps, exact, size, held_out, resamples, random, threshold, level)
     check_seed(seed)
     with torch.no_grad():
-        pairs = resolve_pairs(model, prompts, corrupted, answer=answer, wrong=wrong, n=32, seed=seed)
+        made = TASKS[task](model, n, seed=seed) if prompts is None else prompts
+        pairs = resolve_pairs(model, made, corrupted, answer=answer, wrong=wrong, seed=seed)
         measured = measure(model, pairs, metric)
         given = Circuit.from_json(from_.said, model) if from_ is not None else None
         bench = Bench.of(
@@ -112,11 +117,11 @@ def circuits(
         items = scores.exact if method == "exact" else scores.estimated
         mean = items[bench.discovery].mean(0)
         curves = bench.curves(mean, random)
-        n = max(1, round(size * bench.search.items)) if size is not None else 0
-        n = n or bench.smallest(curves["performance"], faithful)
-        found = _find(bench, scores, items, n, threshold, resamples, level, facts)
+        taken = max(1, round(size * bench.search.items)) if size is not None else 0
+        taken = taken or bench.smallest(curves["performance"], faithful)
+        found = _find(bench, scores, items, taken, threshold, resamples, level, facts)
         if size is None and threshold is None:
-            found = replace(found, said=_said_size(faithful, n, bench.search.items))
+            found = replace(found, said=_said_size(faithful, taken, bench.search.items))
     circuit, runs = found.circuit, bench.runs
     pruned, own = bench.wiring.pruned(circuit.chosen), runs.values([circuit.chosen])[0]
     answers, wrongs = pairs.answers(model)
@@ -175,8 +180,8 @@ def _said_size(faithful: float, n: int, items: int) -> str:
 
 
 def _check(
-    steps: int, exact: int, size: float | None, held_out: float, resamples: int, random: int, threshold: float | None,
-    level: Level,
+    n: int, steps: int, exact: int, size: float | None, held_out: float, resamples: int, random: int,
+    threshold: float | None, level: Level,
 ) -> None:  # fmt: skip
     """Raises InputError for a number out of range."""
     for name, number, least in (

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels, report
 
-from analyses.shared.panels import AttentionGrid, Finding, Tokens
+from analyses.shared.clean_corrupted import PairStrip
+from analyses.shared.panels import AttentionGrid, Finding, Note, Tokens
+from analyses.shared.patching_result import Effects
 from reports.cli import app
 from reports.page.html import Report, Section, render
+from reports.page.viewers import compared
 from reports.tokens import label
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -45,13 +48,37 @@ def sample() -> Report:
     return report(WORDS, heads=(3, 4), sizes=SIZES)
 
 
+def pair_of_texts() -> Report:
+    """A viewer of two texts, and a chapter of two sections about the same pair, the second with an estimate."""
+    changed = Tokens((*WORDS[:3], *HOSTILE[:4], *WORDS[7:]))
+    own, other = (attention_grid(3, 4, len(WORDS), words=words) for words in (WORDS, changed))
+    viewer = compared(own, replace(other, patterns=(own.patterns[0][::-1],)), ("the clean text", "the corrupted text"))
+    differs = np.array([float(a != b) for a, b in zip(WORDS, changed, strict=True)])
+    strip = PairStrip("pair", "The pair: two texts", tokens=WORDS, below=changed, values=differs, unit="differs")
+    values = np.linspace(-1, 1, 12).reshape(3, 4)
+    made = [
+        Effects(
+            "heads", title, values=values**power, rows=("0", "1", "2"), columns=("0", "1", "2", "3"), row_axis="layer",
+            column_axis="head", unit="logits", diverging=True, quantity=("z",), estimated=power > 1,
+        )
+        for title, power in (("Exact", 1), ("Estimate", 3))
+    ]  # fmt: skip
+    note = Note("own", "Own", text="What the section says itself.")
+    sections = [
+        Section(name, name.title(), "", Sample((strip, panel, note)), 0.0, "Travels")
+        for name, panel in zip(("first", "second"), made, strict=True)
+    ]
+    attention = Section("attention_patterns", "A", "", Sample((own,)), 0.0, beside=(viewer,))
+    return Report("pair", (WORDS,), (attention, *sections), {})
+
+
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory, sample) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     copies = Finding(text="L0H1 copies.", key="heads", weight=1, value=1, unit="")
     viewer, _ = report().sections
     small = Report("small", (), (viewer, Section("others", "Others", "", Sample(panels(), (copies,)), 0.0)), {})
-    pages = {"plain": sample, "hostile": report(HOSTILE, odd=True), "small": small}
+    pages = {"plain": sample, "hostile": report(HOSTILE, odd=True), "small": small, "pair": pair_of_texts()}
     for name, what in pages.items():
         (folder / f"{name}.html").write_text(render(what), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in pages}
@@ -215,7 +242,7 @@ def test_every_control_can_be_reached_and_shows_focus(visit):
     reached = set()
     for _ in range(400):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.className || document.activeElement.tagName"))
+        reached.add(page.evaluate("document.activeElement.getAttribute('class') || document.activeElement.tagName"))
         if page.evaluate("document.activeElement === document.body"):
             break
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
@@ -351,6 +378,63 @@ def test_heads_can_be_sorted_by_a_measure(visit):
     assert state(page)["head"] == int(values.argmax())
     page.keyboard.press("ArrowRight")
     assert state(page)["head"] == int(np.argsort(-values)[1])
+
+
+def test_a_pair_is_aligned_token_below_token_and_what_differs_is_marked(visit):
+    for width in (1300, 390):
+        page = visit("pair", viewport={"width": width, "height": 800})
+        strip = page.locator("#first-pair .duo")
+        columns = strip.locator("> :not(.small):not(br)").evaluate_all(
+            "nodes => nodes.map((node) => [...node.children].map("
+            "(part) => [part.getBoundingClientRect(), part.localName, part.textContent]))"
+        )
+        assert len(columns) == len(WORDS)
+        for i, ((above, kind, text), (below, _, other)) in enumerate(columns):
+            assert above["x"] == below["x"]
+            assert above["bottom"] <= below["top"] + 1
+            assert (kind == "b") == (3 <= i < 7)
+            assert (text != other) == (3 <= i < 7)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.locator("#first-pair summary").click()
+        assert page.locator("#first-pair tbody tr").count() == len(WORDS)
+    with page.expect_download() as download:
+        page.locator("#first-pair [data-take]").select_option("svg")
+    drawn = Path(download.value.path()).read_text(encoding="utf-8")
+    assert "slept" in drawn
+    assert drawn.count("<text") > 2 * len(WORDS)
+
+
+def test_every_section_of_a_chapter_leads_to_the_pair_and_estimates_stand_beside(visit):
+    page = visit("pair", "#second-pair")
+    assert page.locator(".duo").count() == 1
+    top = page.evaluate("scrollY")
+    assert visit("pair", "#first-pair").evaluate("scrollY") == pytest.approx(top, abs=60)
+    assert visit("pair").evaluate("scrollY") == 0 < top
+    exact, estimate = (page.locator(f"#{name}-heads").bounding_box() for name in ("first", "second"))
+    assert exact["y"] == estimate["y"]
+    assert exact["x"] + exact["width"] <= estimate["x"]
+    values = np.linspace(-1, 1, 12)
+    known = np.corrcoef(values, values**3)[0, 1]
+    assert f"over 12 cells: {known:.2f}" in page.locator("#second-heads").inner_text()
+    assert "cells" not in page.locator("#first-heads").inner_text()
+    page.locator("#second > p a").click()
+    assert page.url.endswith("#second-heads")
+
+
+def test_the_corrupted_text_is_offered_beside_the_clean_one(visit):
+    page = visit("pair", f"#{VIEWER}?head=0.1&other=1")
+    assert page.locator("[data-set=other] option").all_inner_texts()[1:] == [
+        "1: the clean text",
+        "2: the corrupted text",
+    ]
+    assert page.locator("canvas.beside").is_visible()
+    beside, own = (
+        page.evaluate(f"document.querySelector('#{VIEWER} canvas.{one}').toDataURL()") for one in ("beside", "view")
+    )
+    assert beside != own
+    page.select_option("[data-set=other]", "")
+    page.evaluate(f"viewers['{VIEWER}'].ready")
+    page.locator("canvas.beside").wait_for(state="hidden")
 
 
 def test_lens_shows_alternatives_and_recolours(visit):

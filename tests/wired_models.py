@@ -3,7 +3,7 @@
 The residual stream is divided into parts: which token this is, which position, what heads and MLPs put there for one
 another, `out`, which the logits read, and `junk`, which nobody reads but heads and MLPs that write to junk themselves.
 What writes into one part and reads another speaks to nobody else, so the true edges can be listed. A norm is made
-harmless by one coordinate that is far larger than all others: it scales every stream by the same number, up to 1e-5.
+harmless by one coordinate that is far larger than all others: it scales every stream by nearly the same number.
 
 Clean and corrupted texts differ in their tokens, never in their length. So an edge is true if what differs travels
 along it: how a head finds the position before its own, say, is the same in both.

@@ -155,11 +155,11 @@ class CircuitsResult(Result):
         return len(self.circuit.wiring) if self.circuit.level == "edge" else len(self.circuit.wiring.nodes) - 1
 
     def panels(self) -> list[Panel]:
-        graph = [self._graph()] if self.circuit.level == "edge" else []
+        first: Panel = self._graph() if self.circuit.level == "edge" else self._table()
         lines = [self._lines(), self._areas()] if self.curves else []
         stable = [self._stability()] if self.stability is not None else []
         agree = [] if self.agreement is None else [self._agreement(self.agreement)]
-        return [*graph, *lines, *stable, self._doubts(), *agree, self._table(), *self._notes()]
+        return [first, *lines, *stable, self._doubts(), *agree, *self._notes()]
 
     def _graph(self) -> CircuitGraph:
         wiring, order = self.circuit.wiring, self._edges()[:SHOWN]
@@ -285,13 +285,13 @@ class CircuitsResult(Result):
         )  # fmt: skip
 
     def _table(self) -> Table:
-        frame = self.to_dataframe()
-        cut = f" The first {SHOWN:,} of {len(frame):,}." if len(frame) > SHOWN else ""
-        unit = dict.fromkeys(("score", "exact", "low", "high"), self.measure.unit)
+        """Of nodes: what each sends."""
+        frame = self.to_dataframe().drop_duplicates("sender")[["sender", "score", "exact", "low", "high", "stability"]]
         return Table(
-            "edges", "Every edge, the circuit's first", f"score: {self._said_method()}; exact: the true effect of the "
-            f"edge alone, with its 95 % interval over prompts; stability: share of resamples that find it.{cut}",
-            frame=frame.head(SHOWN), units=unit, diverging=frozenset({"score", "exact"}),
+            "nodes", "Every node, the circuit's first", f"What the {self.measure.title} loses when a node's output is "
+            f"corrupted, {self._said_method()}; exact: as measured on the prompts held out, with its 95 % interval.",
+            frame=frame.reset_index(drop=True), units=dict.fromkeys(("score", "exact"), self.measure.unit),
+            diverging=frozenset({"score", "exact"}),
         )  # fmt: skip
 
     def _notes(self) -> list[Note]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args,
 from analyses.shared.declared import Declaration
 from interp.errors import InputError, NotApplicable
 from interp.hooks import HookedModule
-from interp.keeping import digest, kept_whole, current_memory
+from interp.keeping import current_memory, digest, kept_whole
 from interp.loading.digests import parameters_sha256
 from interp.models.config import GPTConfig
 

@@ -33,10 +33,9 @@ from analyses.shared.panels import Note, Panel, Table, Tokens, TokenStrip
 from analyses.shared.prompts import TEMPLATES, PromptSet, TextsOrPrompts
 from analyses.shared.stacks import Model, labels_of
 from analyses.shared.statistics import independent
-from analyses.shared.task import Row, Task, batch, shape, sides, task_of
+from analyses.shared.task import NextToken, Row, Task, batch, shape, sides, task_of
 from interp.errors import InputError
 from interp.interventions import Replace
-from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 from interp.sweep import Pair, Variant, sweep
 from interp.sweep.inputs import listed
@@ -215,7 +214,7 @@ def resolve_texts(
     do not fit a decoder are left out (see `fitting`).
     """
     task = task_of(model)
-    prompts = task.generated(n, seed) if tokens is None else _fitted(model, tokens, answer, wrong, "not read")
+    prompts = task.generated(n, seed) if tokens is None else _fitted(task, tokens, answer, wrong, "not read")
     texts: Any
     if isinstance(prompts, PromptSet):
         texts = [prompt.clean for prompt in prompts]
@@ -245,11 +244,11 @@ def resolve_texts(
     )
 
 
-def _fitted(model: Model, texts: TextsOrPrompts, *given: object) -> TextsOrPrompts:
+def _fitted(task: Task, texts: TextsOrPrompts, *given: object) -> TextsOrPrompts:
     """A prompt set as it fits a decoder in those of PARTS that are not given (None) but its own."""
-    if not isinstance(texts, PromptSet) or not isinstance(model, HookedGPT):
+    if not isinstance(texts, PromptSet) or not isinstance(task, NextToken):
         return texts
-    return fitting(model, texts, [part for part, other in zip(PARTS, given, strict=True) if other is None])
+    return fitting(task.model, texts, [part for part, other in zip(PARTS, given, strict=True) if other is None])
 
 
 def resolve_pairs(
@@ -274,7 +273,7 @@ def resolve_pairs(
     task = task_of(model)
     if clean is None:
         clean = task.generated(n, seed, TEMPLATES[:1])
-    clean = _fitted(model, clean, answer, wrong, corrupted)
+    clean = _fitted(task, clean, answer, wrong, corrupted)
     texts = resolve_texts(model, clean, answer=answer, wrong=wrong)
     notes = list(texts.notes)
     given: TextOrTokens | None

@@ -18,17 +18,27 @@ from analyses.shared.statistics import q_values
 ASKED = 24
 """Tests of a page of several analyses: those that found nothing report no p-value, and count as p = 1."""
 SUBJECTS = {
-    ("attention_patterns", "after-same"): ("head_roles", "induction"),
-    ("attention_patterns", "previous"): ("head_roles", "previous-token"),
-    ("attention_patterns", "same"): ("head_roles", "duplicate-token"),
-    ("attention_patterns", "first"): ("head_roles", "first-token"),
-    ("head_circuits", "copying"): ("head_roles", "copying"),
-    ("logit_lens", "settled"): ("logit_lens", "kl"),
-    ("logit_lens", "probability"): ("logit_lens", "kl"),
-    ("path_patching", "to-logits-heads"): ("attribution_patching", "edges"),
+    ("head_roles", "induction"): "induction",
+    ("attention_patterns", "after-same"): "induction",
+    ("head_roles", "previous-token"): "previous token",
+    ("attention_patterns", "previous"): "previous token",
+    ("head_roles", "duplicate-token"): "duplicate token",
+    ("attention_patterns", "same"): "duplicate token",
+    ("head_roles", "first-token"): "first token",
+    ("attention_patterns", "first"): "first token",
+    ("head_roles", "copying"): "copying",
+    ("head_circuits", "copying"): "copying",
+    ("composition", "strongest"): "composition",
+    ("ablation", "loss-zero-heads"): "heads taken out",
+    ("ablation", "loss-zero-others"): "others taken out",
+    ("logit_lens", "kl"): "how the prediction forms",
+    ("logit_lens", "settled"): "how the prediction forms",
+    ("logit_lens", "probability"): "how the prediction forms",
+    ("attribution_patching", "edges"): "straight to the logits",
+    ("path_patching", "to-logits-heads"): "straight to the logits",
 }
-"""Analysis and key of a finding -> those of the finding whose subject is the same, where they are not the same anyway;
-whichever components the two name."""
+"""Analysis and key of findings that say the same of whichever components they name -> what they say. Those with one
+subject share a card; a finding that is not listed is a subject of its own."""
 
 Found = tuple[Finding, str]
 """A finding, and the name of the analysis that made it."""
@@ -77,15 +87,11 @@ def cards(found: Iterable[Found]) -> list[Card]:
     """Findings merged by their subject or else by the component they are about, the most notable first."""
     groups: list[list[Found]] = []
     for finding, name in established(found):
-        subject = _subject(finding, name)
-        same = [group for group in groups if subject == _subject(*group[0])]
+        subject = SUBJECTS.get((name, finding.key), "")
+        same = [group for group in groups if subject and subject == SUBJECTS.get((group[0][1], group[0][0].key))]
         same += [group for group in groups if finding.about and finding.about == group[0][0].about]
         if same:
             same[0].append((finding, name))
         else:
             groups.append([(finding, name)])
     return [Card(*first, tuple(others)) for first, *others in groups]
-
-
-def _subject(finding: Finding, name: str) -> tuple[str, str]:
-    return SUBJECTS.get((name, finding.key), (name, finding.key))

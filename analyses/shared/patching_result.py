@@ -19,8 +19,8 @@ from analyses.shared.statistics import Interval, bootstrap, independent, methods
 class Effects(Matrix):
     """Effects of patching. Those that name the same quantity show the same, measured or estimated."""
 
-    quantity: str
-    """What is patched, and in which direction."""
+    quantity: tuple[str, ...]
+    """What is patched, in which direction, what is measured, and of which pairs; () where nothing else shows that."""
     estimated: bool = False
 
 
@@ -85,7 +85,8 @@ class Patching:
         """
         floor = self.floor if self.weak else min(self.floor, abs(self.gap) / 10)
         shown = vars(matrix) | {"family": f"patched, {self.measure.unit}", "floor": floor}
-        return Effects(**shown, quantity=quantity and f"{quantity} {self.direction}", estimated=estimated)
+        of = (self.direction, self.measure.metric, *self.answers, *self.wrongs, *self.pairs.changes)
+        return Effects(**shown, quantity=(quantity, *of) if quantity else (), estimated=estimated)
 
     @property
     def floor(self) -> float:

@@ -25,14 +25,14 @@ TWO_NAMES = re.compile(r"\b([A-Z]\w*) and ([A-Z]\w*)\b")
 MASKS = ((r"(?<= the )\w+", "{place}"), (r"(?<= a )\w+(?= to| at)|(?<= an )\w+(?= to| at)", "{thing}"))
 """Words of an indirect object sentence that its template leaves open."""
 
-
 Entries: TypeAlias = list[dict[str, str]]
 """Of each prompt some of clean, corrupted, answer, wrong, template."""
 
 
 def examples_in(text: str) -> bool:
     """Whether these are inputs with outputs, of which a template makes prompts."""
-    return text.startswith("[") or (text.startswith("{") and EXAMPLES.search(text) is not None)
+    start = text.lstrip()[:1]
+    return start == "[" or (start == "{" and EXAMPLES.search(text) is not None)
 
 
 def entries_in(text: str, where: str, template: str) -> Entries:
@@ -41,8 +41,8 @@ def entries_in(text: str, where: str, template: str) -> Entries:
         return _inputs_and_outputs(text, where, template)
     if template:
         raise InputError(f"a template for {where}", 'expected a JSON list of {"input": ..., "output": ...}')
-    first = text.lstrip("\n").partition("\n")[0][:1000]
-    if not first.startswith("{") and "clean" in next(csv.reader([first]), []):
+    columns = text.partition("\n")[0].split(",")
+    if not text.lstrip().startswith("{") and "clean" in [name.strip('" \r') for name in columns]:
         return _from_table(text, where)
     numbered = enumerate(text.split("\n"), start=1)
     return [_from_json(line, _Line(where, number)) for number, line in numbered if line.strip()]
@@ -93,9 +93,9 @@ def _from_table(text: str, where: str) -> Entries:
         read = _indirect_object
     elif "label" in columns:
         raise InputError(
-            f"{where}: answers are all years above a label",
-            "expected one right and one wrong token a prompt",
-            "give answer and wrong columns, or JSON lines: clean, corrupted, answer, wrong",
+            f"{where}: right are all years above a label, which takes a metric of many right and wrong tokens",
+            "expected one right and one wrong token a prompt, as all metrics here compare",
+            "put columns answer and wrong in place of label",
         )
     prompts = []
     try:

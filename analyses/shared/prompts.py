@@ -135,15 +135,19 @@ def single_tokens(model: HookedGPT, words: Iterable[str]) -> dict[str, int]:
     return found
 
 
+def own_words(model: HookedGPT) -> list[str]:
+    """The tokens of a space and letters, without the space, by id; encoding may cut a few of them otherwise."""
+    tokenizer = model._tokenizer()
+    whole = (tokenizer.token_bytes(token).decode("utf-8", "replace") for token in range(model.config.d_vocab))
+    return [word[1:] for word in whole if word.startswith(" ") and word[1:].isalpha()]
+
+
 def _names(model: HookedGPT) -> tuple[list[str], str]:
     """Names that are single tokens in this model; other such words, and a remark, where there are fewer than two."""
     names = list(single_tokens(model, NAMES))
     if len(names) >= 2:
         return names, ""
-    tokenizer = model._tokenizer()
-    whole = (tokenizer.token_bytes(token).decode("utf-8", "replace") for token in range(model.config.d_vocab))
-    words = [word[1:] for word in whole if word.startswith(" ") and word[1:].isalpha()]
-    words = sorted(single_tokens(model, words), key=lambda word: (not word.istitle(), -len(word), word))[:20]
+    words = sorted(single_tokens(model, own_words(model)), key=lambda word: (not word.istitle(), -len(word), word))[:20]
     if len(words) < 2:
         raise InputError(
             "this model's tokenizer has fewer than two words that are single tokens",

@@ -67,7 +67,7 @@ PROMPTS = _parameter(
     "prompts",
     Path,
     "<path>",
-    "Instead of a text: JSON lines with clean, corrupted, answer, wrong; with neither, prompts are made.",
+    "Instead of a text: JSON lines with clean, corrupted, answer, wrong, or a table; with neither, prompts are made.",
 )
 SAVE = _parameter("save", Path, "<path>", "Write what was found to this file too, for other programs and for --from.")
 RAY = _parameter("ray", str, "<address>", "Share the texts out on a Ray cluster: local, auto, or host:port.")

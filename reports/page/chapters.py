@@ -75,7 +75,7 @@ def _agreement(estimate: Effects, truth: Effects) -> str:
 def _alike(names: Sequence[str], members: list[list[View]]) -> tuple[list[View], list[int]]:
     """What several sections begin with, taken from them, and their numbers; it answers to the address it had in each.
 
-    Nothing where that is all that one of them shows.
+    The last panel of a section stays in it.
     """
     bare = [
         [replace(one, id=one.id.removeprefix(name)) for one in views]
@@ -83,9 +83,9 @@ def _alike(names: Sequence[str], members: list[list[View]]) -> tuple[list[View],
     ]
     groups = ([j for j, views in enumerate(bare) if views[:1] == first[:1] != []] for first in bare)
     same = next((group for group in groups if len(group) > 1), [])
-    rows = takewhile(lambda row: all(one == row[0] for one in row), zip(*(bare[i] for i in same), strict=False))
+    rows = takewhile(lambda row: all(one == row[0] for one in row), zip(*(bare[i][:-1] for i in same), strict=False))
     count = len(list(rows))
-    if any(len(members[i]) == count for i in same):
+    if not count:
         return [], []
     head = [
         replace(one, also=tuple(other.id for other in others))
