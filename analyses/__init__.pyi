@@ -28,11 +28,13 @@ from analyses.residual_stream import residual_stream as residual_stream
 from analyses.shared.axes import Axes as Axes
 from analyses.shared.capabilities import analysis as analysis
 from analyses.shared.contract import check as check
+from analyses.shared.fitting_prompts import fitting as fitting
 from analyses.shared.inputs import TextOrTokens as TextOrTokens
 from analyses.shared.inputs import sequences as sequences
 from analyses.shared.inputs import token_labels as token_labels
 from analyses.shared.panels import AttentionGrid as AttentionGrid
 from analyses.shared.panels import Bars as Bars
+from analyses.shared.panels import CircuitGraph as CircuitGraph
 from analyses.shared.panels import Finding as Finding
 from analyses.shared.panels import Graph as Graph
 from analyses.shared.panels import Histogram as Histogram
@@ -45,6 +47,7 @@ from analyses.shared.panels import Table as Table
 from analyses.shared.panels import TokenGrid as TokenGrid
 from analyses.shared.panels import Tokens as Tokens
 from analyses.shared.panels import TokenStrip as TokenStrip
+from analyses.shared.prompt_tasks import induction_prompts as induction_prompts
 from analyses.shared.prompts import Prompt as Prompt
 from analyses.shared.prompts import PromptSet as PromptSet
 from analyses.shared.prompts import indirect_object_prompts as indirect_object_prompts

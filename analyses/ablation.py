@@ -60,7 +60,7 @@ from analyses.shared.prompts import TextsOrPrompts
 from analyses.shared.replacements import KINDS, KindName, Replacements, Values, check_kinds
 from analyses.shared.stacks import Model
 from analyses.shared.statistics import bootstrap, independent, methods, q_values, sign_flip_p_value
-from analyses.shared.task import Row, shape, task_of
+from analyses.shared.task import Row, shape, sides, task_of
 from interp import scale
 from interp.errors import NotApplicable
 from interp.models.encoder import HookedEncoder
@@ -107,7 +107,10 @@ class AblationResult(Result):
     own: tuple[str, ...]
     """Which of answer and wrong answer the model chose itself."""
     token_effects: np.ndarray
-    """[token component kind] change of the loss of each token of a single text, in nats; empty where not measured."""
+    """[token component kind] each token's share of the change of its text's loss, in nats, of texts too few for a test;
+    empty where not measured."""
+    predicted: tuple[int, ...]
+    """[token] what each of these tokens is: what a part does for one, it does for the next that is the same."""
     seed: int
 
     @property
@@ -297,8 +300,10 @@ class AblationResult(Result):
         whole = len(family) == len(self.components)
         of = f", the largest of {len(self.components)}" + ", heads apart" * (not whole)
         effects, metric = self.effects[:, family, 0, m], self.metrics[m]
-        if metric == "loss" and len(self.texts) == 1 and len(self.token_effects) > 1:
-            p, unit = largest_p_value(self.token_effects[:, family, 0], seed=self.seed), "single tokens"
+        if metric == "loss" and len(self.token_effects) > 1:
+            p = largest_p_value(self.token_effects[:, family, 0], clusters=self.predicted, seed=self.seed)
+            p = np.where((np.sign(effects) == np.sign(effects[0])).all(0), p, 1.0)
+            unit = "tokens that differ" + ", all texts of one sign" * (len(self.texts) > 1)
         elif metric != "kl" and testable(n):
             p = largest_p_value(effects, clusters=self.clusters, seed=self.seed)
         else:
@@ -392,15 +397,17 @@ def ablation(
     direct = np.full(size, np.nan)
     groups = ((at, batch, [source.values(at, shape(batch), kind) for kind in chosen]) for at, batch in texts.groups())
     one = partial(_group, model, texts, parts, asked, positions, memory)
-    token_effects = np.zeros((0, len(parts), len(chosen)))
+    by_text: dict[int, np.ndarray] = {}
     for indices, cleans, replaced, own, by_token in scale.map_items(one, groups):
-        direct[indices], token_effects = own, by_token
+        direct[indices] = own
+        by_text |= dict(zip(indices, by_token, strict=False))
         for name in asked:
             clean[name][indices], values[name][indices] = cleans[name], replaced[name]
     logit_effects = np.full(size, np.nan)
     if heads:
         is_head = [i for i, part in enumerate(parts) if part.kind == "head"]
         logit_effects[:, is_head] = (values["logit_diff"] - clean["logit_diff"][:, None, None])[:, is_head]
+    changes = [by_text[text] for text in sorted(by_text)]
     answers, wrongs = texts.answers(model)
     capped = heads and getattr(model.config, "logit_softcap", None) is not None
     return AblationResult(
@@ -418,7 +425,10 @@ def ablation(
         positions=None if positions is None else tuple(positions),
         notes=(*texts.notes, *source.notes, *([CAPPED] if capped else [])),
         own=texts.own,
-        token_effects=token_effects if len(texts.rows) == 1 else token_effects[:0],
+        token_effects=np.concatenate([np.zeros((0, len(parts), len(chosen))), *(x / len(x) for x in changes)]),
+        predicted=tuple(
+            i for row, x in zip(texts.rows, changes, strict=False) for i in sides(row)[-1].flatten()[-len(x) :].tolist()
+        ),
         seed=seed,
     )
 
@@ -440,15 +450,15 @@ def _group(
     """
     indices, batch, fills = group
     task = task_of(model)
-    tokens = "loss" in asked and len(texts.rows) == 1
+    tokens = "loss" in asked and not testable(independent(len(texts.rows), texts.clusters)[0])
     readout = texts.readout(task, indices, (*asked, *(["losses"] if tokens else [])))
     plan = [(k, p, fill) for k, draws_of in enumerate(fills) for p in range(len(parts)) for fill in draws_of]
     variants: list[Variant] = [(), *(parts[p].replace(fill.__getitem__, positions) for _, p, fill in plan)]
     found = sweep(model, batch, variants, readout, read=readout.read, vocab=readout.vocab, memory=memory, progress=tell)
-    losses = found.pop("losses").double().cpu().numpy()[:, 0] if tokens else np.zeros((1 + len(plan), 0))
-    token_effects = np.zeros((losses.shape[1], len(parts), len(fills)))
+    losses = found.pop("losses").double().cpu().numpy() if tokens else np.zeros((1 + len(plan), 0, 0))
+    token_effects = np.zeros((*losses.shape[1:], len(parts), len(fills)))
     for (k, p, _), row in zip(plan, losses[1:] - losses[0], strict=True):
-        token_effects[:, p, k] += row / len(fills[k])
+        token_effects[:, :, p, k] += row / len(fills[k])
     values = {name: np.zeros((len(indices), len(parts), len(fills))) for name in asked}
     for name, value in found.items():
         for (k, p, _), row in zip(plan, value[1:].double().cpu().numpy(), strict=True):

@@ -186,7 +186,7 @@ class CompositionResult(Result):
 _READS = {"Q": "query", "K": "key", "V": "value"}
 
 
-@analysis(place=64, runs=True)
+@analysis(place=64, runs=True, weights_only=True)
 @torch.no_grad()
 def composition(
     model: HookedGPT | HookedEncoderDecoder | HookedEncoder,

@@ -27,9 +27,10 @@ from torch import Tensor
 
 from analyses.shared.axes import Axes, lines, similarity
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import SURE
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.panels import Finding, Panel, Result, Table, Tokens, TokenStrip
-from analyses.shared.statistics import TOLD, Interval, null_p_value
+from analyses.shared.statistics import Interval, null_p_value
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 
@@ -234,7 +235,7 @@ class EmbeddingsResult(Result):
         if self.positions is None:
             return []
         order, found = self.spectrum, self.spectrum.found
-        if not len(found) or order.p_value > TOLD:
+        if not len(found) or order.p_value > SURE:
             text = (
                 f"The position embeddings show no clear order: no period stands out (p = {order.p_value:.2g}), and "
                 f"neighbours have cosine {_plain(order.neighbour_cosine)}."

@@ -211,7 +211,7 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return out
 
 
-@analysis(place=62, runs=True)
+@analysis(place=62, runs=True, weights_only=True)
 @torch.no_grad()
 def head_circuits(
     model: HookedGPT | HookedEncoderDecoder | HookedEncoder,

@@ -263,7 +263,7 @@ class LogitLensResult(Result):
         kl = self.mean("kl", chosen_of=len(self.places))
         uniform = float(np.log(self.d_vocab) - self.mean("entropy").value[-1])
         start, of = min((float(kl.value[0]), "after the embedding"), (uniform, "a uniform guess"))
-        if f"{start:.1f}" == "0.0":
+        if not np.isfinite(start) or f"{start:.1f}" == "0.0":
             return []
         half = int(np.flatnonzero(np.append(np.inf, kl.value[:-1]) > start / 2)[-1])
         low, high = kl.ends(half)

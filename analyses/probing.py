@@ -27,9 +27,10 @@ from analyses.probes.layers import NAMES, ProbeLayersResult
 from analyses.probes.probe_layers import probe_layers, random_twin
 from analyses.shared.axes import Axes
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import SURE
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.panels import Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
-from analyses.shared.statistics import TOLD, Interval
+from analyses.shared.statistics import Interval
 from analyses.shared.token_features import TASKS
 from interp.errors import InputError, check_seed
 from interp.keeping import kept_whole
@@ -124,7 +125,7 @@ class ProbingResult(Result):
         for sweep in self.sweeps.values():
             for finding in sweep.findings():
                 p = (finding.p or 0.0) * len(self.sweeps)
-                if finding.kind == "effect" and p <= TOLD:
+                if finding.kind == "effect" and p <= SURE:
                     best = float(sweep.interval("probe").value[sweep.best])
                     rest = [float(np.nanmax(sweep.interval(one).value)) for one in ("token", "embedding", "random")]
                     weight = float(np.clip(0.15 + 2 * (best - max(rest)), 0.0, 0.5))

@@ -43,6 +43,7 @@ from scipy import stats
 from torch import Tensor
 
 from analyses.shared.capabilities import analysis
+from analyses.shared.claims import SURE
 from analyses.shared.distributions import (
     HISTOGRAM_EDGES,
     Entries,
@@ -71,7 +72,7 @@ from analyses.shared.matrices import (
 )
 from analyses.shared.panels import WHOLE, Finding, Histogram, Lines, Matrix, Note, Panel, Result, Table
 from analyses.shared.stacks import Model
-from analyses.shared.statistics import TOLD, methods_note, q_values
+from analyses.shared.statistics import methods_note, q_values
 from interp.errors import InputError, nearest
 from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
@@ -359,8 +360,8 @@ class WeightStatisticsResult(Result):
         edges = shaped.assign(
             p=[edge_p_value((row["rows"], row["columns"]), row["edge_ratio"]) for _, row in shaped.iterrows()]
         )  # fmt: skip
-        heavy = tails[(tails["kurtosis"] >= HEAVY) & (tails["p"] * len(shaped) <= TOLD)]
-        spiked = edges[(edges["edge_ratio"] >= SPIKE) & (edges["p"] * len(shaped) <= TOLD)]
+        heavy = tails[(tails["kurtosis"] >= HEAVY) & (tails["p"] * len(shaped) <= SURE)]
+        spiked = edges[(edges["edge_ratio"] >= SPIKE) & (edges["p"] * len(shaped) <= SURE)]
         if heavy.empty and spiked.empty:
             return [self._untrained(shaped), *self._outlier_finding(), *self._window_finding(shaped)]
         return [
@@ -421,7 +422,7 @@ class WeightStatisticsResult(Result):
     def _window_finding(self, shaped: pd.DataFrame) -> list[Finding]:
         known = shaped.dropna(subset="window_ratio")
         p = min(float(known["window_p"].min()) * len(known), 1.0)
-        if not p <= TOLD:
+        if not p <= SURE:
             return []
         top = extreme(known, "window_ratio")
         text = (

@@ -396,6 +396,7 @@ def test_a_pair_is_aligned_token_below_token_and_what_differs_is_marked(visit):
             assert (text != other) == (3 <= i < 7)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.locator("#first-pair summary").click()
+        page.locator("#first-pair tbody tr").nth(len(WORDS) - 1).wait_for()
         assert page.locator("#first-pair tbody tr").count() == len(WORDS)
     with page.expect_download() as download:
         page.locator("#first-pair [data-take]").select_option("svg")

@@ -17,7 +17,7 @@ from analyses.circuitry.runs import Ablation
 from analyses.circuitry.scores import Group, estimated, exact_edges, exact_nodes, groups_of
 from analyses.circuitry.search import Order, Search, Select
 from analyses.shared.clean_corrupted import Measure, Pairs
-from analyses.shared.statistics import bootstrap
+from analyses.shared.statistics import FEW, bootstrap
 from interp.models.gpt import HookedGPT
 from interp.progress import say
 
@@ -163,7 +163,7 @@ class Bench:
     def measures(self, scores: Scores) -> Mapping[str, Float[np.ndarray, " edge"]]:
         """Exact effects and their intervals, on the texts held out so that nothing was chosen by them."""
         known, texts = np.isfinite(scores.exact).all(0), self.held_out
-        clusters = [self.pairs.clusters[text] for text in texts] if self.pairs.clusters else None
+        clusters = units(self.pairs, texts)
         found, out = bootstrap(scores.exact[np.ix_(texts, known)], clusters=clusters, seed=self.seed), {}
         for name, values in (("exact", found.value), ("low", found.low), ("high", found.high)):
             full = np.full(self.search.items, np.nan)
@@ -188,6 +188,13 @@ class Bench:
                 "edges": self.search.name(item), "n": 1, "estimate": float(estimate[item]), "exact": float(exact[item]),
             })  # fmt: skip
         return pd.DataFrame(rows, columns=["edges", "n", "pearson", "spearman", "slope", "estimate", "exact"])
+
+
+def units(pairs: Pairs, texts: Texts) -> list[str] | None:
+    """What intervals and tests draw from, of some texts: their templates, [text], where there are FEW or more; else
+    None, the texts themselves: then what is found holds for texts of these templates."""
+    own = [str(pairs.clusters[text]) for text in texts] if pairs.clusters else []
+    return own if len(set(own)) >= FEW else None
 
 
 def split(pairs: Pairs, share: float, seed: int) -> tuple[Texts, Texts]:

@@ -114,12 +114,12 @@ def interval(
 ) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]] | None:
     """The ends of a 95 % interval of what is a function of weights of texts; None of fewer than two to draw from.
 
-    From FEW texts (or templates) on, expanded percentiles of the bootstrap (Hesterberg 2015); of fewer, Student's, with
-    the jackknife's standard error, as everywhere (`statistics.bootstrap`).
+    `clusters`: [chosen] the template of each. From FEW texts (or templates) on, expanded percentiles of the bootstrap
+    (Hesterberg 2015); of fewer, Student's, with the jackknife's standard error, as everywhere (`statistics.bootstrap`).
     """
     names = np.arange(len(texts))
     if clusters is not None:
-        _, names = np.unique([str(clusters[text]) for text in texts], return_inverse=True)
+        _, names = np.unique(list(map(str, clusters)), return_inverse=True)
     n = int(names.max()) + 1
     if n < 2:
         return None

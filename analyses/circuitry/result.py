@@ -1,6 +1,6 @@
 """What the search for a circuit found, and what speaks for and against it: tables, curves, the drawing, findings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from analyses.circuitry.bench import units
 from analyses.circuitry.circuit import Circuit
 from analyses.circuitry.faithfulness import Curve, area, faithfulness, interval
 from analyses.circuitry.search import Order
 from analyses.circuitry.stability import Stability
-from analyses.shared.claims import FLOORS
+from analyses.shared.claims import FLOORS, SURE
 from analyses.shared.clean_corrupted import Measure, Pairs
 from analyses.shared.panels import CircuitGraph, Finding, Lines, Note, Panel, Result, Table, Tokens
 from analyses.shared.statistics import independent, sign_flip_p_value
@@ -90,7 +91,7 @@ class CircuitsResult(Result):
 
     def _interval(self, statistic: Callable[[np.ndarray], np.ndarray], texts: np.ndarray) -> tuple[Any, Any]:
         """The ends of an interval over texts; NaN of too few."""
-        return interval(statistic, texts, len(self.own), self.pairs.clusters, self.seed) or (np.nan, np.nan)
+        return interval(statistic, texts, len(self.own), units(self.pairs, texts), self.seed) or (np.nan, np.nan)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row an edge, the best first: sender, receiver, input, score, exact with its interval, stability."""
@@ -180,7 +181,7 @@ class CircuitsResult(Result):
         taken = taken[self.sizes[taken] > 0]
         for name, curve, texts in self._shown_curves():
             measured[name] = curve.measured(self.none, self.whole, texts)[taken]
-            ends = curve.ends(self.none, self.whole, texts, self.pairs.clusters, self.seed)
+            ends = curve.ends(self.none, self.whole, texts, units(self.pairs, texts), self.seed)
             if ends is not None:
                 low[name], high[name] = ends[0][taken], ends[1][taken]
         return CircuitGraph(
@@ -217,7 +218,7 @@ class CircuitsResult(Result):
         for name, curve, texts in self._shown_curves():
             said = CURVES.get(name, f"by score, {name}")
             series[said] = curve.measured(self.none, self.whole, texts)
-            ends = curve.ends(self.none, self.whole, texts, self.pairs.clusters, self.seed)
+            ends = curve.ends(self.none, self.whole, texts, units(self.pairs, texts), self.seed)
             if ends is not None:
                 low[said], high[said] = ends
         return Lines(
@@ -294,11 +295,19 @@ class CircuitsResult(Result):
             diverging=frozenset({"score", "exact"}),
         )  # fmt: skip
 
+    def _drawn(self) -> list[str]:
+        """What intervals are over, where there are templates but few."""
+        names = {str(one) for one in self.pairs.clusters or ()}
+        if not names or units(self.pairs, self.held_out) is not None:
+            return []
+        return [f"Intervals are over prompts of these {len(names)} templates; other templates may give other numbers."]
+
     def _notes(self) -> list[Note]:
         facts = self.circuit.facts
         said = [
             f"{len(self.discovery)} prompts to find the circuit"
             + (f", {len(self.held_out)} others to measure it." if self.unseen else ", the same to measure it."),
+            *self._drawn(),
             f"Everything outside a circuit is held at its {facts.get('ablation')} value.",
             *self.remarks,
         ]
@@ -345,12 +354,13 @@ class CircuitsResult(Result):
             f"{self.effect:+.2f} {self.measure.unit} on {on}; the best of {len(controls)} controls of the same size "
             f"keeps {controls[best]:.0%}"
         )
-        n = independent(len(texts), _of(self.pairs.clusters, texts))[0]
+        clusters = units(self.pairs, texts)
+        n, unit = independent(len(texts), clusters, "prompts")
         better = np.sign(self.effect) * (self.own[texts] - self.controls[best][texts])
-        p = float(sign_flip_p_value(better, clusters=_of(self.pairs.clusters, texts), seed=self.seed))
-        beats = better.mean() > 0 and n >= 2 and self.unseen
+        p = float(sign_flip_p_value(better, clusters=clusters, seed=self.seed))
+        beats = better.mean() > 0 and p <= SURE and self.unseen
         kind: Literal["effect", "size"] = "effect" if beats else "size"
-        null = f"flipped signs of {n} differences to the best of {len(controls)} circuits of the same size"
+        null = f"flipped signs of {n} {unit}, compared with the best of {len(controls)} circuits of the same size"
         tested = f"; p = {p:.2g}" if beats else ""
         return [
             Finding(
@@ -359,10 +369,6 @@ class CircuitsResult(Result):
                 null=null if beats else "", p=p if beats else None,
             )
         ]  # fmt: skip
-
-
-def _of(clusters: Sequence[str] | None, texts: np.ndarray) -> list[str] | None:
-    return None if clusters is None else [clusters[text] for text in texts]
 
 
 def _apart(curve: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from analyses.shared.statistics import FEW
+
 Choice = Callable[[Float[np.ndarray, " item"]], Bool[np.ndarray, " item"]]
 """From scores of edges (or nodes), means over texts, to a circuit: the search whose stability is asked for."""
 
@@ -37,7 +39,7 @@ def stability(
     resamples: int,
     seed: int,
 ) -> Stability:
-    """The search of `choose` again on resamples of the discovery prompts (of whole templates where there are several),
+    """The search of `choose` again on resamples of the discovery prompts (of whole templates where there are FEW),
     on the prompts held out, and on each template alone."""
     circuit = choose(scores[discovery].mean(0))
     n = max(int(circuit.sum()), 1)
@@ -59,11 +61,11 @@ def stability(
 def _draws(
     texts: Int[np.ndarray, " chosen"], clusters: Sequence[object] | None, n: int, seed: int
 ) -> list[Int[np.ndarray, " drawn"]]:
-    """Texts drawn with replacement; whole templates where there are at least two among them."""
+    """Texts drawn with replacement; whole templates where there are FEW or more among them."""
     rng = np.random.default_rng(seed)
-    own = None if clusters is None else np.array([str(clusters[text]) for text in texts])
-    names = np.unique(own) if own is not None else np.zeros(0)
-    if len(names) < 2 or own is None:
+    own = np.array([str(clusters[text]) for text in texts]) if clusters is not None else np.zeros(0)
+    names = np.unique(own)
+    if len(names) < FEW:
         return [rng.choice(texts, size=len(texts)) for _ in range(n)]
     return [np.concatenate([texts[own == name] for name in rng.choice(names, size=len(names))]) for _ in range(n)]
 

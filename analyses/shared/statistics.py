@@ -23,8 +23,6 @@ FEW = 8
 """Below so many texts (or templates) an interval is Student's."""
 FLIPS = 4096
 """Most sign patterns of a test."""
-TOLD = 0.05
-"""The level of `claims.SURE`, for those that import it from here."""
 AT_ONCE = 2048
 """Entries that are tested together: their flipped sums take 64 MB."""
 

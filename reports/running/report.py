@@ -248,7 +248,8 @@ def _with_corrupted(model: AnyModel, sections: Sequence[Section], ran: Sequence[
         grids = _viewers(section.result, pairs.first[0]) if section.chapter == CHAPTERS[0][1] else {}
         if grids:
             again = _viewers(functions[section.name](model, pairs.corrupted[0]), pairs.first[1])
-            section = replace(section, beside=tuple(viewers.compared(grids[key], again[key], names) for key in grids))
+            both = [viewers.compared(grids[key], again[key], names) for key in grids if key in again]
+            section = replace(section, beside=tuple(both))
         out.append(section)
     return out
 
