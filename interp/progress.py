@@ -28,11 +28,11 @@ def tell(done: int, total: int) -> None:
         listener(done, total)
 
 
-def say(text: str) -> None:
-    """What is about to be done, and how long it may take, for whoever wants to know."""
+def say(text: Callable[[], str]) -> None:
+    """What is about to be done, and how long it may take, for whoever wants to know; else it is not worked out."""
     hearer = _hearer.get()
     if hearer is not None:
-        hearer(text)
+        hearer(text())
 
 
 @contextmanager

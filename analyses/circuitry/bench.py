@@ -136,8 +136,10 @@ class Bench:
         passes = len(inner) * sum(map(len, orders.values()))
         self.runs.planned(passes)
         say(
-            f"{passes} circuits of {len(self.wiring):,} edges to run on {len(self.whole)} prompts: about "
-            f"{passes * self.pace:,.0f} s"
+            lambda: (
+                f"{passes} circuits of {len(self.wiring):,} edges to run on {len(self.whole)} prompts: about "
+                f"{passes * self.pace:,.0f} s"
+            )
         )
         return {name: Curve(self.sizes, np.stack([self._along(one, inner) for one in some])) for name, some in
                 orders.items()}  # fmt: skip

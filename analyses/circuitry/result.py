@@ -79,6 +79,11 @@ class CircuitsResult(Result):
         return float((self.whole - self.none).mean())
 
     @property
+    def floor(self) -> float:
+        """The least effect that is told."""
+        return FLOORS.get(self.measure.unit, 1e-6)
+
+    @property
     def unseen(self) -> bool:
         """Whether it is measured on texts that it was not found on."""
         return not np.array_equal(self.discovery, self.held_out)
@@ -302,7 +307,7 @@ class CircuitsResult(Result):
             return []
         return [f"Intervals are over prompts of these {len(names)} templates; other templates may give other numbers."]
 
-    def _notes(self) -> list[Note]:
+    def _notes(self) -> list[Panel]:
         facts = self.circuit.facts
         said = [
             f"{len(self.discovery)} prompts to find the circuit"
@@ -312,17 +317,16 @@ class CircuitsResult(Result):
             *self.remarks,
         ]
         return [
-            self.pairs.choices(self.measure, self.answers, self.wrongs),
+            *self.pairs.panels(self.measure, self.answers, self.wrongs, self.floor),
             Note("methods", "How it was done", text=" ".join(said)),
         ]
 
     # What is said first.
 
     def findings(self) -> list[Finding]:
-        floor = FLOORS.get(self.measure.unit, 1e-6)
-        if not abs(self.effect) >= floor:
+        if not abs(self.effect) >= self.floor:
             text = f"Ablating everything changes the {self.measure.title} by {self.effect:+.2g} {self.measure.unit}, " \
-                f"below the floor of {floor:g}: there is no circuit to find here."  # fmt: skip
+                f"below the floor of {self.floor:g}: there is no circuit to find here."  # fmt: skip
             return [Finding(text, "doubts", 0.5, abs(self.effect), self.measure.unit, kind="negative")]
         return [*self._unstable(), *self._faithful()]
 

@@ -120,7 +120,7 @@ def _swept(
     config, out = model.config, np.full((len(clean), size), np.nan)
     total, done = len(order) * len(groups), 0
     if len(order) > 4 * TRIED:
-        say(_plan(model, groups, len(order), list(order[:: len(order) // TRIED]), variants))
+        say(lambda: _plan(model, groups, len(order), list(order[:: len(order) // TRIED]), variants))
     for group in groups:
         each = group.clean.numel() * max(config.d_model, config.d_head) * model.dtype.itemsize
         step = max(1, HELD // each)

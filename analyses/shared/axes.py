@@ -181,9 +181,9 @@ def similarity(key: str, title: str, caption: str, cosines: np.ndarray, axis: st
     )  # fmt: skip
 
 
-def related(panels: Sequence[Panel], family: str, floor: float = 0.0) -> list[Panel]:
-    """The panels, their matrices on one common scale and grey up to the floor."""
-    return [replace(one, family=family, floor=floor) if isinstance(one, Matrix) else one for one in panels]
+def related(panels: Sequence[Panel], family: str) -> list[Panel]:
+    """The panels, their matrices on one common scale."""
+    return [replace(one, family=family) if isinstance(one, Matrix) else one for one in panels]
 
 
 def largest_first(frame: pd.DataFrame, by: str, most: int = MOST) -> tuple[pd.DataFrame, str]:

@@ -173,17 +173,6 @@ class Pairs(Texts):
         when = f"when {self.changes[0]}" if len(self.changes) == 1 else f"mean of {len(self.rows)} pairs of texts"
         return f"{what}{chosen}, {when}"
 
-    def choices(
-        self, measured: "Measure", answers: Sequence[str], wrongs: Sequence[str], notes: Sequence[str] = ()
-    ) -> Note:
-        """How the two runs and the answers were chosen, and the metric of each run."""
-        runs = (
-            f"The {measured.title} is {measured.clean.mean():.3g} in the clean and {measured.corrupted.mean():.3g} in "
-            "the corrupted run."
-        )
-        said = [*self.notes, *notes, said_answers(answers, wrongs), runs]
-        return Note(key="choices", title="The two runs", text=" ".join(said))
-
 
 def answering_logits(task: Task, rows: Sequence[Row]) -> Float[Tensor, "text d_vocab"]:
     """The logits of each input's answer, in float32 at least."""

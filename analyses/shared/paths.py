@@ -202,8 +202,11 @@ class Paths:
         """
         changes = {sender: self.change(sender) for sender in dict.fromkeys(sender for sender, _ in edges)}
         found: list[Replace | Add | None] = [None] * len(edges)
-        for target in dict.fromkeys(target for _, target in edges):
-            into = [i for i, (_, end) in enumerate(edges) if end == target]
+        places: dict[str, list[int]] = {}
+        for i, (_, target) in enumerate(edges):
+            places.setdefault(target.label, []).append(i)
+        for into in places.values():
+            target = edges[into[0]][1]
             for start in range(0, len(into), TOGETHER):
                 some = into[start : start + TOGETHER]
                 together = torch.stack([changes[edges[i][0]] for i in some])
