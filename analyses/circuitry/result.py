@@ -204,7 +204,8 @@ class CircuitsResult(Result):
         return (
             f"Each edge: what the {self.measure.title} loses when it alone carries the "
             f"corrupted value, of {self.effect:+.3g} {self.measure.unit} in all; {self._said_method()}. "
-            f"{self.pairs.said()}"
+            f"Means of {len(self.whole)} prompts; exact effects, on the {len(self.held_out)} held out, each with its own "
+            "95 % interval."
         )
 
     def _said_method(self) -> str:
