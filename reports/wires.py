@@ -147,5 +147,5 @@ def largest(panel: CircuitGraph) -> float:
 
 
 def thick(panel: CircuitGraph) -> np.ndarray:
-    """[edge] width of its line: the square root of its size, 4.5 for the largest."""
-    return np.asarray(0.7 + 3.8 * np.sqrt(np.abs(panel.scores) / largest(panel)))
+    """[edge] width of its line: the square root of its size, 4.5 for the largest; of what is no number the least."""
+    return np.asarray(0.7 + 3.8 * np.nan_to_num(np.sqrt(np.abs(panel.scores) / largest(panel)), posinf=0.0))

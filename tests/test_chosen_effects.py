@@ -46,7 +46,7 @@ def planted(texts: int, strength: float = 1.0) -> list[Any]:
     values = without.clean[:, None, None, :] + noise[:, :, None, None]
     (patched,) = heads.patched
     return [
-        replace(without, values=values),
+        replace(without, values=values, token_effects=without.token_effects[:0]),  # texts alone, not their tokens
         replace(heads, measure=measure, patched=(replace(patched, values=tuple(noise.reshape(texts, 2, 4))),)),
         replace(paths, measure=measure, values=2.0 - np.pad(noise, ((0, 0), (0, 2)))[:, None]),
     ]

@@ -118,15 +118,16 @@ class CircuitsResult(Result):
     def facts(self) -> dict[str, Any]:
         """Sizes, faithfulness and its controls, areas, stability."""
         value, low, high = self.faithful(self.held_out)
-        return {
+        found = {
             "edges": self.circuit.size, "of": len(self.circuit.wiring),
             "after_pruning": int(self.circuit.wiring.pruned(self.circuit.chosen).sum()),
             "faithfulness": value, "faithfulness_low": low, "faithfulness_high": high,
-            "random": float(np.nanmean(self._of_controls()[:-1])) if len(self.controls) > 1 else None,
-            "stability": None if self.stability is None else self.stability.kept,
+            "random": float(np.nanmean(self._of_controls()[:-1])) if len(self.controls) > 1 else np.nan,
+            "stability": np.nan if self.stability is None else self.stability.kept,
             "total_effect": self.effect, "texts": len(self.whole), "held_out": len(self.held_out),
             "completeness_gap": self.gap,
         }  # fmt: skip
+        return {name: number if np.isfinite(number) else None for name, number in found.items()}
 
     def saved(self) -> str:
         """The circuit in the layout of the MIB benchmark."""
@@ -204,8 +205,7 @@ class CircuitsResult(Result):
         return (
             f"Each edge: what the {self.measure.title} loses when it alone carries the "
             f"corrupted value, of {self.effect:+.3g} {self.measure.unit} in all; {self._said_method()}. "
-            f"Means of {len(self.whole)} prompts; exact effects, on the {len(self.held_out)} held out, each with its own "
-            "95 % interval."
+            f"Means of {len(self.whole)} prompts; exact effects, with 95 % intervals, of the {len(self.held_out)} held out."
         )
 
     def _said_method(self) -> str:
