@@ -205,7 +205,7 @@ class CircuitsResult(Result):
         return (
             f"Each edge: what the {self.measure.title} loses when it alone carries the "
             f"corrupted value, of {self.effect:+.3g} {self.measure.unit} in all; {self._said_method()}. "
-            f"Means of {len(self.whole)} prompts; exact effects, with 95 % intervals, of the {len(self.held_out)} held out."
+            f"Means of {len(self.whole)} prompts; exact effects and 95 % intervals of the {len(self.held_out)} unseen."
         )
 
     def _said_method(self) -> str:
