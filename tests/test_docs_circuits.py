@@ -24,7 +24,7 @@ def test_its_python_runs_and_leaves_a_circuits_file(tmp_path, monkeypatch):
 
 def test_its_options_are_there():
     known = {flag(option.name) for option in discover()["circuits"].options()}
-    known |= {"--model", "--prompts", "--open", "--save", "--help"}
+    known |= {"--model", "--prompts", "--template", "--open", "--save"}
     named = set(re.findall(r"--[a-z][a-z-]+", TEXT))
     assert named <= known
     assert "--from" in named

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from command_line import interp
 from test_prompts import model_with
 
 from analyses.shared.clean_corrupted import resolve_pairs, resolve_texts
@@ -139,3 +140,19 @@ def test_lists_of_examples_are_no_lines_of_prompts():
     assert not parse_prompts('{"clean": "\\"examples\\": [1]"}').exchange
     assert parse_prompts('{"answer": "a,clean,b", "clean": "examples"}').prompts[0].answer == "a,clean,b"
     assert parse_prompts("\n " + json.dumps(CAPITALS), template="{input} is").exchange
+
+
+def test_the_command_line_takes_the_template_too(tmp_path, capsys):
+    """The same prompts as from a file that has it itself; without such a file it is refused."""
+    file, own = tmp_path / "pairs.json", tmp_path / "own.json"
+    pairs = [{"input": a, "output": b} for a, b in (("get", "got"), ("see", "saw"), ("come", "came"), ("take", "took"))]
+    template = "Today they {input}, and yesterday they"
+    file.write_text(json.dumps(pairs))
+    own.write_text(json.dumps({"template": template, "examples": pairs}))
+    kept, own_form = (
+        interp(capsys, "activation-patching", *given, "--format", "csv", "--quiet")
+        for given in (("--prompts", file, "--template", template), ("--prompts", own))
+    )
+    assert kept.code == own_form.code == 0
+    assert kept.out == own_form.out
+    assert interp(capsys, "activation-patching", "--template", template).code == 2

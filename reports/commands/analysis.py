@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from interp.errors import InputError, nearest
 from reports.commands import completion
 from reports.commands.errors import guarded
-from reports.commands.options import COMMON, PROMPTS, RAY, RESUME, SAVE, flag, shared_options
+from reports.commands.options import COMMON, PROMPTS, RAY, RESUME, SAVE, TEMPLATE, flag, shared_options
 from reports.commands.work import run_command
 from reports.running.discovery import Analysis, Option, discover
 
@@ -118,7 +118,7 @@ def command_of(analysis: Analysis) -> TyperCommand:
         run_command(analysis, given, **values)
 
     own = [parameter(name, option) for name, option in options.items()]
-    own += [PROMPTS] if analysis.takes_prompts else []
+    own += [PROMPTS, TEMPLATE] if analysis.takes_prompts else []
     own += [SAVE] if analysis.declared.saves else []
     own += [RAY] if analysis.declared.scales else []
     own += [RESUME] if analysis.declared.sweeps else []

@@ -69,6 +69,9 @@ PROMPTS = _parameter(
     "<path>",
     "Instead of a text: JSON lines with clean, corrupted, answer, wrong, or a table; with neither, prompts are made.",
 )
+TEMPLATE = _parameter(
+    "template", str, "TEXT", "With --prompts of inputs and outputs: the sentence, as in 'The capital of {input} is'."
+)
 SAVE = _parameter("save", Path, "<path>", "Write what was found to this file too, for other programs and for --from.")
 RAY = _parameter("ray", str, "<address>", "Share the texts out on a Ray cluster: local, auto, or host:port.")
 RESUME = _parameter(

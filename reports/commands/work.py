@@ -3,6 +3,7 @@
 Nothing heavy is imported until it runs.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -133,6 +134,7 @@ def run_command(
     ray: str | None = None,
     resume: Path | None = None,
     save: Path | None = None,
+    template: str | None = None,
 ) -> None:
     """One analysis on the texts, to stdout or a file."""
     form = format or format_of(out, open)
@@ -150,9 +152,11 @@ def run_command(
     if ray is not None and resume is not None:
         raise InputError("both --ray and --resume", "expected one of the two: workers keep nothing on disk")
     given, rows = read_given(texts, file, lines, tokens)
+    if template is not None and prompts is None:
+        raise InputError("--template without --prompts", "expected a file of inputs and outputs")
     if prompts is not None and (texts or file or tokens):
         raise InputError(f"both a text and --prompts {prompts}", "expected one of the two")
-    prompt_lines = None if prompts is None else _read(prompts)
+    prompt_lines = None if prompts is None else _with_template(_read(prompts), template, prompts)
     with _resumable(resume), progress(quiet) as step:
         step("loading the model", 0, 1)
         shape = shape_of(model) if analysis.takes_config else None
@@ -191,6 +195,19 @@ def run_command(
     hint(quiet, f"{analysis.command}: {section.seconds:.1f} s on {where if loaded is None else loaded.source}")
     if section.result.facts().get("passed") is False:
         raise CheckFailed(f"{analysis.command}: not everything agreed on {where}", "the table says what did not")
+
+
+def _with_template(lines: str, template: str | None, where: Path) -> str:
+    """A file of inputs and outputs with the sentence that makes prompts of them, as such a file may have it itself."""
+    if template is None:
+        return lines
+    try:
+        examples = json.loads(lines)
+    except ValueError:
+        examples = None
+    if not isinstance(examples, list):
+        raise InputError(f"--template beside {where}", 'expected a file of inputs and outputs: [{"input": ...}, ...]')
+    return json.dumps({"template": template, "examples": examples}, ensure_ascii=False)
 
 
 def _cluster(address: str | None) -> AbstractContextManager[object]:
@@ -246,8 +263,6 @@ def written(section: "Section", form: Format) -> str:
         stream = io.StringIO()
         show(section.result, file=stream)
         return stream.getvalue().rstrip("\n")
-    import json
-
     from reports.running.report import csv_text, records
 
     frame = section.result.to_dataframe()
