@@ -54,8 +54,8 @@ def circuits(
     prompts: TextsOrPrompts = None,
     corrupted: Annotated[TextOrTokens | None, "the prompts, changed; as long in tokens"] = None,
     *,
-    task: Annotated[Literal["ioi", "induction"], "prompts that are made where none are given"] = "ioi",
-    n: Annotated[int, "how many are made"] = 32,
+    task: Annotated[Literal["ioi", "induction"] | None, "prompts that are made where none are given; ioi"] = None,
+    n: Annotated[int | None, "how many are made; 32"] = None,
     method: Annotated[Method, "scores of edges: patched one by one, or estimated from gradients"] = "eap-ig",
     level: Annotated[Level, "a circuit of edges, or of nodes with all that they send"] = "edge",
     metric: Annotated[Metric, "what is measured"] = "logit_diff",
@@ -71,8 +71,9 @@ def circuits(
         float | None, "prune instead: drop edges whose loss changes less than this share of the effect"
     ] = None,
     held_out: Annotated[
-        float, "share of the prompts (whole templates where there are several) kept for measuring"
-    ] = 0.5,
+        float | None,
+        "share of the prompts (whole templates, if four or more) kept for measuring; half, of four or more",
+    ] = None,
     resamples: Annotated[int, "draws of the prompts on which the search is repeated"] = 100,
     random: Annotated[int, "random circuits as controls"] = 5,
     from_: Annotated[CircuitFile | None, "a circuit's file (MIB layout), to be measured instead"] = None,
@@ -90,10 +91,12 @@ def circuits(
     Raises InputError for a number out of range, for prompts that do not fit the model, and for a file that is not of
     this model's shape; nothing is measured where the model does not tell clean from corrupted (a finding says so).
     """
-    _check(n, steps, exact, size, held_out, resamples, random, threshold, level)
+    if prompts is not None and (task, n) != (None, None):
+        raise InputError(f"task = {task!r}, n = {n} beside prompts", "expected one of the two")
+    _check(steps, exact, size, held_out, resamples, random, threshold, level)
     check_seed(seed)
     with torch.no_grad():
-        made = TASKS[task](model, n, seed=seed) if prompts is None else prompts
+        made = TASKS[task or "ioi"](model, 32 if n is None else n, seed=seed) if prompts is None else prompts
         pairs = resolve_pairs(model, made, corrupted, answer=answer, wrong=wrong, seed=seed)
         measured = measure(model, pairs, metric)
         given = Circuit.from_json(from_.said, model) if from_ is not None else None
@@ -180,7 +183,7 @@ def _said_size(faithful: float, n: int, items: int) -> str:
 
 
 def _check(
-    n: int, steps: int, exact: int, size: float | None, held_out: float, resamples: int, random: int,
+    steps: int, exact: int, size: float | None, held_out: float | None, resamples: int, random: int,
     threshold: float | None, level: Level,
 ) -> None:  # fmt: skip
     """Raises InputError for a number out of range."""

@@ -70,6 +70,8 @@ UNSEEN = {
     "seed": "draws what a few texts need not",
     "keep": "bounds what a page shows of more texts than there are here",
     "documents": "a file",
+    "corpus": "a file",
+    "from_": "a file",
     "other": "a model",
     "translators": "a file",
     "zoo": "a file",

@@ -18,6 +18,7 @@ from analyses.circuitry.scores import Group, estimated, exact_edges, exact_nodes
 from analyses.circuitry.search import Order, Search, Select
 from analyses.shared.clean_corrupted import Measure, Pairs
 from analyses.shared.statistics import FEW, bootstrap
+from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 from interp.progress import say
 
@@ -62,9 +63,9 @@ class Bench:
     @classmethod
     def of(
         cls, model: HookedGPT, pairs: Pairs, measured: Measure, level: Level, select: Select, ablation: Ablation,
-        share: float, seed: int,
+        share: float | None, seed: int,
     ) -> "Bench":  # fmt: skip
-        """`share`: of the prompts that are kept for measuring."""
+        """`share`: of the prompts that are kept for measuring; None: half, where there are enough."""
         wiring, groups = Wiring.of(model), groups_of(model, pairs, measured)
         runs, start = Runs(model, wiring, groups, ablation), time.perf_counter()
         none = runs.values([np.zeros(len(wiring), dtype=bool)])[0]
@@ -199,16 +200,20 @@ def units(pairs: Pairs, texts: Texts) -> list[str] | None:
     return own if len(set(own)) >= FEW else None
 
 
-def split(pairs: Pairs, share: float, seed: int) -> tuple[Texts, Texts]:
+def split(pairs: Pairs, share: float | None, seed: int) -> tuple[Texts, Texts]:
     """Texts to find a circuit on, and others to measure it on: whole templates where there are at least four. The same,
-    all of them, where there are fewer than four texts, or none is to be held out."""
+    all of them, where none is to be held out (0), or nothing is said (None, which else is half) of fewer than four.
+
+    Raises InputError for a share that cannot be held out."""
     everything = np.arange(len(pairs.rows))
     names = np.array([str(one) for one in pairs.clusters or ()])
     if len(set(names)) < 4:
         names = everything.astype(str)
     kinds = np.random.default_rng(seed).permutation(np.unique(names))
-    kept = round(share * len(kinds))
-    if len(kinds) < 4 or kept in (0, len(kinds)):
+    kept = round((0.5 if share is None else share) * len(kinds))
+    if share and (len(kinds) < 4 or kept in (0, len(kinds))):
+        raise InputError(f"held_out = {share:g} of {len(kinds)} prompts", "expected a share of four or more, not all")
+    if len(kinds) < 4 or kept == 0:
         return everything, everything
     others = np.isin(names, kinds[:kept])
     return np.flatnonzero(~others), np.flatnonzero(others)
