@@ -143,7 +143,8 @@ def resolve(source: Intervention, model: HookedGPT, batch: int, length: int, kep
     heads = _resolve_index(source.head, shape[head_axis or 0], name)
     units = _resolve_index(source.unit, shape[-1], name)
     whole = not source.reads_old and heads is None and units is None and len(positions) == length
-    positions = tuple(p for p in positions if p < kept)
+    if kept < length:
+        positions = tuple(p for p in positions if p < kept)
     return Edit(source, positions, positions, heads, units, whole)
 
 

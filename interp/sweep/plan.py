@@ -75,6 +75,7 @@ class Plan:
         mask = None if attention_mask is None else attention_mask[:, :kept]
         names = clean_names(model, edited, self.names, self.last)
         self.clean = CleanRun(model, tokens[:, :kept], mask, names, self.last)
+        self.place = {name: place for place, name in enumerate(model.hook_points)}
         self._differs: dict[tuple[int, str], np.ndarray] = {}
         self.variants: list[Edits] = [self._by_name(edits) for edits in resolved]
         where = places(self.read, self.clean.all, model.device)
@@ -108,8 +109,7 @@ class Plan:
 
     def first_change(self, variant: int) -> tuple[int, Positions]:
         """Where in the model and the text a variant first differs: variants alike in this are run together."""
-        order = {name: place for place, name in enumerate(self.model.hook_points)}
-        edits = self.variants[variant]
+        order, edits = self.place, self.variants[variant]
         changes = [(order[name], edit.touches) for name in edits for edit in edits[name] if edit.touches]
         return min(changes, default=(len(order), ()))
 

@@ -51,6 +51,8 @@ class Variants:
 
     def _edits(self, variant: int, base: str, sites: Iterable[str]) -> list[Edit]:
         edits = self.variants[variant]
+        if not any(name.startswith(base) for name in edits):
+            return []  # of thousands of variants most have nothing in this block
         return [edit for site in sites for edit in edits.get(base + site, ())]
 
     def _touched(self, variant: int, base: str, sites: Iterable[str]) -> Positions:
