@@ -43,15 +43,7 @@ from torch import Tensor
 
 from analyses.shared.axes import largest_first, related
 from analyses.shared.capabilities import analysis, lacking
-from analyses.shared.claims import (
-    FLOORS,
-    LOSS_FLOOR,
-    SURE,
-    clear_of_zero,
-    largest_p_value,
-    signed,
-    testable,
-)
+from analyses.shared.claims import FLOORS, LOSS_FLOOR, SURE, clear_of_zero, largest_p_value, signed, testable
 from analyses.shared.clean_corrupted import Texts, own_answers, resolve_texts, said_answers
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.metrics import TITLES, UNITS, MetricName, TokenChoice, check_metrics
@@ -286,8 +278,11 @@ class AblationResult(Result):
         effects = self.effects[:, family, 0, m]
         mean, floor = effects.mean(0), LOSS_FLOOR if self.metrics[m] == "loss" else FLOORS[UNITS[self.metrics[m]]]
         p, null = self._chances(family, m)
-        few = clear_of_zero(effects, clusters=self.clusters, chosen_of=len(self.components))
-        told = np.flatnonzero((few if p is None else p <= SURE) & (np.abs(mean) >= floor))
+        if p is None:
+            sure = clear_of_zero(effects, clusters=self.clusters, chosen_of=len(self.components))
+        else:
+            sure = p <= SURE
+        told = np.flatnonzero(sure & (np.abs(mean) >= floor))
         return [
             self._finding(int(family[i]), m, None if p is None else float(p[i]), null or f"a floor of {floor:g}")
             for i in told[np.argsort(-np.abs(mean[told]), kind="stable")][:most]
@@ -445,8 +440,8 @@ def _group(
 ) -> tuple[list[int], dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Texts of one length, with the values that replace: metric -> [text] clean, metric -> [text component kind].
 
-    Before these the texts' numbers, after them the direct contributions [text component kind], and the changes of the
-    losses of a text that is alone [token component kind].
+    Before these the texts' numbers, after them the direct contributions [text component kind], and the change of each
+    token's loss [text token component kind], without a text where there are enough of them for a test.
     """
     indices, batch, fills = group
     task = task_of(model)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from analyses.shared.axes import Axes, numbered
-from analyses.shared.capabilities import analysis, require
+from analyses.shared.capabilities import analysis
 from analyses.shared.claims import signed
 from analyses.shared.clean_corrupted import (
     Direction,
@@ -49,11 +49,12 @@ from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
 from analyses.shared.panels import Finding, Panel, Result, Tokens
 from analyses.shared.patching_result import Effects, Patching
 from analyses.shared.prompts import TextsOrPrompts
-from analyses.shared.stacks import Model, attentions
+from analyses.shared.sites import HEADS, SITES, Place, places_of, sites_named
+from analyses.shared.stacks import Model
 from analyses.shared.statistics import q_values
 from analyses.shared.task import Row, sides, task_of
 from interp import scale
-from interp.errors import InputError, nearest
+from interp.errors import InputError
 from interp.interventions import Replace
 from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
@@ -61,46 +62,8 @@ from interp.models.gpt import HookedGPT
 from interp.progress import tell
 from interp.sweep import Variant, sweep
 
-STREAMS: dict[str, str] = {
-    "resid_pre": "residual stream before the layer",
-    "resid_mid": "residual stream between attention and MLP",
-    "resid_mid_cross": "residual stream between cross-attention and MLP",
-    "resid_post": "residual stream after the layer",
-    "attn_out": "attention output",
-    "cross_attn_out": "cross-attention output",
-    "mlp_out": "MLP output",
-}
-HEADS: dict[str, str] = {
-    "z": "heads' mixed values z",
-    "q": "heads' queries",
-    "k": "heads' keys",
-    "v": "heads' values",
-    "pattern": "heads' attention patterns",
-}
-SITES = STREAMS | HEADS
 HALF = 0.5
 """Share of the total effect from which on a place is said to hold the difference."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Place:
-    """Where a site lies: hook points, one a layer, of a decoder or of one attention of a translation model."""
-
-    site: str
-    short: str
-    """`enc`, `dec` or `cross`; "" where there are no others."""
-    where: str
-    """In words, after the site's: " of the encoder"."""
-    names: tuple[str, ...]
-    """[layer] hook points."""
-    layers: tuple[int, ...]
-    axes: tuple[str, ...]
-    """Of each text's array: (layer, pos), (layer, head) or (layer, head, pos); kv_head for keys and values that several
-    heads share."""
-    sizes: tuple[int, ...]
-    """Entries of each axis, 0 for positions."""
-    side: int
-    """Whose tokens positions are: 0 for the text or the source, 1 for the target."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -227,12 +190,8 @@ class ActivationPatchingResult(Result):
         return max(1, int((self.effects(patched) != 0).any(0).sum()))
 
     def _matrix(self, patched: Patched) -> Effects:
-        effects, axis, layers, of = (
-            self.effects(patched),
-            patched.head_axis,
-            patched.place.layers,
-            self.towards(patched),
-        )
+        effects, of = self.effects(patched), self.towards(patched)
+        axis, layers = patched.head_axis, patched.place.layers
         heads, by_pos = range(effects.shape[2]), "pos" in patched.axes
         skip = patched.same if by_pos else 0
         left_out = (
@@ -378,7 +337,7 @@ def activation_patching(
     Raises InputError for an unknown site, texts of unequal lengths, or places that the model or a text lacks.
     """
     layer_numbers(model, layers)
-    where = [place for name in _sites(model, site) for place in _places(model, name, layers, by_position)]
+    where = [place for name in sites_named(model, site) for place in places_of(model, name, layers, by_position)]
     pairs = resolve_pairs(model, clean, corrupted, answer=answer, wrong=wrong, seed=seed)
     measured = measure(model, pairs, task_of(model).metric if metric is None else metric, read)
     ways: tuple[Direction, ...] = ("denoise", "noise") if direction == "both" else (direction,)
@@ -391,36 +350,6 @@ def activation_patching(
         wrongs=wrongs,
         seed=seed,
     )
-
-
-def _places(model: Model, site: str, layers: Sequence[int] | None, by_position: bool) -> list[Place]:
-    """Where a site is: in a decoder at one place, of a translation model in every attention or stack that has it."""
-    require(model, {"resid_mid": ("stream between",), "mlp_out": ("mlp",)}.get(site, ()))
-    found, config, several = [], model.config, len(attentions(model)) > 1
-    axes: tuple[str, ...]
-    sizes: tuple[int, ...]
-    for stack in attentions(model):
-        numbers = layer_numbers(model, layers, stack.shape[0])
-        keys = site in ("k", "v")
-        if site in HEADS:
-            axes, names = ("layer", "head"), [f"{stack.path}.{layer}.{stack.part}.hook_{site}" for layer in numbers]
-            sizes = (len(numbers), config.n_kv_heads if keys else config.n_heads)
-            if keys and config.n_kv_heads != config.n_heads:
-                axes = ("layer", "kv_head")
-            axes, sizes = ((*axes, "pos"), (*sizes, 0)) if by_position else (axes, sizes)
-        else:
-            names = [] if stack.crosses else [f"{stack.path}.{layer}.hook_{site}" for layer in numbers]
-            axes, sizes = ("layer", "pos"), (len(numbers), 0)
-        if not names or names[0] not in model.hook_points:
-            continue
-        words = stack.words if site in HEADS else f"the {stack.path}"
-        found.append(
-            Place(
-                site=site, short=stack.short, where=f" of {words}" if several else "", names=tuple(names),
-                layers=numbers, axes=axes, sizes=sizes, side=int((stack.keys if keys else stack.queries) == "target"),
-            )
-        )  # fmt: skip
-    return found
 
 
 def _patch(
@@ -493,20 +422,6 @@ def _patch_group(
         model, base, variants, readout, read=readout.read, vocab=readout.vocab, memory=memory, progress=tell
     ).values()
     return {index: values[:, column].double().cpu().numpy()[taken] for column, index in enumerate(indices)}
-
-
-def _sites(model: Model, site: str | Sequence[str]) -> tuple[str, ...]:
-    parts = site.split(",") if isinstance(site, str) else list(site)
-    names = tuple(dict.fromkeys(part.strip().removeprefix("hook_") for part in parts))
-    crosses = any(stack.crosses for stack in attentions(model))
-    known = [name for name in SITES if crosses or "cross" not in name]
-    for name in names:
-        if name not in known:
-            close = nearest(name, known, 1)
-            raise InputError(
-                f"unknown site {name!r}", f"expected {', '.join(known)}", f"did you mean {close[0]!r}?" if close else ""
-            )
-    return names
 
 
 def _positions(positions: Sequence[int] | None, length: int) -> tuple[int, ...]:

@@ -163,6 +163,18 @@ def test_an_interval_of_a_share_ends_at_one(tiny: HookedGPT) -> None:
     assert student.high > scores.max()  # the control: Student's ends leave what was seen
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1.2e-7, -6e-8])
+def test_rounding_of_a_whole_share_moves_no_end(rounding: float) -> None:
+    """Of n shares that are all one the lower end is the tail's n-th root (Clopper and Pearson)."""
+    shares = np.ones(12)
+    shares[3] += rounding
+    low, high = bootstrap(shares, share=True).ends()
+    assert low == pytest.approx(0.025 ** (1 / 12), abs=1e-6)
+    assert high == pytest.approx(1.0, abs=1e-6)
+    shares[3] = 0.9  # the control: what is no rounding is spread
+    assert bootstrap(shares, share=True).low > low + 0.05
+
+
 def test_sentences_read_well(told: list[tuple[str, Finding]]) -> None:
     for _, one in told:
         assert one.text.endswith(".")

@@ -107,9 +107,9 @@ class Pairs(Texts):
     """Clean inputs with a corrupted one of the same length for each."""
 
     corrupted: tuple[Row, ...]
-    changes: tuple[str, ...] = ()
+    changes: tuple[str, ...]
     """[text] what was replaced by what and where, as in "'be' (8) is replaced by '4'"."""
-    first: tuple[Tokens, Tokens] = (Tokens(), Tokens())
+    first: tuple[Tokens, Tokens]
     """Both texts of the first pair as labels, of a translation its sources."""
 
     def panels(self, measured: "Measure", answers: Tokens, wrongs: Tokens, floor: float) -> list[Panel]:
@@ -203,7 +203,13 @@ def resolve_texts(
     do not fit a decoder are left out (see `fitting`).
     """
     task = task_of(model)
-    prompts = task.generated(n, seed) if tokens is None else _fitted(task, tokens, answer, wrong, "not read")
+    prompts = task.generated(n, seed) if tokens is None else _fitted(task, tokens, answer=answer, wrong=wrong)
+    return _answered(task, prompts, answer, wrong)
+
+
+def _answered(task: Task, prompts: TextsOrPrompts, answer: TokenChoice | None, wrong: TokenChoice | None) -> Texts:
+    """Prompts that fit, or texts, with the answers given, or else as `resolve_texts` says."""
+    model = task.model
     texts: Any
     if isinstance(prompts, PromptSet):
         texts = [prompt.clean for prompt in prompts]
@@ -233,11 +239,11 @@ def resolve_texts(
     )
 
 
-def _fitted(task: Task, texts: TextsOrPrompts, *given: object) -> TextsOrPrompts:
-    """A prompt set as it fits a decoder in those of PARTS that are not given (None) but its own."""
+def _fitted(task: Task, texts: TextsOrPrompts, **read: object) -> TextsOrPrompts:
+    """A prompt set as it fits a decoder in those of PARTS that are `read`: None where they are the prompts' own."""
     if not isinstance(texts, PromptSet) or not isinstance(task, NextToken):
         return texts
-    return fitting(task.model, texts, [part for part, other in zip(PARTS, given, strict=True) if other is None])
+    return fitting(task.model, texts, [part for part in PARTS if part in read and read[part] is None])
 
 
 def resolve_pairs(
@@ -253,17 +259,17 @@ def resolve_pairs(
     """Clean and corrupted inputs with their answers.
 
     Nothing given: `n` prompts from one template, of a decoder. Of a translation the sources are corrupted, the targets
-    stay the clean ones'. No corrupted text given: one token of each clean text is changed, the
-    one whose change lowers the answer's probability most. A wrong answer that is not given is the most likely token
-    after the corrupted text that is not the answer.
+    stay the clean ones'. No corrupted text given: one token of each clean text is changed, the one whose change lowers
+    the answer's probability most. A wrong answer that is not given is the most likely token after the corrupted text
+    that is not the answer. Prompts that do not fit a decoder are left out (see `fitting`).
 
     Raises InputError when a corrupted text is longer or shorter in tokens than its clean text.
     """
     task = task_of(model)
     if clean is None:
         clean = task.generated(n, seed, TEMPLATES[:1])
-    clean = _fitted(task, clean, answer, wrong, corrupted)
-    texts = resolve_texts(model, clean, answer=answer, wrong=wrong)
+    clean = _fitted(task, clean, answer=answer, wrong=wrong, corrupted=corrupted)
+    texts = _answered(task, clean, answer, wrong)
     notes = list(texts.notes)
     given: TextOrTokens | None
     if corrupted is None and isinstance(clean, PromptSet):

@@ -111,9 +111,10 @@ def _from_table(text: str, where: str) -> Entries:
 
 def _indirect_object(row: Mapping[str, str], place: _Line) -> dict[str, str]:
     """The answer is the one of two names that is not said again."""
-    clean, pair = row["clean"], TWO_NAMES.search(row["clean"])
-    names = pair.groups() if pair else ()
-    again = [name for name in names if re.search(rf"\b{name}\b", clean[pair.end() :] if pair else "")]
+    clean = row.get("clean", "")
+    pair = TWO_NAMES.search(clean)
+    names, rest = (pair.groups(), clean[pair.end() :]) if pair else ((), "")
+    again = [name for name in names if re.search(rf"\b{name}\b", rest)]
     if len(again) != 1:
         raise place.wrong(clean[:60], "expected two names joined by 'and', one of which comes again")
     (answer,) = set(names) - set(again)
@@ -144,9 +145,9 @@ def _inputs_and_outputs(text: str, where: str, template: str) -> Entries:
             'give it as template, or in the file: {"template": ..., "examples": [...]}',
         )
     texts = [template.replace("{input}", example["input"]) for example in read]
-    answers = [continuing(clean, example["output"]) for clean, example in zip(texts, read, strict=True)]
     return [
-        {"clean": clean, "answer": answer, "template": template} for clean, answer in zip(texts, answers, strict=True)
+        {"clean": text, "answer": continuing(text, example["output"]), "template": template}
+        for text, example in zip(texts, read, strict=True)
     ]
 
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from analyses.shared.prompts import Prompt, PromptSet, indirect_object_prompts, own_words, single_tokens
+from analyses.shared.prompts import Prompt, PromptSet, different, indirect_object_prompts, own_words, single_tokens
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 
@@ -37,27 +37,14 @@ def induction_prompts(
     Raises InputError for a tokenizer without four single-token words.
     """
     words = _vocabulary(model)
-    rng, misses = random.Random(seed), 0
-    found: dict[str, Prompt] = {}
-    while len(found) < n and misses < 200:
-        turn = len(found) + misses
-        template = templates[turn % len(templates)]
+
+    def draw(rng: random.Random, template: str, order: int) -> Prompt:
         a, b, c, d = rng.sample(words, 4)
-        last, answer, wrong = (a, b, d) if turn // len(templates) % 2 == 0 else (c, d, b)
-        clean, corrupted = (
-            template.format(A=one, B=b, C=other, D=d, last=last) for one, other in ((a, c), (c, a))
-        )  # fmt: skip
-        if clean in found:
-            misses += 1
-            continue
-        found[clean] = Prompt(
-            clean=clean, corrupted=corrupted, answer=f" {answer}", wrong=f" {wrong}", template=template
-        )
-    if not found:
-        raise InputError(f"{n} prompts", "expected at least 1")
-    used = len({prompt.template for prompt in found.values()})
-    note = f"{len(found)} generated prompts of repeated pairs of words ({used} templates, seed {seed})."
-    return PromptSet(prompts=tuple(found.values()), note=note)
+        last, answer, wrong = (a, b, d) if order == 0 else (c, d, b)
+        clean, corrupted = (template.format(A=one, B=b, C=other, D=d, last=last) for one, other in ((a, c), (c, a)))
+        return Prompt(clean=clean, corrupted=corrupted, answer=f" {answer}", wrong=f" {wrong}", template=template)
+
+    return different(draw, n, templates, "repeated pairs of words", seed)
 
 
 def _vocabulary(model: HookedGPT) -> list[str]:

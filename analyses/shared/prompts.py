@@ -5,9 +5,9 @@ Made here: of the indirect object task (Wang et al. 2022, "Interpretability in t
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -186,31 +186,41 @@ def indirect_object_prompts(
             f"{len(names)} names are single tokens in this model", "other_names needs five", "use corruption='swap'"
         )
     places, things = (list(single_tokens(model, words)) or list(words) for words in (PLACES, THINGS))
-    rng, misses = random.Random(seed), 0
-    seen: set[str] = set()
-    prompts: list[Prompt] = []
-    while len(prompts) < n and misses < 200:
-        turn = len(prompts) + misses
-        template, order = templates[turn % len(templates)], turn // len(templates) % 2
+
+    def draw(rng: random.Random, template: str, order: int) -> Prompt:
         giver, receiver = rng.sample(names, 2)
         words = {"place": rng.choice(places), "thing": rng.choice(things)}
-        first, second = (receiver, giver) if order == 0 else (giver, receiver)
-        clean = template.format(A=first, B=second, S=giver, **words)
-        if clean in seen:
-            misses += 1
-            continue
-        seen.add(clean)
-        if corruption == "swap":
-            corrupted = template.format(A=first, B=second, S=receiver, **words)
-        else:
-            a, b, s = rng.sample([name for name in names if name not in (giver, receiver)], 3)
-            corrupted = template.format(A=a, B=b, S=s, **words)
-        prompts.append(
-            Prompt(clean=clean, corrupted=corrupted, answer=f" {receiver}", wrong=f" {giver}", template=template)
-        )
-    if not prompts:
+        a, b = (receiver, giver) if order == 0 else (giver, receiver)
+        clean, actor = template.format(A=a, B=b, S=giver, **words), receiver
+        if corruption == "other_names":
+            a, b, actor = rng.sample([name for name in names if name not in (giver, receiver)], 3)
+        corrupted = template.format(A=a, B=b, S=actor, **words)
+        return Prompt(clean=clean, corrupted=corrupted, answer=f" {receiver}", wrong=f" {giver}", template=template)
+
+    found = different(draw, n, templates, "the indirect object task", seed)
+    return replace(found, note=found.note + note)
+
+
+def different(
+    draw: Callable[[random.Random, str, int], Prompt], n: int, templates: Sequence[str], task: str, seed: int
+) -> PromptSet:
+    """`n` prompts with different clean texts; fewer where there are not that many.
+
+    Args:
+        draw: makes a prompt of a template in one of two orders, 0 and 1; templates and orders take turns.
+        task: what they are prompts of, in words.
+
+    Raises InputError for less than one.
+    """
+    rng, misses = random.Random(seed), 0
+    found: dict[str, Prompt] = {}
+    while len(found) < n and misses < 200:
+        turn = len(found) + misses
+        prompt = draw(rng, templates[turn % len(templates)], turn // len(templates) % 2)
+        misses += prompt.clean in found
+        found.setdefault(prompt.clean, prompt)
+    if not found:
         raise InputError(f"{n} prompts", "expected at least 1")
-    used = len({prompt.template for prompt in prompts})
-    kinds = f"{used} template{'s' * (used != 1)}"
-    note = f"{len(prompts)} generated prompts of the indirect object task ({kinds}, seed {seed}).{note}"
-    return PromptSet(prompts=tuple(prompts), note=note)
+    used = len({prompt.template for prompt in found.values()})
+    note = f"{len(found)} generated prompts of {task} ({used} template{'s' * (used != 1)}, seed {seed})."
+    return PromptSet(prompts=tuple(found.values()), note=note)

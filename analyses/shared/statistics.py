@@ -23,6 +23,8 @@ FEW = 8
 """Below so many texts (or templates) an interval is Student's."""
 FLIPS = 4096
 """Most sign patterns of a test."""
+WHOLE = 1e-6
+"""A share this near to one is one: sums of float32 shares miss it by their rounding, on either side."""
 AT_ONCE = 2048
 """Entries that are tested together: their flipped sums take 64 MB."""
 
@@ -148,8 +150,8 @@ def _student_ends(total: np.ndarray, weight: np.ndarray, tail: float) -> tuple[n
 def _share_ends(total: np.ndarray, weight: np.ndarray, tail: float) -> tuple[np.ndarray, np.ndarray]:
     """Clopper and Pearson's ends for as many outcomes as the standard error speaks of."""
     mean, error, freedom = _jackknife(total, weight)
-    units = _ratio(total, weight)
-    plain = np.isin(np.where(weight > 0, units, 0.0), (0.0, 1.0)).all(0)  # each cluster is one outcome
+    units = np.where(weight > 0, _ratio(total, weight), 0.0)
+    plain = ((units == 0) | (units > 1 - WHOLE)).all(0)  # each cluster is one outcome
     narrower = stats.norm.ppf(tail) / stats.t.ppf(tail, freedom)
     size = np.divide(mean * (1 - mean), error**2, out=np.full(mean.shape, np.inf), where=error > 0) * narrower**2
     size = np.where(plain, _effective(weight), size)
