@@ -12,8 +12,9 @@ draws. "Other texts" are the reference texts where given, else the other texts o
 of the same length, or, for a text that is alone with its length, all, cut to it or continued with further ones; for
 `resample` any, cut or continued. All of them count, so no mean depends on the seed. A single text has no others, so the
 same tokens in shuffled order serve (the first stays in place). Metrics: `loss` is the mean over the text's tokens and
-`kl` the mean over its positions; `logit_diff`, `logit`, `prob` and `rank` concern the answer at the last position,
-which may be a class of a model that does not predict tokens (such a model has no `loss`). Effect = value - clean.
+`kl` the mean over its positions; `logit_diff`, `logit`, `prob`, `prob_diff` and `rank` concern the answer at the last
+position, which may be a class of a model that does not predict tokens (such a model has no `loss`). Effect = value -
+clean.
 
 The self-repair gap (McGrath et al. 2023, "The Hydra Effect"; Rushing and Nanda 2024) compares two numbers for a head:
 what the replaced part of its output adds to the logit difference directly, with the final layer norm's scale held

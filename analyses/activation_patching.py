@@ -310,7 +310,7 @@ def activation_patching(
     site: Annotated[str | Sequence[str], f"what is copied: {', '.join(SITES)}; several with commas"] = "resid_pre",
     metric: Annotated[
         PatchingMetric | Callable[[Tensor], Tensor] | None,
-        "what is measured; by default logit_diff, of a translation log_prob, that of the whole target",
+        "what is measured; by default logit_diff, of several right answers prob_diff, of a translation log_prob",
     ] = None,
     answer: Annotated[TokenChoice | None, "right next token after the clean text"] = None,
     wrong: Annotated[TokenChoice | None, "right next token after the corrupted text"] = None,
@@ -339,7 +339,7 @@ def activation_patching(
     layer_numbers(model, layers)
     where = [place for name in sites_named(model, site) for place in places_of(model, name, layers, by_position)]
     pairs = resolve_pairs(model, clean, corrupted, answer=answer, wrong=wrong, seed=seed)
-    measured = measure(model, pairs, task_of(model).metric if metric is None else metric, read)
+    measured = measure(model, pairs, metric, read)
     ways: tuple[Direction, ...] = ("denoise", "noise") if direction == "both" else (direction,)
     answers, wrongs = pairs.answers(model)
     return ActivationPatchingResult(

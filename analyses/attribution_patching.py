@@ -267,8 +267,9 @@ def attribution_patching(
     ),
     steps: Annotated[int, "gradients that eap-ig averages"] = 5,
     metric: Annotated[
-        PatchingMetric | Callable[[Tensor], Tensor], "what is measured; rank has no gradient"
-    ] = "logit_diff",
+        PatchingMetric | Callable[[Tensor], Tensor] | None,
+        "what is measured (rank has no gradient); by default logit_diff, of several right answers prob_diff",
+    ] = None,
     answer: Annotated[TokenChoice | None, "right next token after the clean text"] = None,
     wrong: Annotated[TokenChoice | None, "right next token after the corrupted text"] = None,
     direction: Annotated[Direction, "noise patches corrupted into clean, denoise clean into corrupted"] = "noise",

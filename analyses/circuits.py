@@ -41,7 +41,7 @@ from interp.loading.digests import parameters_sha256
 from interp.models.gpt import HookedGPT
 
 Method = Literal["exact", "eap", "eap-ig"]
-Metric = Literal["logit_diff", "logit", "prob", "log_prob"]
+Metric = Literal["logit_diff", "prob_diff", "logit", "prob", "log_prob"]
 SMALL = 120
 """Largest circuit of which each edge is taken out in turn."""
 DRAWS = 10
@@ -58,7 +58,9 @@ def circuits(
     n: Annotated[int | None, "how many are made; 32"] = None,
     method: Annotated[Method, "scores of edges: patched one by one, or estimated from gradients"] = "eap-ig",
     level: Annotated[Level, "a circuit of edges, or of nodes with all that they send"] = "edge",
-    metric: Annotated[Metric, "what is measured"] = "logit_diff",
+    metric: Annotated[
+        Metric | None, "what is measured; by default logit_diff, of prompts with several right answers prob_diff"
+    ] = None,
     steps: Annotated[int, "gradients that eap-ig averages"] = 5,
     points: Annotated[Points, "of each step: its end (the paper), beginning (its code), middle"] = "right",
     along: Annotated[Literal["inputs", "activations"], "what eap-ig moves"] = "inputs",
@@ -105,8 +107,8 @@ def circuits(
             held_out if given is None else 0.0, seed,
         )  # fmt: skip
     facts: dict[str, object] = {
-        "weights": parameters_sha256(model), "method": method, "metric": metric, "ablation": ablation, "seed": seed,
-        "prompts": len(pairs.rows), "task": (pairs.notes or ("",))[0],
+        "weights": parameters_sha256(model), "method": method, "metric": measured.metric, "ablation": ablation,
+        "seed": seed, "prompts": len(pairs.rows), "task": (pairs.notes or ("",))[0],
     }  # fmt: skip
     if given is not None:
         mean = np.nan_to_num(given.scores)

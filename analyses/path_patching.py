@@ -160,7 +160,10 @@ def path_patching(
         str | None,
         "logits, L1H0.q (.k, .v; L1KV0.k where heads share them), mlp 1; default: logits, the strongest head's q, k, v",
     ] = None,
-    metric: Annotated[PatchingMetric | Callable[[Tensor], Tensor], "what is measured"] = "logit_diff",
+    metric: Annotated[
+        PatchingMetric | Callable[[Tensor], Tensor] | None,
+        "what is measured; by default logit_diff, of prompts with several right answers prob_diff",
+    ] = None,
     answer: Annotated[TokenChoice | None, "right next token after the clean text"] = None,
     wrong: Annotated[TokenChoice | None, "right next token after the corrupted text"] = None,
     direction: Annotated[Direction, "noise patches corrupted into clean, denoise clean into corrupted"] = "noise",

@@ -20,6 +20,7 @@ from analyses.shared.metrics import (
     log_probability,
     logit_difference,
     probability,
+    probability_difference,
     rank,
     token_ids,
     token_loss,
@@ -49,6 +50,17 @@ def test_one_place_against_the_formulas(seed, vocab, target):
     assert float(logit_difference(logits, place, torch.tensor(0))) == pytest.approx(
         values[target] - values[0], abs=1e-12
     )
+
+
+def test_sets_of_answers_are_sums_of_their_probabilities():
+    logits = random_logits(2, 9)
+    chances = logits.softmax(-1)
+    right, wrong = torch.tensor([[1, 2, 3], [4, -1, -1]]), torch.tensor([[0], [8]])
+    by_hand = [chances[0, [1, 2, 3]].sum() - chances[0, 0], chances[1, 4] - chances[1, 8]]
+    torch.testing.assert_close(probability_difference(logits, right, wrong), torch.stack(by_hand), **TIGHT)
+    everything = torch.arange(9).expand(2, 9)
+    none = torch.full((2, 1), -1)
+    assert probability_difference(logits, everything, none).tolist() == pytest.approx([1.0, 1.0], abs=1e-12)
 
 
 def test_ties_share_the_better_rank():

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 from command_line import interp
 from test_prompts import model_with
 
-from analyses.shared.clean_corrupted import resolve_pairs, resolve_texts
+from analyses.shared.clean_corrupted import measure, resolve_pairs, resolve_texts
 from analyses.shared.fitting_prompts import fitting
 from analyses.shared.prompts import Prompt, PromptSet, parse_prompts
 from interp.errors import InputError
@@ -67,7 +68,11 @@ def test_a_template_makes_sentences_of_inputs(template, space):
         ('[{"input": "a"', "{input}", "no valid JSON"),
         ("[]", "{input} is", "no prompts"),
         ('{"clean": "a"}', "{input} is", "a template for"),
-        ("clean,corrupted,label\nfrom 1352 to 13,from 1301 to 13,52", "", "all years above a label"),
+        ("clean,corrupted,label\nfrom 1399 to 13,from 1301 to 13,99", "", "line 2: label '99' of 'from 1399 to 13'"),
+        ("clean,answers,wrongs\na,b,c\n", "", "line 1: a column of lists"),
+        ('{"clean": "a", "answers": "b", "wrongs": ["c"]}', "", "line 1"),
+        ('{"clean": "a", "answers": [], "wrongs": ["c"]}', "", "line 1"),
+        ('{"clean": "a", "answers": ["b"]}', "", "expected both lists"),
         ("clean,answer\na,b,c\n", "", "line 2: another number of cells"),
         ("clean,colour\na,b\n", "", "unknown entry 'colour'"),
         ('clean,answer\na,"b\n', "", "no valid table"),
@@ -156,3 +161,61 @@ def test_the_command_line_takes_the_template_too(tmp_path, capsys):
     assert kept.code == own_form.code == 0
     assert kept.out == own_form.out
     assert interp(capsys, "activation-patching", "--template", template).code == 2
+
+
+YEARS = "clean,corrupted,label\n"
+YEARS += "The war lasted from the year 1352 to the year 13,The war of the year 1301 to the year 13,52\n"
+
+
+def test_all_years_above_the_label_are_right():
+    (found,) = parse_prompts(YEARS)
+    assert found.answers == tuple(str(year) for year in range(53, 100))
+    assert found.wrongs == tuple(f"{year:02d}" for year in range(53))
+    assert found.template == "The {thing} lasted from the year {year} to the year {year}"
+    again = PromptSet(prompts=(found,))
+    assert parse_prompts(again.to_jsonl()).prompts == again.prompts
+
+
+def test_of_several_answers_each_counts_by_its_first_token_unless_it_begins_right_and_wrong_ones():
+    """A tokenizer of single digits knows 53 to 99 by 6 to 9, and 00 to 52 by 0 to 4: 5 begins both."""
+    sentence = Prompt(clean="to 13", corrupted="to 31", answers=("53", "61", "99"), wrongs=("00", "41", "52"))
+    (digits,) = fitting(KNOWN, PromptSet(prompts=(sentence,)))
+    assert (digits.answers, digits.wrongs) == (("6", "9"), ("0", "4"))
+    assert (digits.answer, digits.wrong) == ("6", "0")
+    words = Prompt(clean="the cat", corrupted="the dog", answers=(" Ann", " Bob"), wrongs=(" Tim",))
+    kept = fitting(KNOWN, PromptSet(prompts=(words,)))
+    assert (kept.prompts[0].answers, kept.prompts[0].wrongs) == ((" Ann", " Bob"), (" Tim",))
+    assert "count by their first" not in kept.note  # the control: nothing was cut
+    with pytest.raises(InputError, match="no token begins right answers alone"):
+        fitting(KNOWN, PromptSet(prompts=(Prompt(clean="to 1", answers=("53",), wrongs=("52",)),)))
+
+
+def test_several_answers_are_measured_together_and_one_answer_if_one_is_named():
+    sets = Prompt(clean="the cat", corrupted="the dog", answers=(" Ann", " Bob"), wrongs=(" Tim",))
+    one = Prompt(clean="the dog", corrupted="the cat", answers=(" Tim",), wrongs=(" Italy", " is"))
+    prompts = PromptSet(prompts=(sets, one))
+    pairs = resolve_pairs(KNOWN, prompts, None)
+    found = measure(KNOWN, pairs)
+    assert found.metric == "prob_diff"
+    with torch.no_grad():
+        chances = [KNOWN(prompt.clean)[0, -1].softmax(-1) for prompt in prompts]
+        difference = KNOWN("the cat")[0, -1] @ logit_difference_of(" Ann", " Tim")
+
+    def of(text, words):
+        return sum(float(chances[text][KNOWN.to_single_token(word)]) for word in words)
+
+    by_hand = [of(text, one.answers) - of(text, one.wrongs) for text, one in enumerate(prompts)]
+    assert found.clean == pytest.approx(by_hand, abs=1e-6)
+    assert measure(KNOWN, pairs, "logit_diff").clean[0] == pytest.approx(float(difference), abs=1e-5)
+    named = resolve_pairs(KNOWN, prompts, None, answer=" Ann", wrong=" Tim")
+    assert named.sets is None
+    assert measure(KNOWN, named).metric == "logit_diff"
+    alone = measure(KNOWN, named, "prob_diff").clean
+    assert alone == pytest.approx([of(text, [" Ann"]) - of(text, [" Tim"]) for text in (0, 1)], abs=1e-6)
+    assert abs(alone - by_hand).max() > 1e-4  # the control
+
+
+def logit_difference_of(answer, wrong):
+    direction = torch.zeros(KNOWN.config.d_vocab)
+    direction[KNOWN.to_single_token(answer)], direction[KNOWN.to_single_token(wrong)] = 1, -1
+    return direction

@@ -40,7 +40,7 @@ from interp.models.kernels import wide
 from interp.sweep import Pair, Variant, sweep
 from interp.sweep.inputs import listed
 
-PatchingMetric = Literal["logit_diff", "logit", "prob", "rank", "kl", "log_prob"]
+PatchingMetric = Literal["logit_diff", "logit", "prob", "prob_diff", "rank", "kl", "log_prob"]
 PATCHING_METRICS: tuple[str, ...] = get_args(PatchingMetric)
 Direction = Literal["denoise", "noise"]
 TRIED = 64
@@ -66,6 +66,8 @@ class Texts:
     """How texts and answers were chosen, a sentence each."""
     own: tuple[str, ...] = ()
     """What the model chose itself, of answer, wrong answer and corruption."""
+    sets: tuple[Int[Tensor, "text right"], Int[Tensor, "text wrong"]] | None = None
+    """All right and all wrong answers, where those are several; -1 where a text has fewer."""
 
     def numbers(self) -> list[list[int]]:
         """Texts that run together: of one length, with the answer at one place."""
@@ -87,9 +89,11 @@ class Texts:
         clean = None
         if "kl" in names:
             clean = wide(task.run(rows) if everywhere else task.at_place(rows, place)[:, None]).log_softmax(-1)
+        right, wrong = self.sets or (None, None)
         return Readout(
             names=tuple(names), tokens=sides(rows)[-1], answer=answer, wrong=self.wrong[indices], clean=clean,
-            everywhere=everywhere, at=None if place == last else place, following=task.following(rows, place, answer),
+            sets=None if right is None or wrong is None else (right[indices], wrong[indices]), everywhere=everywhere,
+            at=None if place == last else place, following=task.following(rows, place, answer),
         ).narrowed()  # fmt: skip
 
 
@@ -211,7 +215,11 @@ def _answered(task: Task, prompts: TextsOrPrompts, answer: TokenChoice | None, w
     """Prompts that fit, or texts, with the answers given, or else as `resolve_texts` says."""
     model = task.model
     texts: Any
+    sets = None
     if isinstance(prompts, PromptSet):
+        if answer is None and wrong is None and all(prompt.answers and prompt.wrongs for prompt in prompts):
+            sets = (_padded(model, [prompt.answers for prompt in prompts]),
+                    _padded(model, [prompt.wrongs for prompt in prompts]))  # fmt: skip
         texts = [prompt.clean for prompt in prompts]
         answer = _all_or_none([prompt.answer for prompt in prompts]) if answer is None else answer
         wrong = _all_or_none([prompt.wrong for prompt in prompts]) if wrong is None else wrong
@@ -236,7 +244,16 @@ def _answered(task: Task, prompts: TextsOrPrompts, answer: TokenChoice | None, w
         clusters=templates if len(set(templates)) > 1 else None,
         notes=tuple(notes),
         own=own,
+        sets=sets,
     )
+
+
+def _padded(model: Model, answers: Sequence[Sequence[str]]) -> Int[Tensor, "text answer"]:
+    """The ids of several answers of each text, -1 where one has fewer."""
+    ids = {text: model.to_single_token(text) for some in answers for text in some}
+    most = max(map(len, answers))
+    rows = [[ids[text] for text in some] + [-1] * (most - len(some)) for some in answers]
+    return torch.tensor(rows, device=model.device)
 
 
 def _fitted(task: Task, texts: TextsOrPrompts, **read: object) -> TextsOrPrompts:
@@ -291,7 +308,7 @@ def resolve_pairs(
         notes = [note for note in notes if not note.startswith("The wrong answer")]
         notes.append("The wrong answer is the most likely token after the corrupted text (the answer left out).")
         wrong_ids = top_tokens(answering_logits(task, rows), texts.answer)[1]
-    fields = {name: getattr(texts, name) for name in ("rows", "names", "places", "answer", "clusters")}
+    fields = {name: getattr(texts, name) for name in ("rows", "names", "places", "answer", "clusters", "sets")}
     chosen = {"answer": "answer" in texts.own, "wrong answer": not known_wrong, "corruption": given is None}
     own = tuple(name for name, by_model in chosen.items() if by_model)
     if "wrong answer" in own or "corruption" in own:
@@ -426,15 +443,18 @@ class Measure:
 
 
 def measure(
-    model: Model, pairs: Pairs, metric: str | Callable[[Tensor], Tensor], read: Sequence[int] = (-1,)
+    model: Model, pairs: Pairs, metric: str | Callable[[Tensor], Tensor] | None = None, read: Sequence[int] = (-1,)
 ) -> Measure:
     """The metric of a patching experiment: about the answers where they are predicted, or a function of the logits.
 
     Args:
-        metric: one of PATCHING_METRICS, or a function of logits [batch read d_vocab] that returns [batch].
+        metric: one of PATCHING_METRICS, or a function of logits [batch read d_vocab] that returns [batch]. None: that
+            of the sets of answers where several are right, else the task's.
         read: the positions that such a function gets, in this order.
     """
     task = task_of(model)
+    if metric is None:
+        metric = "prob_diff" if pairs.sets else task.metric
     name = check_metrics([metric], PATCHING_METRICS)[0] if isinstance(metric, str) else "metric"
     values = np.zeros((2, len(pairs.rows)))
     readouts: list[Readout | CustomReadout] = []
@@ -455,9 +475,8 @@ def measure(
 
 def own_answers(own: Sequence[str], metric: str) -> str:
     """To be put after a metric's name: which of the answers it speaks of the model chose itself; empty where none."""
-    spoken = {"logit_diff": ("answer", "wrong answer")}.get(
-        metric, ("answer",) if metric in (*TITLES, "log_prob") else ()
-    )
+    both = metric in ("logit_diff", "prob_diff")
+    spoken = ("answer", "wrong answer") if both else ("answer",) if metric in (*TITLES, "log_prob") else ()
     chosen = [name for name in own if name in spoken and metric not in ("loss", "kl")]
     return f" ({' and '.join(chosen)} chosen by the model)" if chosen else ""
 

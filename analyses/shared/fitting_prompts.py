@@ -20,6 +20,7 @@ def fitting(model: HookedGPT, prompts: PromptSet, using: Collection[Part] = PART
     Left out are prompts with an answer or wrong answer that is not one token of the model, and those whose clean and
     corrupted texts differ in length or not at all in its tokens; entries that a prompt does not have are not looked at.
     In a set with `exchange` each corrupted text is found here: the next prompt as long in tokens with another answer.
+    Of several right and wrong answers each is known by its first token; tokens that begin both say nothing and are out.
 
     Args:
         using: the entries that will be used; others may be as they are.
@@ -29,17 +30,20 @@ def fitting(model: HookedGPT, prompts: PromptSet, using: Collection[Part] = PART
     if model.tokenizer is None:
         return prompts
     fit = _Fit(model, using)
-    kept = [prompt for prompt in prompts if fit.answers(prompt)]
+    several = any(prompt.answers for prompt in prompts) and {"answer", "wrong"} <= set(using)
+    cut = [fit.sets(prompt) if prompt.answers and several else prompt for prompt in prompts]
+    kept = [prompt for prompt in cut if prompt is not None and fit.answers(prompt)]
     if prompts.exchange:
         kept = fit.exchanged(kept)
     kept = [prompt for prompt in kept if fit.pair(prompt)]
     n, left = len(prompts), "; ".join(f"{count}: {reason}" for reason, count in fit.left.most_common())
     if not kept:
         raise InputError(f"none of {n} prompts fits this model: {left}"[:240], fit.expected, fit.hint)
-    if len(kept) == n and not prompts.exchange:
+    if len(kept) == n and not prompts.exchange and not several:
         return prompts
     first, _, more = left.partition(": ")
     said = f" {len(kept)} of {n} prompts; {first} left out: {more}." if left else ""
+    said += f" {fit.said(kept)}" * several
     return PromptSet(prompts=tuple(kept), note=(prompts.note + said).strip())
 
 
@@ -52,6 +56,10 @@ class _Fit:
     left: Counter[str] = field(default_factory=Counter)
     known: dict[str, str] = field(default_factory=dict)
     """What is wrong with each answer; empty for one token."""
+    firsts: dict[str, str] = field(default_factory=dict)
+    """The first token of each of several answers, as text; empty where it cannot be told."""
+    cut: bool = False
+    """Whether any of several answers is more than one token."""
     expected: str = ""
     hint: str = ""
 
@@ -67,6 +75,26 @@ class _Fit:
             if text and self._misfit(text):
                 return self.leave(f"{name} is not one token of this model", "expected one token", self._misfit(text))
         return True
+
+    def sets(self, prompt: Prompt) -> Prompt | None:
+        """With each of several answers as its first token."""
+        right, wrong = ({self._first(text): None for text in texts} for texts in (prompt.answers, prompt.wrongs))
+        answers = tuple(token for token in right if token and token not in wrong)
+        wrongs = tuple(token for token in wrong if token and token not in right)
+        if not answers or not wrongs:
+            self.leave("no token begins right answers alone, or wrong ones alone", "expected one of each at least")
+            return None
+        self.cut = self.cut or {*right, *wrong} != {*prompt.answers, *prompt.wrongs}
+        return replace(prompt, answers=answers, wrongs=wrongs, answer=answers[0], wrong=wrongs[0])
+
+    def said(self, prompts: list[Prompt]) -> str:
+        """Of several answers: how many, and what became of them."""
+        counts = [(len(prompt.answers), len(prompt.wrongs)) for prompt in prompts]
+        right, wrong = (f"{min(some)} to {max(some)}" for some in zip(*counts, strict=True))
+        said = f"Several answers are right alike ({right} tokens) and several wrong ({wrong}); what concerns one of "
+        said += f"each reads the first, as {prompts[0].answer!r} and {prompts[0].wrong!r}."
+        first = " Answers of several tokens count by their first, where it does not begin right and wrong ones alike."
+        return said + first * self.cut
 
     def pair(self, prompt: Prompt) -> bool:
         if not prompt.corrupted or "corrupted" not in self.using:
@@ -95,6 +123,15 @@ class _Fit:
             else:
                 found.append(replace(prompt, corrupted=other.clean, wrong=other.answer))
         return found
+
+    def _first(self, text: str) -> str:
+        if text not in self.firsts:
+            token = text
+            if self._misfit(text):
+                pieces = [piece for piece in self.model.to_str_tokens(text, prepend_bos=False) if piece.strip()]
+                token = next((piece for piece in pieces[:1] if text.startswith(piece) and not self._misfit(piece)), "")
+            self.firsts[text] = token
+        return self.firsts[text]
 
     def _misfit(self, text: str) -> str:
         if text not in self.known:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from interp.models.encoder_decoder import HookedEncoderDecoder
     from interp.models.gpt import HookedGPT
 
-MetricName = Literal["loss", "kl", "logit_diff", "logit", "prob", "rank"]
+MetricName = Literal["loss", "kl", "logit_diff", "logit", "prob", "prob_diff", "rank"]
 METRICS: tuple[str, ...] = get_args(MetricName)
 TokenChoice: TypeAlias = str | int | Sequence[str] | Sequence[int] | Tensor
 """A token as text or id, for all texts or one for each."""
@@ -31,6 +31,7 @@ UNITS: Mapping[str, str] = {
     "logit_diff": "logits",
     "logit": "logits",
     "prob": "probability",
+    "prob_diff": "probability",
     "rank": "rank",
 }
 TITLES: Mapping[str, str] = {
@@ -39,6 +40,7 @@ TITLES: Mapping[str, str] = {
     "logit_diff": "logit difference",
     "logit": "answer's logit",
     "prob": "answer's probability",
+    "prob_diff": "probability of the right answers minus that of the wrong ones",
     "rank": "answer's rank",
 }
 
@@ -68,6 +70,19 @@ def logit_difference(
 ) -> Float[Tensor, "..."]:
     """The answer's logit minus the wrong answer's."""
     return target_logits(logits, answer) - target_logits(logits, wrong)
+
+
+def probability_difference(
+    logits: Float[Tensor, "... d_vocab"], right: Int[Tensor, "... right"], wrong: Int[Tensor, "... wrong"]
+) -> Float[Tensor, "..."]:
+    """The probability of all right tokens minus that of all wrong ones (Hanna et al. 2023, greater-than); -1: none."""
+    chances = logits.softmax(-1)
+
+    def of(tokens: Tensor) -> Tensor:
+        known = tokens.expand(*logits.shape[:-1], -1)
+        return (chances.gather(-1, known.clamp(min=0)) * (known >= 0)).sum(-1)
+
+    return of(right) - of(wrong)
 
 
 def token_loss(logits: Float[Tensor, "... pos d_vocab"], tokens: Int[Tensor, "... pos"]) -> Float[Tensor, "... pos-1"]:
@@ -102,13 +117,16 @@ class Readout:
 
     `loss` is the mean over the text's tokens and `kl` the mean over the positions read; `logit_diff`, `logit`, `prob`
     and `rank` concern `answer` (and `wrong`) at the last position, or at `at`; `log_prob` too, unless `following` is
-    given: then it is that of all its tokens together. `losses`, beside `loss`, are those of the single tokens.
+    given: then it is that of all its tokens together. `prob_diff` is of `sets` where given, else of the two answers.
+    `losses`, beside `loss`, are those of the single tokens.
     """
 
     names: tuple[str, ...]
     tokens: Int[Tensor, "batch pos"]
     answer: Int[Tensor, " batch"] | None = None
     wrong: Int[Tensor, " batch"] | None = None
+    sets: tuple[Int[Tensor, "batch right"], Int[Tensor, "batch wrong"]] | None = None
+    """All tokens that are right, and all that are wrong, -1 where there are fewer."""
     clean: Float[Tensor, "batch read d_vocab"] | None = None
     """Log-probabilities of the unchanged run at the positions read; needed for `kl`."""
     everywhere: bool = True
@@ -190,8 +208,11 @@ class Readout:
         last, answer = self._answering(logits), self._given(self.answer, "an answer token")
         if name == "log_prob":
             return log_probability(last, answer)
-        if name == "logit_diff":
-            return logit_difference(last, answer, self._given(self.wrong, "a wrong answer token"))
+        if name in ("logit_diff", "prob_diff"):
+            wrong = self._given(self.wrong, "a wrong answer token")
+            if name == "logit_diff":
+                return logit_difference(last, answer, wrong)
+            return probability_difference(last, *(self.sets or (answer[:, None], wrong[:, None])))
         if name == "rank":
             return rank(last, answer).to(logits.dtype)
         return target_logits(last, answer) if name == "logit" else probability(last, answer)

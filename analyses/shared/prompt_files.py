@@ -2,7 +2,8 @@
 
 JSON lines of prompts; JSON lines of sentence beginnings whose subjects differ in number (Linzen et al. 2016); a JSON
 list of inputs with outputs, which a template makes sentences of (Todd et al. 2024, "Function Vectors"); a table of
-prompts, also of the indirect object task with the answers to be told from the sentence (Wang et al. 2022).
+prompts, also of the indirect object task with the answers to be told from the sentence (Wang et al. 2022), and of
+years of which all larger ones are right (Hanna et al. 2023, "How does GPT-2 compute greater-than?").
 """
 
 import csv
@@ -15,7 +16,8 @@ from typing import Any, TypeAlias
 
 from interp.errors import InputError
 
-FIELDS = ("clean", "corrupted", "answer", "wrong", "template")
+FIELDS = ("clean", "corrupted", "answer", "wrong", "template", "answers", "wrongs")
+LISTS = ("answers", "wrongs")
 EXPECTED = 'expected {"clean": ..., "corrupted": ..., "answer": ..., "wrong": ...}'
 AGREEMENT = {"clean_prefix": "clean", "patch_prefix": "corrupted", "clean_answer": "answer", "patch_answer": "wrong"}
 """Their names of our fields."""
@@ -25,8 +27,9 @@ TWO_NAMES = re.compile(r"\b([A-Z]\w*) and ([A-Z]\w*)\b")
 MASKS = ((r"(?<= the )\w+", "{place}"), (r"(?<= a )\w+(?= to| at)|(?<= an )\w+(?= to| at)", "{thing}"))
 """Words of an indirect object sentence that its template leaves open."""
 
-Entries: TypeAlias = list[dict[str, str]]
-"""Of each prompt some of clean, corrupted, answer, wrong, template."""
+Entry: TypeAlias = dict[str, Any]
+"""Of a prompt some of FIELDS: text, those of LISTS several."""
+Entries: TypeAlias = list[Entry]
 
 
 def examples_in(text: str) -> bool:
@@ -64,39 +67,45 @@ def continuing(text: str, answer: str) -> str:
     return answer if not text or text[-1].isspace() or not answer[:1].isalnum() else f" {answer}"
 
 
-def _from_json(line: str, place: _Line) -> dict[str, str]:
+def _from_json(line: str, place: _Line) -> Entry:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise place.wrong(f"no valid JSON ({error})", EXPECTED) from None
-    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-        raise place.wrong(line.strip()[:60], EXPECTED + ", all of them text")
+    if not isinstance(entry, dict) or not all(
+        _texts(value) if name in LISTS else isinstance(value, str) for name, value in entry.items()
+    ):
+        raise place.wrong(line.strip()[:60], EXPECTED + ", all of them text (answers and wrongs: lists)")
     if AGREEMENT.keys() <= entry.keys():
         entry = {ours: entry[theirs] for theirs, ours in AGREEMENT.items()} | {"template": entry.get("case", "")}
     return _prompt(entry, place)
 
 
-def _prompt(entry: Mapping[str, str], place: _Line) -> dict[str, str]:
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+
+def _prompt(entry: Mapping[str, Any], place: _Line) -> Entry:
     unknown = [name for name in entry if name not in FIELDS]
     if unknown:
         raise place.wrong(f"unknown entry {unknown[0]!r}", f"expected some of {', '.join(FIELDS)}")
     if not entry.get("clean"):
         raise place.wrong("no clean text", EXPECTED)
-    return dict(entry)
+    if ("answers" in entry) != ("wrongs" in entry):
+        raise place.wrong("answers without wrongs, or the reverse", "expected both lists, or neither")
+    return {name: tuple(value) if name in LISTS else value for name, value in entry.items()}
 
 
 def _from_table(text: str, where: str) -> Entries:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = set(reader.fieldnames or ())
-    read: Callable[[Mapping[str, str], _Line], dict[str, str]] = _prompt
+    read: Callable[[Mapping[str, str], _Line], Entry] = _prompt
+    if columns & set(LISTS):
+        raise _Line(where, 1).wrong("a column of lists", "expected answers and wrongs in JSON lines")
     if "corrupted_hard" in columns:
         read = _indirect_object
     elif "label" in columns:
-        raise InputError(
-            f"{where}: right are all years above a label, which takes a metric of many right and wrong tokens",
-            "expected one right and one wrong token a prompt, as all metrics here compare",
-            "put columns answer and wrong in place of label",
-        )
+        read = _greater
     prompts = []
     try:
         for row in reader:
@@ -109,7 +118,21 @@ def _from_table(text: str, where: str) -> Entries:
     return prompts
 
 
-def _indirect_object(row: Mapping[str, str], place: _Line) -> dict[str, str]:
+def _greater(row: Mapping[str, str], place: _Line) -> Entry:
+    """Right are all numbers of two digits above the label, wrong the others."""
+    label, clean = row["label"].strip(), row.get("clean", "")
+    if not (clean and re.fullmatch(r"[0-9]{1,2}", label) and int(label) < 99):
+        raise place.wrong(f"label {label!r} of {clean[:40]!r}", "expected a text and a number, 0 to 98")
+    years = [f"{year:02d}" for year in range(100)]
+    above = int(label) + 1
+    template = re.sub(r"\d+", "{year}", re.sub(r"(?<=^The )\w+", "{thing}", clean))
+    return {
+        "clean": clean, "corrupted": row.get("corrupted", ""), "template": template,
+        "answers": tuple(years[above:]), "wrongs": tuple(years[:above]),
+    }  # fmt: skip
+
+
+def _indirect_object(row: Mapping[str, str], place: _Line) -> Entry:
     """The answer is the one of two names that is not said again."""
     clean = row.get("clean", "")
     pair = TWO_NAMES.search(clean)

@@ -30,6 +30,10 @@ class Prompt:
     """The right next token after the corrupted text."""
     template: str = ""
     """What it was made from; texts of one template count as one cluster in intervals."""
+    answers: tuple[str, ...] = ()
+    """All that is right after the clean text, where that is more than one; `answer` is then the first that fits."""
+    wrongs: tuple[str, ...] = ()
+    """All that is wrong there; `wrong` is then the first that fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,8 @@ class PromptSet:
 
     def to_jsonl(self) -> str:
         """One JSON object a line, as `prompt_files` reads them."""
-        return "".join(json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in self.prompts)
+        entries = ({name: said for name, said in asdict(prompt).items() if said} for prompt in self.prompts)
+        return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 TextsOrPrompts: TypeAlias = str | Sequence[str] | Tensor | PromptSet | None
@@ -60,10 +65,11 @@ TextsOrPrompts: TypeAlias = str | Sequence[str] | Tensor | PromptSet | None
 def parse_prompts(lines: str | Iterable[str], *, where: str = "prompts", template: str = "") -> PromptSet:
     """A prompt set from a file, which may be of several kinds, told by what stands in it:
 
-    - JSON lines: objects with clean and, where known, corrupted, answer, wrong, template; or with clean_prefix,
-      patch_prefix, clean_answer, patch_answer, case.
+    - JSON lines: objects with clean and, where known, corrupted, answer, wrong, template (where several are right:
+      lists answers, wrongs); or with clean_prefix, patch_prefix, clean_answer, patch_answer, case.
     - A table (CSV) with columns clean, corrupted, answer, wrong, template; or with clean, corrupted, corrupted_hard,
-      whose answer is the one of two names that is not said again.
+      whose answer is the one of two names that is not said again; or with clean, corrupted, label, two digits: right
+      are all larger ones, wrong the others.
     - A JSON list of objects with input and output; or {"template": ..., "examples": such a list}. Corrupted texts are
       then chosen by `fitting`, which knows the tokens.
 
