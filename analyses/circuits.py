@@ -14,8 +14,10 @@ What the numbers do not show: what an edge says, nor that another circuit would 
 show what this template asks for. Estimates beside exact effects say where first order fails.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -98,8 +100,10 @@ def circuits(
     _check(steps, exact, size, held_out, resamples, random, threshold, level)
     check_seed(seed)
     with torch.no_grad():
-        made = TASKS[task or "ioi"](model, 32 if n is None else n, seed=seed) if prompts is None else prompts
-        pairs = resolve_pairs(model, made, corrupted, answer=answer, wrong=wrong, seed=seed)
+        make = partial(TASKS[task or "ioi"], model, 32 if n is None else n)
+        pairs = resolve_pairs(
+            model, make(seed=seed) if prompts is None else prompts, corrupted, answer=answer, wrong=wrong, seed=seed
+        )
         measured = measure(model, pairs, metric)
         given = Circuit.from_json(from_.said, model) if from_ is not None else None
         bench = Bench.of(
@@ -115,16 +119,23 @@ def circuits(
         found = _Found(replace(given, facts=facts | dict(given.facts)), 0, None, "", None)
         curves = bench.curves(mean, random) if mean.any() else {}
     else:
-        scores = bench.scores(
-            exactly=None if method == "exact" else exact, memory=memory, steps=1 if method == "eap" else steps,
-            points=points, activations=along == "activations",
-        )  # fmt: skip
+        estimates: dict[str, Any] = {
+            "memory": memory, "steps": 1 if method == "eap" else steps, "points": points,
+            "activations": along == "activations",
+        }  # fmt: skip
+        scores = bench.scores(exactly=None if method == "exact" else exact, **estimates)
         items = scores.exact if method == "exact" else scores.estimated
         mean = items[bench.discovery].mean(0)
         curves = bench.curves(mean, random)
         taken = max(1, round(size * bench.search.items)) if size is not None else 0
         taken = taken or bench.smallest(curves["performance"], faithful)
-        found = _find(bench, scores, items, taken, threshold, resamples, level, facts)
+        others = {"other prompts (held out)": items[np.setdiff1d(bench.held_out, bench.discovery)]}
+        if prompts is None and corrupted is None and threshold is None:
+            with torch.no_grad():
+                fresh = resolve_pairs(model, make(seed=seed + 1), corrupted, answer=answer, wrong=wrong, seed=seed)
+                again = measure(model, fresh, metric)
+            others["prompts of another seed"] = bench.unseen(fresh, again, exact=method == "exact", **estimates)
+        found = _find(bench, scores, items, taken, threshold, others, resamples, level, facts)
         if size is None and threshold is None:
             found = replace(found, said=_said_size(faithful, taken, bench.search.items))
     circuit, runs = found.circuit, bench.runs
@@ -156,8 +167,8 @@ class _Found:
 
 
 def _find(
-    bench: Bench, scores: Scores, items: np.ndarray, n: int, threshold: float | None, resamples: int, level: Level,
-    facts: dict[str, object],
+    bench: Bench, scores: Scores, items: np.ndarray, n: int, threshold: float | None, others: Mapping[str, np.ndarray],
+    resamples: int, level: Level, facts: dict[str, object],
 ) -> _Found:  # fmt: skip
     """The first n items, with how often they are found again; or, given a threshold, what pruning leaves."""
     search, mean = bench.search, items[bench.discovery].mean(0)
@@ -169,9 +180,8 @@ def _find(
     else:
         chosen = search.take(bench.order(mean), n)
         stable = stability(
-            items, lambda means: search.chosen(bench.order(means), n), discovery=bench.discovery,
-            held_out=np.setdiff1d(bench.held_out, bench.discovery), clusters=bench.pairs.clusters, resamples=resamples,
-            seed=bench.seed,
+            items, lambda means: search.chosen(bench.order(means), n), discovery=bench.discovery, others=others,
+            clusters=bench.pairs.clusters, resamples=resamples, seed=bench.seed,
         )  # fmt: skip
         measures["stability"] = search.by_edge(stable.found)
     nodes = np.concatenate([[np.nan], mean]) if level == "node" else None

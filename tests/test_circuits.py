@@ -16,7 +16,9 @@ from analyses.circuitry.runs import CircuitRuns, Outputs
 from analyses.circuitry.scores import estimated, exact_edges, exact_nodes, groups_of
 from analyses.circuitry.stability import stability
 from analyses.shared.clean_corrupted import measure, resolve_pairs
+from analyses.shared.prompt_tasks import induction_prompts
 from interp.errors import InputError
+from interp.models.gpt import HookedGPT
 
 CAUSAL = [name for name, config in SHAPES.items() if config.get("causal", True)]
 CLOSE = {"rtol": 0, "atol": 1e-11}
@@ -339,15 +341,18 @@ def test_a_search_that_cannot_err_is_stable_and_one_of_noise_comes_back_by_chanc
     def choose(scores):
         return np.isin(np.arange(edges), np.argsort(-scores)[:size])
 
-    options = {"discovery": first, "held_out": rest, "clusters": None, "resamples": 50, "seed": 0}
-    sure = stability(np.tile(rng.normal(size=edges), (n, 1)), choose, **options)
+    options = {"discovery": first, "clusters": None, "resamples": 50, "seed": 0}
+    same = np.tile(rng.normal(size=edges), (n, 1))
+    sure = stability(same, choose, others={"others": same[rest]}, **options)
     assert sure.kept == 1
     assert sure.table["kept"].eq(1).all()
     assert set(sure.found) == {0, 1}
-    noise = stability(rng.normal(size=(n, edges)), choose, **options)
+    drawn = rng.normal(size=(n, edges))
+    noise = stability(drawn, choose, others={"others": drawn[rest], "none": drawn[:0]}, **options)
+    assert list(noise.table["changed"]) == ["prompts drawn again", "others"]
     assert noise.kept < 0.6
     assert noise.table["kept"].iloc[1] == pytest.approx(size / edges, abs=0.06)  # on prompts of its own
-    templates = stability(rng.normal(size=(n, edges)), choose, **options | {"clusters": ["a", "b"] * 10})
+    templates = stability(rng.normal(size=(n, edges)), choose, others={}, **options | {"clusters": ["a", "b"] * 10})
     assert list(templates.table["changed"])[-1] == "one template alone"
 
 
@@ -373,6 +378,28 @@ def test_a_run_holds_out_prompts_repeats_itself_and_tells_its_columns():
     np.testing.assert_allclose(given.own, one.own, rtol=0, atol=1e-5)
     assert given.stability is None
     assert (given.circuit.chosen == one.circuit.chosen).all()
+
+
+@pytest.mark.parametrize(("method", "level"), [("eap", "edge"), ("exact", "node")])
+def test_made_prompts_are_made_again_of_another_seed(method, level):
+    tiny = HookedGPT.from_pretrained("tiny")
+    options = {"method": method, "level": level, "size": 0.2, "exact": 0, "resamples": 2, "random": 1}
+    found = circuits(tiny, task="induction", n=4, **options)
+    other = circuits(tiny, induction_prompts(tiny, 4, seed=1), held_out=0, **options).circuit.chosen
+    table = found.stability.table.set_index("changed")
+    chosen = found.circuit.chosen
+    if level == "node":
+        senders = found.circuit.wiring.senders
+        chosen, other = (np.unique(senders[one]) for one in (chosen, other))
+        chosen, other = (one[one > 0] for one in (chosen, other))
+        kept = len(np.intersect1d(chosen, other)) / len(chosen)
+    else:
+        kept = (chosen & other).sum() / chosen.sum()
+    assert table.loc["prompts of another seed", "kept"] == pytest.approx(kept)
+    assert 0 < kept <= 1
+    assert "prompts of another seed" not in set(
+        circuits(tiny, induction_prompts(tiny, 4), **options).stability.table["changed"]
+    )
 
 
 def test_nodes_carry_all_that_they_send():

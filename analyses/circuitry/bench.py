@@ -114,6 +114,19 @@ class Bench:
             chosen[np.argsort(-np.abs(edges[self.discovery].mean(0)))[:exactly]] = True
         return Scores(edges, exact_edges(self.model, self.wiring, self.groups, self.whole, chosen, memory=memory), gap)
 
+    def unseen(
+        self, pairs: Pairs, measured: Measure, *, exact: bool, memory: int | None, **estimates: object
+    ) -> Float[np.ndarray, "text item"]:
+        """Scores of the same items on other prompts: exact effects, or estimates as `scores.estimated` makes them."""
+        groups = groups_of(self.model, pairs, measured)
+        if exact and self.search.level == "node":
+            return exact_nodes(self.model, self.wiring, groups, measured.clean, memory=memory)[:, 1:]
+        if exact:
+            everything = np.ones(len(self.wiring), dtype=bool)
+            return exact_edges(self.model, self.wiring, groups, measured.clean, everything, memory=memory)
+        edges, nodes = estimated(self.model, self.wiring, groups, **estimates)  # type: ignore[arg-type]
+        return nodes[:, 1:] if self.search.level == "node" else edges
+
     def _drawn(self) -> Bool[np.ndarray, " item"]:
         """Items drawn regardless of their scores."""
         n, out = self.search.items, np.zeros(self.search.items, dtype=bool)

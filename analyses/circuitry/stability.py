@@ -1,6 +1,6 @@
 """Would the same search find the same circuit again: on other draws of the prompts, other prompts, other templates?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,20 +34,19 @@ def stability(
     choose: Choice,
     *,
     discovery: Int[np.ndarray, " chosen"],
-    held_out: Int[np.ndarray, " others"],
+    others: Mapping[str, Float[np.ndarray, "text item"]],
     clusters: Sequence[object] | None,
     resamples: int,
     seed: int,
 ) -> Stability:
-    """The search of `choose` again on resamples of the discovery prompts (of whole templates where there are FEW),
-    on the prompts held out, and on each template alone."""
+    """The search of `choose` again on resamples of the discovery prompts (of whole templates where there are FEW), on
+    each template alone, and on other prompts: what they are, and their scores."""
     circuit = choose(scores[discovery].mean(0))
     n = max(int(circuit.sum()), 1)
     draws = _draws(discovery, clusters, resamples, seed)
     again = np.stack([choose(scores[texts].mean(0)) for texts in draws])
     rows = [_row("prompts drawn again", circuit, again)]
-    if len(held_out):
-        rows.append(_row("other prompts (held out)", circuit, choose(scores[held_out].mean(0))[None]))
+    rows += [_row(name, circuit, choose(found.mean(0))[None]) for name, found in others.items() if len(found)]
     names = sorted({str(one) for one in clusters}) if clusters is not None else []
     if len(names) > 1:
         own = np.array([str(one) for one in clusters or ()])
