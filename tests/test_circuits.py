@@ -13,7 +13,7 @@ from analyses.circuitry.circuit import Circuit, CircuitFile, edge_names
 from analyses.circuitry.faithfulness import Curve, area, faithfulness, interval
 from analyses.circuitry.graph import Wiring
 from analyses.circuitry.runs import CircuitRuns, Outputs
-from analyses.circuitry.scores import estimated, exact_edges, exact_nodes, groups_of
+from analyses.circuitry.scores import estimated, estimated_at, exact_edges, exact_nodes, groups_of
 from analyses.circuitry.stability import stability
 from analyses.shared.clean_corrupted import measure, resolve_pairs
 from analyses.shared.prompt_tasks import induction_prompts
@@ -400,6 +400,32 @@ def test_made_prompts_are_made_again_of_another_seed(method, level):
     assert "prompts of another seed" not in set(
         circuits(tiny, induction_prompts(tiny, 4), **options).stability.table["changed"]
     )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_positions_sum_to_the_edges_estimate_and_nothing_is_before_the_first_that_differs(shape):
+    model = toy(shape)
+    first = 2
+    clean = tokens_for(model, 3, 6)
+    corrupted = clean.clone()
+    corrupted[:, first:] = clean.roll(1, 0)[:, first:]
+    pairs = resolve_pairs(model, clean, corrupted)
+    (group,) = groups_of(model, pairs, measure(model, pairs, "logit_diff"))
+    wiring, how = Wiring.of(model), {"steps": 2, "points": "right", "activations": False}
+    apart = estimated_at(model, wiring, group, **how)
+    edges, _ = estimated(model, wiring, [group], **how)
+    np.testing.assert_allclose(apart.sum(-1), edges, rtol=0, atol=1e-5 * np.abs(edges).max())
+    assert apart[..., :first].any() != model.config.causal  # the control sees both ways
+    assert np.abs(apart[..., first:]).max() > 1e-3 * np.abs(edges).max()
+    if not model.config.causal:
+        return
+    found = circuits(model, clean, corrupted, size=0.3, exact=0, resamples=2, random=1, steps=2)
+    np.testing.assert_allclose(found.by_position, apart[0, found.circuit.chosen], rtol=0, atol=1e-5)
+    sends, reads = (panel for panel in found.panels() if panel.key in ("sends", "reads"))
+    assert sends.values.sum() == pytest.approx(found.by_position.sum(), abs=1e-5)
+    assert reads.values.sum() == pytest.approx(found.by_position.sum(), abs=1e-5)
+    assert len(sends.columns) == 6
+    assert set(sends.rows) == set(found.to_dataframe()["sender"][: found.circuit.size])
 
 
 def test_nodes_carry_all_that_they_send():

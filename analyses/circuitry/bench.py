@@ -14,9 +14,9 @@ from scipy import stats
 from analyses.circuitry.faithfulness import SIZES, Curve, Runs
 from analyses.circuitry.graph import Level, Wiring
 from analyses.circuitry.runs import Ablation
-from analyses.circuitry.scores import Group, estimated, exact_edges, exact_nodes, groups_of
+from analyses.circuitry.scores import Group, estimated, estimated_at, exact_edges, exact_nodes, groups_of
 from analyses.circuitry.search import Order, Search, Select
-from analyses.shared.clean_corrupted import Measure, Pairs
+from analyses.shared.clean_corrupted import Measure, Pairs, measure
 from analyses.shared.statistics import FEW, bootstrap
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
@@ -113,6 +113,13 @@ class Bench:
             chosen = self._drawn()
             chosen[np.argsort(-np.abs(edges[self.discovery].mean(0)))[:exactly]] = True
         return Scores(edges, exact_edges(self.model, self.wiring, self.groups, self.whole, chosen, memory=memory), gap)
+
+    def by_position(self, chosen: Bool[np.ndarray, " edge"], **estimates: object) -> Float[np.ndarray, "chosen pos"]:
+        """Estimates of the chosen edges at each position of the first prompt."""
+        pair = self.pairs.alone()
+        (group,) = groups_of(self.model, pair, measure(self.model, pair, self.measured.metric))
+        found = estimated_at(self.model, self.wiring, group, **estimates)  # type: ignore[arg-type]
+        return np.asarray(found[0, chosen])
 
     def unseen(
         self, pairs: Pairs, measured: Measure, *, exact: bool, memory: int | None, **estimates: object

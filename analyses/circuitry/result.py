@@ -15,11 +15,14 @@ from analyses.circuitry.search import Order
 from analyses.circuitry.stability import Stability
 from analyses.shared.claims import FLOORS, SURE
 from analyses.shared.clean_corrupted import Measure, Pairs
-from analyses.shared.panels import CircuitGraph, Finding, Lines, Note, Panel, Result, Table, Tokens
+from analyses.shared.panels import CircuitGraph, Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.statistics import independent, sign_flip_p_value
 
 SHOWN = 3000
 """Most edges in the drawing and the table."""
+PLACED = 40
+"""Most nodes told apart by position."""
+ENDS: tuple[Literal["sends", "reads"], ...] = ("sends", "reads")
 STABLE = 0.8
 """Share of its edges that must come back for a circuit to be called stable."""
 COLUMNS = ["sender", "receiver", "input", "score", "exact", "low", "high", "stability"]
@@ -57,6 +60,8 @@ class CircuitsResult(Result):
     stability: Stability | None
     agreement: pd.DataFrame | None
     """How estimates of edges drawn at random, and of the largest, go with exact effects."""
+    by_position: Float[np.ndarray, "chosen pos"]
+    """Estimated scores of the circuit's edges, in the order of the graph, at each position of the first prompt."""
     lost: tuple[np.ndarray, np.ndarray]
     """[draw text] the metric of the circuit, and of the model, without the same half of the circuit."""
     minimal: Float[np.ndarray, "edge text"] | None
@@ -166,7 +171,8 @@ class CircuitsResult(Result):
         lines = [self._lines(), self._areas()] if self.curves else []
         stable = [self._stability()] if self.stability is not None else []
         agree = [] if self.agreement is None else [self._agreement(self.agreement)]
-        return [first, *lines, *stable, self._doubts(), *agree, *self._notes()]
+        places = [self._places(ends) for ends in ENDS if self.circuit.size]
+        return [first, *places, *lines, *stable, self._doubts(), *agree, *self._notes()]
 
     def _graph(self) -> CircuitGraph:
         wiring, order = self.circuit.wiring, self._edges()[:SHOWN]
@@ -196,6 +202,29 @@ class CircuitsResult(Result):
             receivers=np.array([number[receivers[e]] for e in order]), inputs=tuple(inputs[e] for e in order),
             scores=np.nan_to_num(self.circuit.scores[order]), **measures, chosen=self.circuit.size, total=len(wiring),
             unit=self.measure.unit, sizes=self.sizes[taken], measured=measured, measured_low=low, measured_high=high,
+        )  # fmt: skip
+
+    def _places(self, ends: Literal["sends", "reads"]) -> Matrix:
+        """Layers upwards, tokens across: what the circuit's nodes send, or what each of their inputs reads."""
+        wiring, chosen = self.circuit.wiring, self.circuit.chosen
+        if ends == "sends":
+            heights = {node.label: _height(node.kind, node.layer) for node in wiring.nodes}
+            names, what = [wiring.nodes[i].label for i in wiring.senders[chosen]], "each node of it"
+        else:
+            heights = {one.label: 2 * one.layer + (one.input == "in") for one in wiring.receivers}
+            names, what = (
+                [wiring.receivers[i].label for i in wiring.targets[chosen]],
+                "each input of the circuit's nodes",
+            )
+        summed = pd.DataFrame(self.by_position).groupby(names).sum()
+        kept = sorted(summed.abs().max(axis=1).nlargest(PLACED).index, key=lambda name: (-heights[name], name))
+        few = f"; the {PLACED} largest of {len(summed)} are shown" if len(summed) > PLACED else ""
+        return Matrix(
+            ends, f"The circuit over the text: what {what} {ends}", "Of the first prompt, layers upwards: its edges "
+            f"summed, estimated by gradients at each position{few}. Only heads carry anything from one position to "
+            "another: what a head sends stands where its query is, what its k and v read where it looks.",
+            values=summed.loc[kept].to_numpy(), rows=tuple(kept), columns=self.pairs.first[0], row_axis="from" if
+            ends == "sends" else "to", column_axis="token", unit=self.measure.unit, diverging=True, family="places",
         )  # fmt: skip
 
     def _measure(self, name: str) -> np.ndarray:

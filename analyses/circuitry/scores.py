@@ -68,6 +68,18 @@ def estimated(
     return edges, nodes
 
 
+def estimated_at(
+    model: HookedGPT, wiring: Wiring, group: Group, *, steps: int, points: Points, activations: bool
+) -> Float[np.ndarray, "text edge pos"]:
+    """First-order scores of edges of one group, by position; over positions they sum to those of `estimated`."""
+    _, edge = scores(
+        model, group.paths, group.clean, partial(value_of, group.readout), wiring.nodes, steps=steps, points=points,
+        along="activations" if activations else "inputs", read=group.readout.read, vocab=group.readout.vocab,
+        apart=True,
+    )  # fmt: skip
+    return -edge[:, wiring.senders, wiring.targets]
+
+
 @torch.no_grad()
 def exact_edges(
     model: HookedGPT,

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -115,6 +115,14 @@ class Pairs(Texts):
     """[text] what was replaced by what and where, as in "'be' (8) is replaced by '4'"."""
     first: tuple[Tokens, Tokens]
     """Both texts of the first pair as labels, of a translation its sources."""
+
+    def alone(self) -> "Pairs":
+        """The first pair."""
+        sets = self.sets and (self.sets[0][:1], self.sets[1][:1])
+        return replace(
+            self, rows=self.rows[:1], names=self.names[:1], places=self.places[:1], answer=self.answer[:1],
+            wrong=self.wrong[:1], clusters=None, sets=sets, corrupted=self.corrupted[:1], changes=self.changes[:1],
+        )  # fmt: skip
 
     def panels(self, measured: "Measure", answers: Tokens, wrongs: Tokens, floor: float) -> list[Panel]:
         """The pair, the metric of both runs, and how texts and answers were chosen: what all patching of it shares.

@@ -118,8 +118,11 @@ def scores(
     along: Literal["inputs", "activations"] = "inputs",
     read: Sequence[int],
     vocab: Sequence[int] | None = None,
+    apart: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of nodes [batch node] and of edges [batch node receiver]; NaN where the node writes too late.
+
+    `apart`: those of edges are told apart by position, [batch node receiver pos].
 
     The gradient of the metric, a function of logits as in `Gradients`, is averaged over `steps` points between the
     source and the base. Along "inputs" the embeddings are moved: one step is EAP (Syed et al. 2023), more are EAP-IG
@@ -137,10 +140,15 @@ def scores(
         outputs = [(change[:, n] * gradients.at_output(node)).sum((-1, -2)) for n, node in enumerate(nodes)]
         node_scores.append(torch.stack(outputs, dim=-1))
         layers = range(model.config.n_layers + 1)
-        inputs = (gradients.at_inputs(layer).transpose(0, 1).flatten(2) for layer in layers)
-        edge_scores.append(torch.cat([across @ each.mT for each in inputs], -1))
+        inputs = (gradients.at_inputs(layer).transpose(0, 1) for layer in layers)
+        if apart:
+            found = [torch.einsum("bnpm,brpm->bnrp", change, each) for each in inputs]
+        else:
+            found = [across @ each.flatten(2).mT for each in inputs]
+        edge_scores.append(torch.cat(found, 2))
     node, edge = (torch.stack(found).mean(0).double().cpu().numpy() for found in (node_scores, edge_scores))
-    return node, np.where(np.array(hears), edge, np.nan)
+    heard = np.array(hears)
+    return node, np.where(heard[..., None] if apart else heard, edge, np.nan)
 
 
 def _moved(
