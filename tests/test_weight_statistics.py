@@ -7,7 +7,7 @@ import torch
 from conftest import make_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 from shapes import SHAPES, toy
 from test_encoder import BERT, VIT, make
 from test_encoder_decoder import make_pair
@@ -493,8 +493,10 @@ def test_a_single_huge_entry_is_held_against_the_same_entries_shuffled():
 def test_points_of_the_distances_are_the_published_ones():
     assert distributions.normal_point(10**6) * 1000 == pytest.approx(0.895, abs=0.001)
     assert distributions.normal_point(30) == pytest.approx(0.161, abs=0.003)  # Lilliefors 1967, table 1
-    assert distributions.two_sample_point(5000, 1) == pytest.approx(1.358 * np.sqrt(2 / 5000), rel=1e-3)
-    assert distributions.two_sample_point(5000, 66) > 1.3 * distributions.two_sample_point(5000, 1)
+    assert distributions.samples_point(5000, 2) == pytest.approx(1.358 * np.sqrt(2 / 5000), rel=1e-3)
+    pairs = 12 * 11 / 2
+    twelve, bound = distributions.samples_point(5000, 12), special.kolmogi(0.05 / pairs) * np.sqrt(2 / 5000)
+    assert 0.95 * bound < twelve < bound  # Bonferroni's, as if the pairs had nothing in common, is a little above
 
 
 def test_the_chance_of_a_kurtosis_is_anscombes_and_glynns():

@@ -28,7 +28,7 @@ from scipy import stats
 
 from analyses.shared.axes import Axes, lines
 from analyses.shared.capabilities import analysis
-from analyses.shared.distributions import moving_average, normal_point, two_sample_point, window_side, window_test
+from analyses.shared.distributions import moving_average, normal_point, samples_point, window_side, window_test
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.matrices import numpy_of, whole_matrices
 from analyses.shared.panels import Finding, Lines, Matrix, Panel, Result, Table
@@ -200,7 +200,7 @@ def block_weights(
         table=table,
         sizes=sizes,
         cumulative=np.stack(cumulative),
-        apart_5_percent=two_sample_point(matrices[0].size, len(matrices) * (len(matrices) - 1) // 2),
+        apart_5_percent=samples_point(matrices[0].size, len(matrices)),
         seed=seed,
     )
 
