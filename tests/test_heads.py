@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_samples import attention_grid
+from report_samples import attention_grid, circuit_graph
 
 from analyses.shared.panels import Bars, Finding, Lines, Matrix, Note, Panel, Table, Tokens
 from reports.numbers import number
@@ -167,3 +167,18 @@ def test_packed_is_the_same_as_json():
     plain = json.loads(zlib.decompress(base64.b64decode(pages.packed()), -15))
     assert (plain["layers"], plain["heads"]) == (LAYERS, HEADS)
     assert plain["groups"][0]["tables"][0]["rows"]["5"][0][1] == numbers(pages, 5)["Effect"][0]
+
+
+def test_a_circuits_edges_stand_with_the_heads_that_they_join():
+    graph = circuit_graph(LAYERS, HEADS, chosen=20)
+    pages = gather(graph)
+    assert (pages.layers, pages.heads) == (LAYERS, HEADS)
+    for head, name in enumerate(NAMES):
+        number_of = graph.nodes.index(name)
+        joined = [e for e in range(20) if number_of in (graph.senders[e], graph.receivers[e])]
+        found = tables(pages, head).get("Its edges in the circuit", [])
+        assert [int(row[0]) - 1 for row in found] == joined[: heads.ROWS]
+        for row, e in zip(found, joined, strict=False):
+            ends = [cell if isinstance(cell, str) else cell[0] for cell in row[1:4]]
+            assert ends == [graph.nodes[graph.senders[e]], graph.nodes[graph.receivers[e]], graph.inputs[e]]
+            assert row[4] == number(graph.scores[e])

@@ -1,7 +1,8 @@
 """Everything a report says about one attention head, gathered from the panels of all its sections: the head pages.
 
 No analysis is known here by name. A panel speaks of heads when its axes are layer and head, when its rows, columns or
-bars are labelled like "L2H3", or when it is a table with such labels or with the columns layer and head.
+bars are labelled like "L2H3", or when it is a table with such labels or with the columns layer and head; a circuit
+speaks of the heads that its edges join.
 """
 
 import re
@@ -10,8 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from analyses.shared.panels import AttentionGrid, Bars, Finding, Matrix, Panel, Table, Tokens
+from analyses.shared.panels import AttentionGrid, Bars, CircuitGraph, Finding, Matrix, Panel, Table, Tokens
 from reports.numbers import number
 from reports.page.views import packed, words
 from reports.tokens import coded, printable
@@ -149,6 +151,8 @@ def _reach(panel: Panel) -> Head:
             labels = [*panel.rows, *panel.columns]
         case Bars():
             labels = list(panel.labels)
+        case CircuitGraph():
+            labels = list(panel.nodes)
         case Table():
             found = [head for row in _table_heads(panel) for head in row]
             labels = [f"L{layer}H{head}" for layer, head in found]
@@ -169,6 +173,7 @@ def _group(name: str, title: str, panels: Sequence[Panel], index: Index, count: 
     tables: list[Rows] = []
     for panel in panels:
         link = f"{name}-{panel.key}"
+        panel = _edges(panel) if isinstance(panel, CircuitGraph) else panel
         _add(facts, _facts(panel, link, index, count))
         match panel:
             case Matrix() if not _by_head(panel):
@@ -292,6 +297,19 @@ def _only_numbers(panel: Table, heads: Sequence[Sequence[Head]]) -> list[str]:
     if not flat or len(set(flat)) < len(flat) or any(len(row) > 1 for row in heads) or len(other) > 1:
         return []
     return [c for c in panel.frame.columns if c not in ("layer", "head") and panel.frame[c].dtype.kind in "iuf"]
+
+
+def _edges(panel: CircuitGraph) -> Table:
+    """A circuit's edges, the best first."""
+    nodes = np.array(panel.nodes, dtype=object)
+    edges = {
+        "from": nodes[panel.senders], "to": nodes[panel.receivers], "input": panel.inputs, "score": panel.scores,
+        "exact": panel.exact, "stability": panel.stability,
+    }  # fmt: skip
+    frame = pd.DataFrame(edges)[: panel.chosen]
+    frame.insert(0, "rank", frame.index + 1)
+    units = dict.fromkeys(("score", "exact"), panel.unit)
+    return Table(panel.key, "Its edges in the circuit", "", frame=frame, units=units)
 
 
 def _rows(panel: Table, link: str, heads: Sequence[Sequence[Head]], index: Index) -> Rows:

@@ -35,7 +35,7 @@ def uri(panel: Matrix, scale: Scale) -> tuple[Markup, Box]:
     """The picture as an SVG data URI, and where in it the numbers are."""
     n_rows, n_columns = panel.values.shape
     rows, columns = _names(panel.rows), _names(panel.columns)
-    left = 26 + LETTER * max(map(len, rows), default=0)
+    left = 32 + LETTER * max(map(len, rows), default=0)
     cell = (min(WIDE / max(n_columns, 1), 26.0), min(TALL / max(n_rows, 1), 18.0))
     width, height = cell[0] * n_columns, cell[1] * n_rows
     turned = max(map(len, columns), default=0) * LETTER > cell[0] * _every(n_columns, cell[0] / 30) - 4
