@@ -1,5 +1,9 @@
-"""Make the README's pictures again: the report on the bundled model, as a Chromium shows it. `make screenshots`."""
+"""Make the README's pictures again: a report as a Chromium shows it. `INTERP_MODELS=FOLDER make screenshots`.
 
+FOLDER holds `smollm2`, SmolLM2-135M in Hugging Face layout: the pictures are of a real language model.
+"""
+
+import os
 import shutil
 import subprocess
 import sys
@@ -9,10 +13,14 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 HERE = Path(__file__).parent
+TEXT = (
+    "When Mary and John went to the store, John gave a drink to Mary. "
+    "When Anna and Tom went to the park, Tom gave a ball to Anna"
+)
 SCENES = {
-    "attention": "attention_patterns-patterns?head=2.0&token=30",
-    "head": "head-2.0",
-    "lens": "logit_lens-lens?cell=6.30&colour=KL+to+the+final+prediction",
+    "attention": "attention_patterns-patterns?head=18.6&token=31",
+    "head": "head-18.6",
+    "lens": "logit_lens-lens?cell=54.30&colour=KL+to+the+final+prediction",
 }
 """Picture -> address within the report."""
 SCREENS = {
@@ -27,9 +35,13 @@ def main() -> None:
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if browser_path is None:
         sys.exit("no Chromium on this machine: apt-get install chromium")
+    models = os.environ.get("INTERP_MODELS", "")
+    if not (Path(models) / "smollm2").is_dir():
+        sys.exit("no smollm2 in the folder that INTERP_MODELS names: the pictures are of SmolLM2-135M")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page_file = Path(folder) / "report.html"
-        subprocess.run([sys.executable, "-m", "reports.cli", "report", "--out", str(page_file)], check=True)
+        command = [sys.executable, "-m", "reports.cli", "report", TEXT, "--model", "smollm2", "--out", str(page_file)]
+        subprocess.run(command, check=True, cwd=models)
         arguments = ["--no-sandbox", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=browser_path, args=arguments)
         for name, (width, height, scheme) in SCREENS.items():

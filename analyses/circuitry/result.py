@@ -214,7 +214,7 @@ class CircuitsResult(Result):
             heights = {one.label: 2 * one.layer + (one.input == "in") for one in wiring.receivers}
             names, what = (
                 [wiring.receivers[i].label for i in wiring.targets[chosen]],
-                "each input of the circuit's nodes",
+                "each input in it",
             )
         summed = pd.DataFrame(self.by_position).groupby(names).sum()
         kept = sorted(summed.abs().max(axis=1).nlargest(PLACED).index, key=lambda name: (-heights[name], name))
