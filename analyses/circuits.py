@@ -114,7 +114,7 @@ def circuits(
         "weights": parameters_sha256(model), "method": method, "metric": measured.metric, "ablation": ablation,
         "seed": seed, "prompts": len(pairs.rows), "task": (pairs.notes or ("",))[0],
     }  # fmt: skip
-    estimates: dict[str, Any] = {
+    how: dict[str, Any] = {
         "steps": 1 if method == "eap" else steps, "points": points, "activations": along == "activations"
     }  # fmt: skip
     if given is not None:
@@ -122,7 +122,7 @@ def circuits(
         found = _Found(replace(given, facts=facts | dict(given.facts)), 0, None, "", None)
         curves = bench.curves(mean, random) if mean.any() else {}
     else:
-        scores = bench.scores(exactly=None if method == "exact" else exact, memory=memory, **estimates)
+        scores = bench.scores(exactly=None if method == "exact" else exact, memory=memory, **how)
         items = scores.exact if method == "exact" else scores.estimated
         mean = items[bench.discovery].mean(0)
         curves = bench.curves(mean, random)
@@ -134,7 +134,7 @@ def circuits(
                 fresh = resolve_pairs(model, make(seed=seed + 1), corrupted, answer=answer, wrong=wrong, seed=seed)
                 again = measure(model, fresh, metric)
             others["prompts of another seed"] = bench.unseen(
-                fresh, again, exact=method == "exact", memory=memory, **estimates
+                fresh, again, exact=method == "exact", memory=memory, **how
             )
         found = _find(bench, scores, items, taken, threshold, others, resamples, level, facts)
         if size is None and threshold is None:
@@ -147,7 +147,7 @@ def circuits(
         method="of the file" if given is not None else method, pairs=pairs, measure=measured,
         discovery=bench.discovery, held_out=bench.held_out, none=bench.none, own=own, sizes=bench.sizes, curves=curves,
         controls=bench.controls(found.size or circuit.size, random), stability=found.stability,
-        by_position=bench.by_position(circuit.chosen, **estimates),
+        by_position=bench.by_position(circuit.chosen, **how),
         agreement=None if found.scores is None else bench.agreement(found.scores),
         lost=completeness(runs, circuit.chosen, DRAWS, seed),
         minimal=minimality(runs, pruned) if 0 < pruned.sum() <= SMALL else None,

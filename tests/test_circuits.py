@@ -13,7 +13,7 @@ from analyses.circuitry.circuit import Circuit, CircuitFile, edge_names
 from analyses.circuitry.faithfulness import Curve, area, faithfulness, interval
 from analyses.circuitry.graph import Wiring
 from analyses.circuitry.runs import CircuitRuns, Outputs
-from analyses.circuitry.scores import estimated, estimated_at, exact_edges, exact_nodes, groups_of
+from analyses.circuitry.scores import estimated, estimated_of, exact_edges, exact_nodes, groups_of
 from analyses.circuitry.stability import stability
 from analyses.shared.clean_corrupted import measure, resolve_pairs
 from analyses.shared.prompt_tasks import induction_prompts
@@ -412,7 +412,7 @@ def test_positions_sum_to_the_edges_estimate_and_nothing_is_before_the_first_tha
     pairs = resolve_pairs(model, clean, corrupted)
     (group,) = groups_of(model, pairs, measure(model, pairs, "logit_diff"))
     wiring, how = Wiring.of(model), {"steps": 2, "points": "right", "activations": False}
-    apart = estimated_at(model, wiring, group, **how)
+    apart, _ = estimated_of(model, wiring, group, apart=True, **how)
     edges, _ = estimated(model, wiring, [group], **how)
     np.testing.assert_allclose(apart.sum(-1), edges, rtol=0, atol=1e-5 * np.abs(edges).max())
     assert apart[..., :first].any() != model.config.causal  # the control sees both ways

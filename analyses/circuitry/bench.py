@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from scipy import stats
 from analyses.circuitry.faithfulness import SIZES, Curve, Runs
 from analyses.circuitry.graph import Level, Wiring
 from analyses.circuitry.runs import Ablation
-from analyses.circuitry.scores import Group, estimated, estimated_at, exact_edges, exact_nodes, groups_of
+from analyses.circuitry.scores import Group, estimated, estimated_of, exact_edges, exact_nodes, groups_of
 from analyses.circuitry.search import Order, Search, Select
 from analyses.shared.clean_corrupted import Measure, Pairs, measure
 from analyses.shared.statistics import FEW, bootstrap
@@ -99,40 +100,46 @@ class Bench:
         ]
         return torch.stack(lengths).mean(0).double().cpu().numpy()
 
-    def scores(self, *, exactly: int | None, memory: int | None, **estimates: object) -> Scores:
-        """Estimates, as `scores.estimated` takes their options, and exact effects: of all edges (None), or of the
+    def scores(self, *, exactly: int | None, memory: int | None, **how: object) -> Scores:
+        """Estimates, as `scores.estimated_of` takes their options, and exact effects: of all edges (None), or of the
         `exactly` largest estimates and DRAWN others; of all nodes."""
-        edges, nodes = estimated(self.model, self.wiring, self.groups, **estimates)  # type: ignore[arg-type]
+        edges, nodes = estimated(self.model, self.wiring, self.groups, **how)
         effect = float((self.whole - self.measured.corrupted).sum())
-        gap = float(nodes[:, 0].sum()) / effect - 1 if effect and not estimates["activations"] else np.nan
-        if self.search.level == "node":
-            true = exact_nodes(self.model, self.wiring, self.groups, self.whole, memory=memory)[:, 1:]
-            return Scores(nodes[:, 1:], true, gap)
-        chosen = np.ones(len(self.wiring), dtype=bool)
+        gap = float(nodes[:, 0].sum()) / effect - 1 if effect and not how["activations"] else np.nan
+        chosen = None
         if exactly is not None and len(self.wiring) > exactly + DRAWN:
             chosen = self._drawn()
             chosen[np.argsort(-np.abs(edges[self.discovery].mean(0)))[:exactly]] = True
-        return Scores(edges, exact_edges(self.model, self.wiring, self.groups, self.whole, chosen, memory=memory), gap)
+        return Scores(self._items(edges, nodes), self._exact(self.groups, self.whole, chosen, memory), gap)
 
-    def by_position(self, chosen: Bool[np.ndarray, " edge"], **estimates: object) -> Float[np.ndarray, "chosen pos"]:
+    def unseen(
+        self, pairs: Pairs, measured: Measure, *, exact: bool, memory: int | None, **how: object
+    ) -> Float[np.ndarray, "text item"]:
+        """Of the same items on other prompts: exact effects, or estimates."""
+        groups = groups_of(self.model, pairs, measured)
+        if exact:
+            return self._exact(groups, measured.clean, None, memory)
+        return self._items(*estimated(self.model, self.wiring, groups, **how))
+
+    def by_position(self, chosen: Bool[np.ndarray, " edge"], **how: Any) -> Float[np.ndarray, "chosen pos"]:
         """Estimates of the chosen edges at each position of the first prompt."""
         pair = self.pairs.alone()
         (group,) = groups_of(self.model, pair, measure(self.model, pair, self.measured.metric))
-        found = estimated_at(self.model, self.wiring, group, **estimates)  # type: ignore[arg-type]
+        found, _ = estimated_of(self.model, self.wiring, group, apart=True, **how)
         return np.asarray(found[0, chosen])
 
-    def unseen(
-        self, pairs: Pairs, measured: Measure, *, exact: bool, memory: int | None, **estimates: object
-    ) -> Float[np.ndarray, "text item"]:
-        """Scores of the same items on other prompts: exact effects, or estimates as `scores.estimated` makes them."""
-        groups = groups_of(self.model, pairs, measured)
-        if exact and self.search.level == "node":
-            return exact_nodes(self.model, self.wiring, groups, measured.clean, memory=memory)[:, 1:]
-        if exact:
-            everything = np.ones(len(self.wiring), dtype=bool)
-            return exact_edges(self.model, self.wiring, groups, measured.clean, everything, memory=memory)
-        edges, nodes = estimated(self.model, self.wiring, groups, **estimates)  # type: ignore[arg-type]
+    def _items(self, edges: np.ndarray, nodes: np.ndarray) -> Float[np.ndarray, "text item"]:
         return nodes[:, 1:] if self.search.level == "node" else edges
+
+    def _exact(
+        self, groups: Sequence[Group], clean: np.ndarray, chosen: np.ndarray | None, memory: int | None
+    ) -> Float[np.ndarray, "text item"]:
+        """Of the chosen edges, None: all; or of all nodes."""
+        if self.search.level == "node":
+            return exact_nodes(self.model, self.wiring, groups, clean, memory=memory)[:, 1:]
+        everything = np.ones(len(self.wiring), dtype=bool)
+        chosen = everything if chosen is None else chosen
+        return exact_edges(self.model, self.wiring, groups, clean, chosen, memory=memory)
 
     def _drawn(self) -> Bool[np.ndarray, " item"]:
         """Items drawn regardless of their scores."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,30 +55,27 @@ def groups_of(model: HookedGPT, pairs: Pairs, measured: Measure) -> list[Group]:
 
 
 def estimated(
-    model: HookedGPT, wiring: Wiring, groups: Sequence[Group], *, steps: int, points: Points, activations: bool
+    model: HookedGPT, wiring: Wiring, groups: Sequence[Group], **how: Any
 ) -> tuple[Float[np.ndarray, "text edge"], Float[np.ndarray, "text node"]]:
-    """First-order scores of edges and of nodes: EAP with one step, EAP-IG with more (see `gradients.scores`)."""
+    """First-order scores of edges and of nodes, of all groups; options as `estimated_of`."""
     n_texts = sum(len(group.texts) for group in groups)
     edges, nodes = np.zeros((n_texts, len(wiring))), np.zeros((n_texts, len(wiring.nodes)))
     for group in groups:
-        node, edge = scores(
-            model, group.paths, group.clean, partial(value_of, group.readout), wiring.nodes, steps=steps, points=points,
-            along="activations" if activations else "inputs", read=group.readout.read, vocab=group.readout.vocab,
-        )  # fmt: skip
-        nodes[group.texts], edges[group.texts] = -node, -edge[:, wiring.senders, wiring.targets]
+        edges[group.texts], nodes[group.texts] = estimated_of(model, wiring, group, **how)
     return edges, nodes
 
 
-def estimated_at(
-    model: HookedGPT, wiring: Wiring, group: Group, *, steps: int, points: Points, activations: bool
-) -> Float[np.ndarray, "text edge pos"]:
-    """First-order scores of edges of one group, by position; over positions they sum to those of `estimated`."""
-    _, edge = scores(
+def estimated_of(
+    model: HookedGPT, wiring: Wiring, group: Group, *, steps: int, points: Points, activations: bool,
+    apart: bool = False,
+) -> tuple[Float[np.ndarray, "text edge"], Float[np.ndarray, "text node"]]:  # fmt: skip
+    """EAP with one step, EAP-IG with more (see `gradients.scores`); `apart`: edges by position, [text edge pos]."""
+    node, edge = scores(
         model, group.paths, group.clean, partial(value_of, group.readout), wiring.nodes, steps=steps, points=points,
         along="activations" if activations else "inputs", read=group.readout.read, vocab=group.readout.vocab,
-        apart=True,
+        apart=apart,
     )  # fmt: skip
-    return -edge[:, wiring.senders, wiring.targets]
+    return -edge[:, wiring.senders, wiring.targets], -node
 
 
 @torch.no_grad()
