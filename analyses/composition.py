@@ -35,9 +35,9 @@ from torch import Tensor
 from analyses.shared.by_stack import by_stack
 from analyses.shared.capabilities import analysis
 from analyses.shared.claims import SURE
-from analyses.shared.distributions import one_thread
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.panels import Finding, Graph, Matrix, Note, Panel, Result, Table
+from analyses.shared.spectra import one_thread
 from analyses.shared.stacks import Model, Stack, attentions
 from analyses.shared.statistics import methods_note
 from analyses.shared.weight_circuits import Circuits, arriving, circuits

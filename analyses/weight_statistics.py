@@ -48,15 +48,10 @@ from analyses.shared.distributions import (
     HISTOGRAM_EDGES,
     Entries,
     describe,
-    edge_of,
-    edge_p_value,
     expected_counts,
     kurtosis_p_value,
     moving_average,
     normal_point,
-    side_by_side,
-    singular_values,
-    spectrum_numbers,
     window_side,
     window_test,
 )
@@ -71,6 +66,7 @@ from analyses.shared.matrices import (
     whole_matrices,
 )
 from analyses.shared.panels import WHOLE, Finding, Histogram, Lines, Matrix, Note, Panel, Result, Table
+from analyses.shared.spectra import edge_of, edge_p_value, side_by_side, singular_values, spectrum_numbers
 from analyses.shared.stacks import Model
 from analyses.shared.statistics import methods_note, q_values
 from interp.errors import InputError, nearest

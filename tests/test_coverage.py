@@ -12,15 +12,8 @@ from scipy import stats
 
 from analyses.composition import composition
 from analyses.embeddings import position_spectrum
-from analyses.shared.distributions import (
-    describe,
-    edge_of,
-    normal_point,
-    random_edge,
-    samples_point,
-    singular_values,
-    window_test,
-)
+from analyses.shared.distributions import describe, normal_point, samples_point, window_test
+from analyses.shared.spectra import edge_of, random_edge, singular_values
 from analyses.shared.statistics import (
     bootstrap,
     least_p_value,

@@ -12,17 +12,10 @@ from shapes import SHAPES, toy
 from test_encoder import BERT, VIT, make
 from test_encoder_decoder import make_pair
 
-from analyses.shared import distributions
-from analyses.shared.distributions import (
-    describe,
-    edge_p_value,
-    kurtosis_p_value,
-    random_edge,
-    singular_values,
-    spectrum_numbers,
-    window_test,
-)
+from analyses.shared import distributions, spectra
+from analyses.shared.distributions import describe, kurtosis_p_value, window_test
 from analyses.shared.panels import Histogram, Lines, Matrix, Note, Table
+from analyses.shared.spectra import edge_p_value, random_edge, singular_values, spectrum_numbers
 from analyses.weight_statistics import readable_p, weight_statistics
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
@@ -170,9 +163,7 @@ def test_random_matrices_follow_marchenko_pastur_and_a_planted_direction_does_no
         assert numbers["mp_distance"] < 0.04
     assert np.mean(np.array(above) > 0) < 0.1  # one in a hundred by the definition of the edge
     u, v = RNG.normal(size=shape[0]), RNG.normal(size=shape[1])
-    planted = matrix + 2 * distributions.random_edge(shape, 0.3) * np.outer(u, v) / np.linalg.norm(u) / np.linalg.norm(
-        v
-    )
+    planted = matrix + 2 * spectra.random_edge(shape, 0.3) * np.outer(u, v) / np.linalg.norm(u) / np.linalg.norm(v)
     numbers = spectrum_numbers(singular_values(planted), shape, float(planted.std()))
     assert numbers["above_random"] == 1
     assert numbers["edge_ratio"] > 1.5
@@ -191,9 +182,9 @@ def test_marchenko_pastur_law_has_the_right_mean_and_spread():
         spectrum = np.interp((np.arange(min(shape)) + 0.5) / min(shape), cumulative, x)
         assert spectrum.mean() == pytest.approx(1, abs=0.01)
         assert (spectrum**2).mean() == pytest.approx(1 + ratio, abs=0.03)
-        distance = distributions.marchenko_pastur_distance(spectrum * max(shape) * 4, shape, 2.0)
+        distance = spectra.marchenko_pastur_distance(spectrum * max(shape) * 4, shape, 2.0)
         assert distance < 0.7 / min(shape) + 2e-3
-        assert distributions.marchenko_pastur_distance(spectrum * max(shape) * 4, shape, 2.2) > 0.05  # control
+        assert spectra.marchenko_pastur_distance(spectrum * max(shape) * 4, shape, 2.2) > 0.05  # control
 
 
 def test_window_test_knows_shuffled_matrices_from_smooth_ones():
@@ -446,7 +437,7 @@ def test_the_model_and_torch_are_left_as_they_were(model):
     before, threads = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with distributions.one_thread():
+        with spectra.one_thread():
             assert torch.get_num_threads() == 1
         weight_statistics(make_gpt(d_model=16, n_heads=2))
         assert torch.get_num_threads() == 2
@@ -481,13 +472,13 @@ def test_a_single_huge_entry_is_held_against_the_same_entries_shuffled():
     spiked = matrix.copy()
     spiked[3, 5] = 60.0
     top, numbers = float(singular_values(spiked)[0]), describe(spiked).numbers
-    assert top > distributions.random_edge(spiked.shape, numbers["std"])  # what light tails would allow
-    assert top < distributions.edge_of(spiked, top, numbers)
+    assert top > spectra.random_edge(spiked.shape, numbers["std"])  # what light tails would allow
+    assert top < spectra.edge_of(spiked, top, numbers)
     planted = matrix + 0.6 * np.outer(np.sign(matrix[:, 0]), np.sign(matrix[0])).astype(np.float32)
     top, numbers = float(singular_values(planted)[0]), describe(planted).numbers
-    assert top > 1.5 * distributions.edge_of(planted, top, numbers)
-    assert not distributions.tails_matter((768, 768), 1.0, 6.0)
-    assert distributions.tails_matter((768, 768), 1.0, 40.0)
+    assert top > 1.5 * spectra.edge_of(planted, top, numbers)
+    assert not spectra.tails_matter((768, 768), 1.0, 6.0)
+    assert spectra.tails_matter((768, 768), 1.0, 40.0)
 
 
 def test_points_of_the_distances_are_the_published_ones():

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.shared.distributions import one_thread
+from analyses.shared.spectra import one_thread
 from analyses.shared.stacks import Model, Stack, attentions
 from interp.errors import InputError
 from interp.models.kernels import wide
