@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 from analyses.shared.panels import CircuitGraph
 from reports.tokens import printable
-from reports.wires import COLOURS, HALF, OTHER, Wires, curve, thick
+from reports.wires import COLOURS, HALF, OTHER, Wires, curve, shares
 
 FILL = {"end": "#e6e6e6", "head": "#dfe6f5", "shared": "#d3ecea", "mlp": "#f7e6c4"}
 POSITIVE, NEGATIVE, LINK = "#2166ac", "#b2182b", "#8c8c8c"
@@ -39,14 +39,14 @@ def _graph(panel: CircuitGraph, axes: Axes) -> None:
     wires = Wires(panel)
     links = wires.alive(panel.chosen)
     where, width, high = wires.places(links, WIDTH)
-    sizes = thick(panel)
+    sizes = shares(panel)
     for i in links[::-1].tolist():
         sender, receiver = (where[end] for end in wires.ends[i].tolist())
         edge = i < len(sizes)
         points = curve(sender, receiver, PORTS.get(panel.inputs[i], 0.0) if edge else 0.0)
         colour = (POSITIVE if panel.scores[i] > 0 else NEGATIVE) if edge else LINK
-        share = (sizes[i] - 0.7) / 3.8 if edge else 0.5
-        line: Any = {"linewidth": 0.6 * sizes[i]} if edge else {"linewidth": 0.7, "linestyle": ":"}
+        share = sizes[i] if edge else 0.5
+        line: Any = {"linewidth": 0.42 + 2.28 * share} if edge else {"linewidth": 0.7, "linestyle": ":"}
         path = Path(points, [Path.MOVETO, *[Path.CURVE4] * 3])
         axes.add_patch(PathPatch(path, fill=False, edgecolor=colour, alpha=0.3 + 0.6 * share, **line))
     for i, (x, y) in where.items():

@@ -146,6 +146,6 @@ def largest(panel: CircuitGraph) -> float:
     return float(np.abs(panel.scores).max(initial=0)) or 1.0
 
 
-def thick(panel: CircuitGraph) -> np.ndarray:
-    """[edge] width of its line: the square root of its size, 4.5 for the largest; of what is no number the least."""
-    return np.asarray(0.7 + 3.8 * np.nan_to_num(np.sqrt(np.abs(panel.scores) / largest(panel)), posinf=0.0))
+def shares(panel: CircuitGraph) -> np.ndarray:
+    """[edge] how wide and dark its line is, 0 to 1: the square root of its size; 0 of what is no number."""
+    return np.asarray(np.nan_to_num(np.sqrt(np.abs(panel.scores) / largest(panel)), posinf=0.0))

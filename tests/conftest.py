@@ -2,9 +2,12 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from in_browser import chromium
 
 from interp.models.config import GPTConfig
 from interp.models.gpt import HookedGPT
@@ -56,3 +59,10 @@ def toy_tokenizer() -> Tokenizer:
 def toy_gpt(toy_tokenizer: Tokenizer) -> HookedGPT:
     """A two-layer random model that reads text."""
     return make_gpt(tokenizer=toy_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One Chromium a file."""
+    with chromium() as running:
+        yield running

@@ -52,10 +52,11 @@ class Sample(Result):
 
 def attention(layers: int, heads: int, n_tokens: int, seed: int = 0) -> np.ndarray:
     """Causal softmax of normal scores, [layer head query key]."""
-    scores = np.random.default_rng(seed).normal(size=(layers, heads, n_tokens, n_tokens)).astype(np.float32)
-    scores[..., ~np.tri(n_tokens, dtype=bool)] = -np.inf
-    weights = np.exp(scores)
-    return weights / weights.sum(-1, keepdims=True)
+    weights = np.random.default_rng(seed).standard_normal((layers, heads, n_tokens, n_tokens), dtype=np.float32)
+    np.exp(weights, out=weights)
+    weights *= np.tri(n_tokens, dtype=np.float32)
+    weights /= weights.sum(-1, keepdims=True)
+    return weights
 
 
 def attention_grid(layers: int, heads: int, *sizes: int, words: Tokens | None = None) -> AttentionGrid:

@@ -216,7 +216,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.slow
 def test_reading_takes_a_small_part_of_the_memory_that_the_data_would(tmp_path):
     tokens = torch.randint(0, 300, (3000, 63), generator=torch.Generator().manual_seed(0))
-    model = make_gpt(d_model=512, n_heads=4, n_layers=1)
+    model = make_gpt(d_model=512, n_heads=4, n_layers=1, d_mlp=8)
     names = ["embed", "resid_pre", "resid_mid"]
     extract_activations(model, tokens, names, tmp_path / "s", shard_tokens=4096)
     size = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))

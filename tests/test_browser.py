@@ -1,46 +1,28 @@
 """The page in a real browser: silent, exact, usable by pointer and keyboard, whole without JavaScript."""
 
 import csv
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from in_browser import faults, overhear
 from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels, report
 
 from analyses.shared.clean_corrupted import PairStrip
 from analyses.shared.panels import AttentionGrid, Finding, Note, Tokens
 from analyses.shared.patching_result import Effects
-from reports.cli import app
 from reports.page.html import Report, Section, render
 from reports.page.viewers import compared
 from reports.tokens import label
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VIEWER, LENS, MATRIX = "attention_patterns-pattern", "others-lens", "others-matrix"
 SIZES = (64, 20)
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="no Chromium on this machine"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    assert CHROMIUM, "CI must have a Chromium"
-    with sync_api.sync_playwright() as play:
-        quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
-        running = play.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        yield running
-        running.close()
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +78,7 @@ def visit(browser, paths) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         page = context.new_page()
         own = paths[name].as_uri()
-        page.on("console", lambda message: heard.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on(
-            "request",
-            lambda request: (
-                heard.append(f"request: {request.url[:80]}")
-                if not request.url.startswith((own, "data:", "blob:"))
-                else None
-            ),
-        )
-        page.add_init_script(
-            "document.addEventListener('securitypolicyviolation', e => console.log('policy: ' + e.violatedDirective))"
-        )
+        overhear(page, heard, own)
         if timed:
             page.add_init_script(
                 "addEventListener('load', async () => { const start = performance.now();"
@@ -824,44 +793,17 @@ def test_a_long_token_breaks_no_layout(visit):
     assert Tokens(HOSTILE)[8] in page.locator("#text").inner_text().replace("\u200b", "")
 
 
-@pytest.mark.slow
-def test_the_whole_report_on_a_hostile_text_is_silent(visit, paths, tmp_path):
-    """The command's own page: every analysis on the bundled model, a text that tries to break out of the markup."""
-    text = (
-        "<script>alert(1)</script> and </script><img src=x onerror=alert(2)> <!--<script> \u202e\u2028 \x00\x1b[31m 🙂"
-    )
-    paths["real"] = tmp_path / "real.html"
-    with pytest.raises(SystemExit) as done:
-        app(["report", text, "--out", str(paths["real"]), "--quiet"])
-    assert done.value.code == 0
-    page = visit("real", viewer="attention_patterns-patterns")
-    assert page.locator("section.analysis").count() >= 15
-    assert page.locator("#text").inner_text().count("script") >= 3
-    assert page.locator("script:not([type])").count() == 1
-    assert page.locator("img[onerror]").count() == 0
-
-
-AXE = "axe_playwright_python"
-
-
-def axe(page: Any) -> list[tuple[str, str]]:
-    """Rules broken on the page as it stands, of any level, with the first place."""
-    page.evaluate((Path(find_spec(AXE).origin).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    return [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]]
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault(visit, scheme):
     page = visit("plain", color_scheme=scheme, bypass_csp=True)
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     page.locator(f"#{VIEWER} .tokens span").nth(3).click()
     page.locator("table.words td").nth(4).click()
-    assert axe(page) == []
+    assert faults(page) == []
     with_head = visit("small", "#head-1.2", color_scheme=scheme, bypass_csp=True)
     with_head.locator("#head h2", has_text="Layer 1, head 2").wait_for()
-    assert axe(with_head) == []
+    assert faults(with_head) == []
     with_head.evaluate(
         "document.querySelector('#head h2').style.color = 'color-mix(in srgb, currentcolor, canvas 80%)'"
     )
-    assert [rule for rule, _ in axe(with_head)] == ["color-contrast"]  # control: a fault is found
+    assert [fault.rule for fault in faults(with_head)] == ["color-contrast"]  # control: a fault is found

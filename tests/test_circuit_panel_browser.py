@@ -1,32 +1,27 @@
 """The circuit in a real browser: the slider, keys and pointer, pins and groups in the address, what is saved."""
 
 import csv
-import os
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from in_browser import faults, overhear
 from report_samples import HOSTILE, Sample, attention_grid, circuit_graph, named_circuit
 
+from analyses.shared.panels import Bars
 from reports.page import circuits
 from reports.page.html import Report, Section, render
 from reports.wires import Wires
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="no Chromium on this machine"),
-]
+pytestmark = pytest.mark.browser
 GRAPHS = {
     "plain": circuit_graph(chosen=30),
     "shared": circuit_graph(layers=4, groups=2, chosen=30),
+    "stacks": circuit_graph(chosen=30),
     "hostile": named_circuit(HOSTILE, odd=True),
     "deep": circuit_graph(layers=30, heads=9, groups=3, held=3000, chosen=100),
 }
@@ -34,21 +29,15 @@ PANEL = "circuits-circuit"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    assert CHROMIUM, "CI must have a Chromium"
-    with sync_api.sync_playwright() as play:
-        quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
-        running = play.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: Any) -> Path:
     path: Path = tmp_path_factory.mktemp("circuits")
-    attention = Section("attention_patterns", "Attention", "", Sample((attention_grid(3, 4, 6),)), 0.0)
+    stacked = Bars("bars", "Heads of two stacks", labels=("encoder L0H0",), values=np.ones(1), unit="nats")
+    before = {"plain": (attention_grid(3, 4, 6),), "stacks": (stacked,)}  # where heads lie in stacks they have no pages
     for name, graph in GRAPHS.items():
-        sections = (*([attention] if name == "plain" else []), Section("circuits", "C", "", Sample((graph,)), 0.0))
+        sections = (
+            Section("others", "Others", "", Sample(before.get(name, ())), 0.0),
+            Section("circuits", "C", "", Sample((graph,)), 0.0),
+        )
         (path / f"{name}.html").write_text(render(Report(name, (), sections, {})), encoding="utf-8")
     return path
 
@@ -63,9 +52,9 @@ def visit(browser: Any, folder: Path) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, "offline": True} | options)
         contexts.append(context)
         page = context.new_page()
-        for event in ("console", "pageerror", "dialog"):
-            page.on(event, lambda what: heard.append(str(getattr(what, "text", what))))
-        page.goto((folder / f"{name}.html").as_uri() + ("" if query is None else f"#{PANEL}?{query}"))
+        own = (folder / f"{name}.html").as_uri()
+        overhear(page, heard, own)
+        page.goto(own + ("" if query is None else f"#{PANEL}?{query}"))
         if options.get("java_script_enabled", True):
             page.evaluate(f"viewers['{PANEL}'].ready")
             page.locator("[data-graph]").scroll_into_view_if_needed()
@@ -311,7 +300,7 @@ def test_a_head_leads_to_its_page_where_there_is_one(visit):
     page.wait_for_function("() => location.hash.startsWith('#circuits-circuit')")
     node(page, "mlp 0").click()
     assert not about.is_visible()
-    alone = visit("shared", "at=L1H1&size=80")
+    alone = visit("stacks", "at=L1H1&size=80")
     assert alone.locator("[data-told]").inner_text() == "L1H1"
     assert not alone.locator("[data-about]").is_visible()
 
@@ -378,21 +367,14 @@ def test_the_drawing_fits_the_room_again_when_it_changes(visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 420
 
 
-AXE = "axe_playwright_python"
-
-
-@pytest.mark.skipif(not find_spec(AXE), reason="axe is not installed")
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
 def test_axe_finds_no_fault_whatever_is_chosen(visit, scheme, width):
     query = "at=L1H1*mlp+0&size=80&group=mlp+0.early*embed.early&pin=mlp+0.200.300"
     page = visit("plain", query, color_scheme=scheme, bypass_csp=True, viewport={"width": width, "height": 900})
-    page.evaluate((Path(find_spec(AXE).origin).parent / "axe.min.js").read_text(encoding="utf-8"))
-    faults = f"""axe.run('#{PANEL}', {{resultTypes: ['violations']}})
-        .then(found => found.violations.map(one => [one.id, one.nodes[0].html]))"""
     for address in (query, "at=1"):
         page.evaluate(f"query => viewers['{PANEL}'].restore(new URLSearchParams(query))", address)
-        assert page.evaluate(faults) == []
+        assert faults(page, f"#{PANEL}") == []
     page.locator("[data-told]").evaluate(
         "node => { node.style.color = 'color-mix(in srgb, currentcolor, canvas 80%)' }"
     )
-    assert [rule for rule, _ in page.evaluate(faults)] == ["color-contrast"]  # control: a fault is found
+    assert [fault.rule for fault in faults(page, f"#{PANEL}")] == ["color-contrast"]  # control: a fault is found

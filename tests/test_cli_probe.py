@@ -9,27 +9,36 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from command_line import interp
+from command_line import interp, save
+from conftest import make_gpt
 
 from analyses.probes import fitting
 from interp import HookedGPT, NotFoundError, extract_activations
 from interp.text.documents import read_documents
+from interp.text.tokenizer import Tokenizer
 from interp.training.evaluation import SAMPLE
+from reports.cli import app
 from reports.running import probing
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Beginnings of the sample's documents, two hook points of the bundled model."""
+def model(toy_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = make_gpt(n_layers=3, n_ctx=128, tokenizer=toy_tokenizer)
+    return save(made, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Beginnings of the sample's documents, two hook points."""
     folder = tmp_path_factory.mktemp("probe") / "store"
-    texts = [text[:1500] for text in read_documents(SAMPLE)]
-    model = HookedGPT.from_pretrained("tiny", device="cpu")
+    texts = [text[:600] for text in read_documents(SAMPLE)]
     names = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
-    extract_activations(model, texts, names, folder, split=(0.6, 0.2, 0.2))
+    extract_activations(HookedGPT.from_pretrained(model, device="cpu"), texts, names, folder, split=(0.6, 0.2, 0.2))
     return folder
 
 
-ROOT = Path(__file__).parent.parent
 FAST = ("--probe", "lda", "--no-description-length", "--quiet")
 
 
@@ -48,11 +57,17 @@ def test_table_json_and_csv(store: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert len(done.out.splitlines()) == 3
 
 
-@pytest.mark.slow
-def test_a_page_with_the_causal_check(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "page.html"
-    done = interp(capsys, "probe", store, "--causal", "best", "--towards", "no", "--out", page, *FAST)
-    assert done.code == 0, done.err
+@pytest.fixture(scope="module")
+def page(store: Path) -> Path:
+    """Of the command, with the causal check."""
+    path = store.parent / "page.html"
+    with pytest.raises(SystemExit) as stop:
+        app(["probe", str(store), "--causal", "best", "--towards", "no", "--out", str(path), *FAST])
+    assert stop.value.code == 0
+    return path
+
+
+def test_a_page_with_the_causal_check(store: Path, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = page.read_text()
     for part in ("Probes at every layer", "Does the model use it?", "What the model", "Content-Security-Policy"):
         assert part in text
@@ -86,22 +101,21 @@ def test_a_folder_that_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixture
     assert interp(capsys, "probe", tmp_path, "--quiet").code in (2, 3)
 
 
-def test_other_weights_are_refused(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = HookedGPT.from_pretrained("tiny", device="cpu")
-    model.W_E.data[0, 0] += 1.0
-    model.save_pretrained(tmp_path / "other")
-    done = interp(capsys, "probe", store, "--model", tmp_path / "other", *FAST)
+def test_other_weights_are_refused(
+    store: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = HookedGPT.from_pretrained(model, device="cpu")
+    other.W_E.data[0, 0] += 1.0
+    done = interp(capsys, "probe", store, "--model", save(other, tmp_path / "other"), *FAST)
     assert done.code == 2
     assert "other weights" in done.err
 
 
-@pytest.mark.slow
 def test_a_page_is_made_again_and_checked(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: Path, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the causal check and without a model; other activations, and another seed, are the controls."""
-    page, bare = tmp_path / "p.html", tmp_path / "bare.html"
-    assert interp(capsys, "probe", store, "--causal", "best", "--out", page, *FAST).code == 0
+    bare = tmp_path / "bare.html"
     again = interp(capsys, "rerun", page, "--check", "--quiet")
     assert again.code == 0, again.err + again.out
     assert re.findall(r"^(\w+) .* identical", again.out, re.MULTILINE) == ["probe", "causal"]
@@ -146,17 +160,31 @@ app(sys.argv[2:])
 """
 
 
+PROBE = ("--names", "blocks.2.hook_resid_post", "--label", "capital", *FAST[2:], "--format", "csv")
+
+
+@pytest.fixture(scope="module")
+def whole(store: Path) -> str:
+    """The table of a run that nobody killed."""
+    return finished(store).stdout
+
+
+def finished(store: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, as all that are compared: sums round by where in memory a matrix lies."""
+    return subprocess.run([*command(store, 999), *more], capture_output=True, text=True, cwd=ROOT, check=True)
+
+
+def command(store: Path, after: int) -> list[str]:
+    return [sys.executable, "-c", KILLED, str(after), "probe", str(store), *PROBE]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 7])
-def test_a_killed_run_goes_on_to_the_same_numbers(store: Path, tmp_path: Path, after: int) -> None:
+def test_a_killed_run_goes_on_to_the_same_numbers(store: Path, whole: str, tmp_path: Path, after: int) -> None:
     """Fewer pieces are computed the second time, the table is the same to the last bit, and nothing is left."""
     folder = tmp_path / "kept"
-    args = ["probe", str(store), "--label", "capital", "--no-description-length", "--quiet", "--format", "csv"]
-    args += ["--names", "blocks.2.hook_resid_post"]
-    code = [sys.executable, "-c", KILLED]
-    whole = subprocess.run([*code, "999", *args], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     with subprocess.Popen(
-        [*code, str(after), *args, "--resume", str(folder)],
+        [*command(store, after), "--resume", str(folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     ) as child:  # fmt: skip
         assert child.stdout is not None
@@ -166,6 +194,5 @@ def test_a_killed_run_goes_on_to_the_same_numbers(store: Path, tmp_path: Path, a
     assert pieces >= after
     for damaged in list(folder.glob("*.npz"))[:1]:
         damaged.write_bytes(damaged.read_bytes()[:100])
-    again = subprocess.run([*code, "999", *args, "--resume", str(folder)], capture_output=True, text=True, cwd=ROOT)
-    assert again.stdout == whole, again.stderr
+    assert finished(store, "--resume", str(folder)).stdout == whole
     assert not folder.exists()

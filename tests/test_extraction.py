@@ -477,21 +477,3 @@ def test_on_a_gpu_too_the_bytes_do_not_depend_on_where_a_run_was_cut(tmp_path):
     on_cpu = run_again(tmp_path / "cpu")
     for name in store.names:
         np.testing.assert_allclose(store.load(name)[0], on_cpu.load(name)[0], atol=2e-2, rtol=2e-3)  # float16 files
-
-
-@pytest.mark.slow
-def test_the_documentation_runs(tmp_path, monkeypatch):
-    """With a cluster of two workers, if Ray is there."""
-    import re
-
-    monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parent.parent / "docs" / "activations.md").read_text()
-    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names: dict[str, object] = {}
-    exec(compile(first, "activations.md", "exec"), names)
-    manifest = names["store"].manifest  # type: ignore[attr-defined]
-    assert manifest["part-of-speech"].dropna().tolist() == ["PRON", "VERB", "DET", "NOUN", "PUNCT"]
-    assert set(manifest["topic"].dropna()) == {"nature"}
-    pytest.importorskip("ray")
-    exec(compile(second, "activations.md", "exec"), names)
-    assert len(names["result"].texts) == 2  # type: ignore[attr-defined]

@@ -9,7 +9,8 @@ import io
 import json
 import os
 import re
-import shutil
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -22,6 +23,7 @@ import pandas as pd
 import pytest
 from command_line import Done, interp, save
 from conftest import TEXT, make_gpt
+from in_browser import overhear
 
 from analyses.shared.panels import Finding, Panel, Result
 from interp.errors import InterpError
@@ -33,7 +35,6 @@ from reports.running import report as running
 from reports.running.discovery import Analysis, discover
 from reports.tokens import printable
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LONG = "y" * 10_000
 MARKUP = ("<script>alert(1)</script>", "</script>", "<!--<script>", "<img src=x onerror=alert(2)>", "{{ 7 * 7 }}")
 STEERING = ("\u202eabc", "\u2028", "\x00", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\r", "\x9b2J")
@@ -290,30 +291,66 @@ def test_the_whole_page_stays_text(whole: str) -> None:
         assert "".join(map(printable, text)).replace("\\x09", "⇥") in found.text.replace("\t", "⇥"), text[:40]
 
 
+BLOCKED = """
+import socket, sys
+def blocked(*args, **kwargs):
+    raise OSError("a socket was opened")
+socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = blocked
+socket.create_connection = socket.getaddrinfo = blocked
+sys.argv = ["interp", *{}]
+from reports.cli import main
+main()
+"""
+
+
+def without_network(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, with sockets blocked and an empty home."""
+    kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS")}
+    env = {"HOME": str(folder), "MPLCONFIGDIR": str(folder)} | kept
+    command = [sys.executable, "-c", BLOCKED.format(list(args))]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command's own page: every analysis on the bundled model, a text that tries to break out of the markup."""
+    text = (
+        "<script>alert(1)</script> and </script><img src=x onerror=alert(2)> <!--<script> \u202e\u2028 \x00\x1b[31m 🙂"
+    )
+    path = tmp_path_factory.mktemp("reported") / "report.html"
+    done = without_network(path.parent, "report", text, "--out", str(path), "--quiet")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.mark.slow
+def test_the_report_needs_no_network(reported: Path, tmp_path: Path) -> None:
+    page = reported.read_text(encoding="utf-8")
+    assert "Content-Security-Policy" in page
+    assert "<title>" in page
+    control = without_network(tmp_path, "logit-lens", "x", "--model", "gpt2")
+    assert control.returncode == 3, control.stderr  # it does want the network, and is refused
+
+
 @pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="no Chromium on this machine")
-def test_nothing_executes_in_a_browser(whole: str, tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_nothing_executes_in_a_browser(browser: Any, whole: str, reported: Path, tmp_path: Path) -> None:
     path = tmp_path / "whole.html"
     path.write_bytes(whole.encode())
-    heard: list[str] = []
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    for file in (path, reported):
+        heard: list[str] = []
         page = browser.new_context(offline=True).new_page()
-        page.on("console", lambda message: heard.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: heard.append(request.url[:80]) if request.url.startswith("http") else None)
-        page.goto(path.as_uri())
+        overhear(page, heard, file.as_uri())
+        page.goto(file.as_uri())
         page.evaluate("Promise.all(Object.values(viewers).map(viewer => viewer.ready))")
-        title, scripts = page.title(), page.locator("script:not([type])").count()
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        browser.close()
-    assert heard == []
-    assert scripts == 1
-    assert "<script>alert(1)</script>" in title  # as text
-    assert wide <= 0  # the long token breaks, so the page stays readable
+        assert heard == []
+        assert page.locator("script:not([type])").count() == 1
+        assert page.locator("img[onerror]").count() == 0
+        assert "<script>alert(1)</script>" in page.title()  # as text
+        assert page.locator("#text").inner_text().count("script") >= 3
+        assert page.locator("section.analysis").count() >= 15
+        # The long token breaks, so the page stays readable.
+        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
 
 
 def test_the_report_command_and_its_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,7 @@
 """Results in a notebook that is really run: static first, a sandboxed frame that works, never more than a megabyte."""
 
 import base64
-import os
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import save
+from in_browser import chromium, overhear
 from report_samples import HOSTILE, Sample, attention_grid, panels, report
 
 from analyses.shared.panels import Finding, Note
@@ -18,7 +17,6 @@ from interp.models.gpt import HookedGPT
 from reports import notebook
 from reports.page.html import Report, Section
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CELLS = (
     "from interp import HookedGPT\nfrom analyses.attention_patterns import attention_patterns\nimport reports\n"
     "model = HookedGPT.from_pretrained({model!r}, device='cpu')\nmodel",
@@ -99,7 +97,7 @@ def test_a_figure_is_a_picture(outputs: list[dict[str, Any]]) -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
-    made = report(heads=(12, 12), sizes=(300,))
+    made = report(heads=(6, 6), sizes=(300,))
     whole = notebook.html(made)
     assert len(whole.encode()) <= notebook.LIMIT
     assert "Left out, too large for a notebook: attention patterns: pattern." in whole
@@ -115,7 +113,7 @@ def test_what_does_not_fit_is_named() -> None:
 
 def test_findings_of_what_is_left_out_go_with_it() -> None:
     found = tuple(Finding(text=f"of {key}", key=key, weight=1, value=1, unit="") for key in ("pattern", "note"))
-    parts = (attention_grid(12, 12, 300), Note(key="note", title="N", text="words"))
+    parts = (attention_grid(6, 6, 300), Note(key="note", title="N", text="words"))
     made = Report("r", (), (Section("s", "S", "", Sample(parts, found), 0.0),), {})
     page = framed(notebook.html(made))
     assert "of note" in page
@@ -151,18 +149,15 @@ def test_a_terminal_gets_text(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="no Chromium on this machine")
 def test_the_frame_works_in_a_browser(outputs: list[dict[str, Any]], tmp_path: Path) -> None:
     """The viewer inside the frame draws, its links stay inside, and nothing is asked for or said."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    (tmp_path / "cell.html").write_text(f"<meta charset=utf-8>{outputs[1]['text/html']}", encoding="utf-8")
+    path = tmp_path / "cell.html"
+    path.write_text(f"<meta charset=utf-8>{outputs[1]['text/html']}", encoding="utf-8")
     heard: list[str] = []
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_context(offline=True, viewport={"width": 1000, "height": 900}).new_page()
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.goto((tmp_path / "cell.html").as_uri())
+        overhear(page, heard, path.as_uri())
+        page.goto(path.as_uri())
         before = page.url
         page.locator("summary").first.click()
         frame = page.wait_for_selector("iframe").content_frame()
@@ -176,8 +171,8 @@ def test_the_frame_works_in_a_browser(outputs: list[dict[str, Any]], tmp_path: P
         frame.locator("nav a[href='#provenance']").click(force=True)
         frame.wait_for_function("document.querySelector('#provenance').getBoundingClientRect().top < 640")
         assert page.url == before
-        browser.close()
-    assert [text for text in heard if not text.startswith("Blocked autofocusing")] == []  # of the dialog, in any frame
+    # Of the dialog, in any frame.
+    assert [text for text in heard if not text.startswith("console: Blocked autofocusing")] == []
 
 
 def test_the_lens_itself_comes_before_its_curves() -> None:

@@ -1,5 +1,6 @@
 """Training on generated pairs: exact resumption, held-out sentences left out, and a loss that falls."""
 
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -7,10 +8,17 @@ import pytest
 import torch
 
 from interp.errors import InputError
+from interp.training import translation
 from interp.training.phrases import sentences
 from interp.training.translation import PairSettings, build, train_pairs, translation_loss
 
 SMALL = {"layers": 1, "n_heads": 2, "d_model": 16, "d_mlp": 32, "d_vocab": 320, "batch": 4, "warm_up": 2}
+
+
+@pytest.fixture(autouse=True)
+def quickly_learned_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From fewer sentences; so few tokens need no more."""
+    monkeypatch.setattr(translation, "learned_tokens", partial(translation.learned_tokens, count=1000))
 
 
 def test_a_stopped_run_ends_with_the_same_weights(tmp_path: Path) -> None:

@@ -36,8 +36,6 @@ def test_the_bundled_model_knows_what_it_has_seen_from_layer_2_on(tiny: HookedGP
     second = len(tokens) - tokens[::-1].index("com") - 1  # of Whitcombe, the second time
     assert result.reading[second] > result.reading[tokens.index("com")] + 0.3
     assert "seen-before" in result.findings()[0].text
-    again = probing(tiny, TEXT, documents=Documents.load(SAMPLE), label="capital")
-    np.testing.assert_array_equal(again.sweeps["seen-before"].accuracy["probe"], sweep.accuracy["probe"])
 
 
 def test_several_texts_are_learned_from_when_there_are_no_documents(toy_gpt: HookedGPT) -> None:
@@ -55,6 +53,9 @@ def test_several_texts_are_learned_from_when_there_are_no_documents(toy_gpt: Hoo
     assert len(result.tokens) == 0  # what was learned from is not read
     assert {"seen-before", "capital"} <= set(result.sweeps)
     assert result.to_dataframe()["label"].unique().tolist() == list(result.sweeps)
+    again = probing(toy_gpt, texts, label="capital")
+    for name, sweep in result.sweeps.items():  # they do not depend on which of them is shown first
+        np.testing.assert_array_equal(again.sweeps[name].accuracy["probe"], sweep.accuracy["probe"])
 
 
 @pytest.mark.parametrize("shape", ["llama", "neox", "attention only", "no norm"])

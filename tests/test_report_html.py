@@ -17,10 +17,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels, report
+from report_samples import HOSTILE, WORDS, Sample, attention_grid, circuit_graph, panels, report
 
 import reports
-from analyses.shared.panels import Finding, Marks, Matrix, Note, Table, Tokens, TokenStrip, on_common_scales
+from analyses.shared.panels import (
+    CircuitGraph,
+    Finding,
+    Marks,
+    Matrix,
+    Note,
+    Table,
+    Tokens,
+    TokenStrip,
+    on_common_scales,
+)
 from reports import tokens
 from reports.numbers import Scale, decimal, decimals, number
 from reports.page.html import FOLDED, Report, Section, render
@@ -297,11 +307,20 @@ def test_attention_budget_of_144_heads_by_64_tokens():
     assert len(section.encode()) <= 400_000
 
 
-def test_scripts_and_style_stay_small_and_write_no_html(page):
-    parsed = Page(page)
-    own = parsed.styles + [text for attributes, text in parsed.scripts if "type" not in attributes]
+def style_and_script(*shown):
+    """Bytes of both, of a page of these panels."""
+    page = Page(render(Report("r", (), (Section("s", "S", "", Sample(shown), 0.0),), {})))
+    own = page.styles + [text for attributes, text in page.scripts if "type" not in attributes]
     assert len(own) == 2
-    assert sum(len(text.encode()) for text in own) <= 60_000
+    return sum(len(text.encode()) for text in own)
+
+
+def test_scripts_and_style_stay_small_and_write_no_html():
+    others = style_and_script(
+        *(panel for panel in panels() if not isinstance(panel, CircuitGraph)), attention_grid(1, 1, 3)
+    )
+    assert others <= 48_000
+    assert style_and_script(circuit_graph()) - others <= 11_700
     folder = Path(reports.__file__).parent / "page" / "static"
     files = sorted(folder.iterdir())
     assert {file.suffix for file in files} == {".js", ".css"}

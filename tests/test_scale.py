@@ -1,9 +1,12 @@
 """Work shared out: in this process and on Ray, with workers that die, the results are the same, in order, once each."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,10 +14,12 @@ import pytest
 import torch
 import workers
 from conftest import make_gpt
+from planted import previous_token_model
 from test_extraction import contents
 
 from analyses.ablation import ablation
 from analyses.activation_patching import activation_patching
+from analyses.probes import probe_layers
 from interp import scale
 from interp.errors import InputError, InterpError, NotFoundError
 from interp.progress import listening
@@ -183,6 +188,16 @@ def cluster() -> Iterator[scale.Cluster]:
         yield made
 
 
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """As if there were no cluster."""
+    token = scale._cluster.set(None)
+    try:
+        yield
+    finally:
+        scale._cluster.reset(token)
+
+
 @pytest.mark.slow
 def test_two_workers_give_what_one_process_gives(cluster, tmp_path):
     assert scale.workers() == 2
@@ -213,11 +228,8 @@ def test_an_extraction_on_two_workers_of_which_one_dies_has_the_bytes_of_one_pro
     rows = torch.randint(0, 300, (40, 50), generator=torch.Generator().manual_seed(0))
     options = {"shard_tokens": 200}
     plain = writing.plan(make_gpt(), rows, ["embed", "resid_post"], tmp_path / "plain", **options)
-    token = scale._cluster.set(None)
-    try:
+    with in_this_process():
         writing.run(plain)
-    finally:
-        scale._cluster.reset(token)
     job = writing.plan(make_gpt(), rows, ["embed", "resid_post"], tmp_path / "ray", **options)
     (tmp_path / "marks").mkdir()
     writing.begin(job, resume=False, shared=False)
@@ -237,14 +249,10 @@ def test_sweeps_of_ablation_and_patching_on_two_workers_equal_those_in_process(c
     clean, corrupted = [a for a, _ in fits], [b for _, b in fits]
     assert clean
     found = []
-    for inside in (True, False):
-        token = None if inside else scale._cluster.set(None)
-        try:
+    for where in (nullcontext(), in_this_process()):
+        with where:
             ablated = ablation(toy_gpt, texts, kinds=("zero", "mean", "resample"), metrics=("loss", "kl"), seed=3)
             patched = activation_patching(toy_gpt, clean, corrupted, site="resid_pre,z")
-        finally:
-            if token is not None:
-                scale._cluster.reset(token)
         found.append((ablated.to_dataframe(), patched.to_dataframe()))
     for mine, plain in zip(*found, strict=True):  # float32 products round by where in memory a matrix lies
         pd.testing.assert_frame_equal(mine, plain, rtol=1e-5, atol=1e-5)
@@ -253,3 +261,38 @@ def test_sweeps_of_ablation_and_patching_on_two_workers_equal_those_in_process(c
 @pytest.mark.slow
 def test_ray_does_not_report_home(cluster):
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+@pytest.mark.slow
+def test_probes_of_two_workers_are_those_of_one_process_also_when_one_dies(cluster, tmp_path):
+    model, tokens, labels = previous_token_model()
+    store = writing.extract_activations(
+        model, tokens, "resid_mid", tmp_path / "store", dtype="float32", shard_tokens=350
+    )
+    name = store.names[0]
+    fast = {"names": name, "description_length": False}
+    with in_this_process():
+        alone, straight = probe_layers(store, labels, **fast), probe_layers(store, labels, probe="lda")
+    shared = probe_layers(store, labels, **fast)
+    cluster.ray.kill(cluster.actors[0])  # one worker dies: nothing is lost, and nothing is counted twice
+    mended = probe_layers(store, labels, probe="lda")
+    pd.testing.assert_frame_equal(alone.to_dataframe(), shared.to_dataframe())
+    np.testing.assert_array_equal(alone.probes[name].coef_, shared.probes[name].coef_)
+    pd.testing.assert_frame_equal(straight.to_dataframe(), mended.to_dataframe())
+
+
+@pytest.mark.slow
+def test_the_documentation_of_activations_runs(request, tmp_path, monkeypatch):
+    """With a cluster of two workers, if Ray is there."""
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "activations.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {}
+    with in_this_process():
+        exec(compile(first, "activations.md", "exec"), names)
+    manifest = names["store"].manifest  # type: ignore[attr-defined]
+    assert manifest["part-of-speech"].dropna().tolist() == ["PRON", "VERB", "DET", "NOUN", "PUNCT"]
+    assert set(manifest["topic"].dropna()) == {"nature"}
+    request.getfixturevalue("cluster").close()  # its workers: the example has two of its own
+    exec(compile(second, "activations.md", "exec"), names)
+    assert len(names["result"].texts) == 2  # type: ignore[attr-defined]

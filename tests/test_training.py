@@ -309,21 +309,24 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from interp.training import gpt as training
-from interp.training.evaluation import held_out
 sys.path.insert(0, sys.argv[3])
-from test_training import text_settings
-out, step_to_die = Path(sys.argv[1]), int(sys.argv[4])
+from test_training import run_on_text
 real = training.TextAndCopies.__call__
 def batch(self, step):
-    if step == step_to_die:
+    if step == 22:
         print("there", flush=True)
         sys.stdin.read()
     return real(self, step)
 training.TextAndCopies.__call__ = batch
-settings = text_settings(Path(sys.argv[2]))
-training.train(settings, out=out, evaluate=held_out(out / "corpus"), evaluate_every=4, report_every=4, device="cpu",
-               resume=True, checkpoint_seconds=0 if step_to_die >= 0 else 1e9)
+run_on_text(Path(sys.argv[1]), Path(sys.argv[2]), checkpoint_seconds=0)
 """
+
+
+def run_on_text(out: Path, text: Path, *, checkpoint_seconds: float = 1e9) -> None:
+    training.train(
+        text_settings(text), out=out, evaluate=held_out(out / "corpus"), evaluate_every=4, report_every=4,
+        device="cpu", resume=True, checkpoint_seconds=checkpoint_seconds,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -331,13 +334,8 @@ def test_a_killed_run_on_text_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("".join(f"line {i * i % 97} of the text, {i % 7}\n" for i in range(300)))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-
-    def command(out: str, die: int) -> list[str]:
-        return [sys.executable, "-c", KILLED_TEXT, str(tmp_path / out), str(text), str(Path(__file__).parent), str(die)]
-
-    process = subprocess.Popen(
-        command("cut", 22), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", KILLED_TEXT, str(tmp_path / "cut"), str(text), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "there\n"
     process.kill()
@@ -346,14 +344,14 @@ def test_a_killed_run_on_text_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert steps_done(tmp_path / "cut") == 22
     assert not (tmp_path / "cut" / "model.safetensors").exists()
     for out in ("cut", "whole"):
-        subprocess.run(command(out, -1), env=environment, check=True)
+        run_on_text(tmp_path / out, text)
     for name in ("model.safetensors", "tokenizer.json", "settings.json", "corpus/train.bin"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     curves = [pd.read_csv(tmp_path / out / training.CURVE).drop(columns="seconds") for out in ("cut", "whole")]
     pd.testing.assert_frame_equal(*curves)
     text.write_text(text.read_text() + "more\n")
-    control = subprocess.run(command("cut", -1), env=environment, capture_output=True, text=True)
-    assert "another corpus" in control.stderr
+    with pytest.raises(InputError, match="another corpus"):
+        run_on_text(tmp_path / "cut", text)
 
 
 def test_defaults_suit_the_size_of_the_text() -> None:

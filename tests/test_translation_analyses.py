@@ -291,7 +291,7 @@ def test_what_corrupts_a_source_is_the_change_that_hurts_the_target_most(model) 
 @pytest.fixture
 def bert(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    bert = make(head="masked-language", **BERT | {"d_vocab": len(WORDS)})
+    bert = make(head="masked-language", **BERT | {"d_vocab": len(WORDS), "d_mlp": 24})
     bert.tokenizer = WordPiece.from_directory(tmp_path)
     return bert.requires_grad_(False)
 
@@ -428,7 +428,7 @@ def test_any_pattern_fits_into_the_viewer_s_triangle() -> None:
 
 def test_an_encoder_s_patterns_are_shown(tmp_path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    bert = make(head="masked-language", **BERT | {"d_vocab": len(WORDS)})
+    bert = make(head="masked-language", **BERT | {"d_vocab": len(WORDS), "d_mlp": 24})
     bert.tokenizer = WordPiece.from_directory(tmp_path)
     made = report(bert, "the cats sat", analyses=["attention_patterns"])
     (stack,) = made.sections[0].result.stacks

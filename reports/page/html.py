@@ -92,6 +92,9 @@ class _Chapter:
     head: list[View]  # what several of its sections begin with
     members: list[_Part]
 
+    def views(self) -> list[View]:
+        return [*self.head, *(view for part in self.members for group in part.groups for view in group)]
+
 
 def render(report: Report) -> str:
     """The whole page as text."""
@@ -103,7 +106,7 @@ def render(report: Report) -> str:
         chapters.append(_chapter(members, arranged(panels)))
     parts = [part for chapter in chapters for part in chapter.members]
     shades = "".join(f".q{step}{{--q:{100 * step // SHADES}%}}" for step in range(1, SHADES + 1))
-    left_out = OWN - {view.kind for part in parts for group in part.groups for view in group}
+    left_out = OWN - {view.kind for chapter in chapters for view in chapter.views()}
     style, script = (_static(tuple(n for n in names if Path(n).stem not in left_out)) for names in (STYLES, SCRIPTS))
     style += shades
     policy = (

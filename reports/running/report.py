@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,12 @@ from analyses.shared.clean_corrupted import Pairs, remembering
 from analyses.shared.findings import established
 from analyses.shared.inputs import TextOrTokens, check_finite, sequences, token_labels
 from analyses.shared.panels import AttentionGrid, Note, Panel, Result, Table, Tokens
-from analyses.shared.translations import pair_labels, translations
+from analyses.shared.stacks import readings
 from interp.errors import InputError, InterpError, NotApplicable, check_seed
 from interp.files import atomic_path
 from interp.loading.any import AnyModel, load
 from interp.loading.digests import non_finite, parameters_sha256, weights_sha256
 from interp.models.config import GPTConfig
-from interp.models.encoder import HookedEncoder
-from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import Batch, HookedGPT
 from reports.commands.errors import first_line, out_of_memory
 from reports.page import viewers
@@ -172,20 +171,7 @@ def report(
     """
     check_seed(seed)
     tokens = labels_of(model, text, longer=False)
-    if analyses is None:
-        chosen = [analysis for analysis in discover().values() if analysis.in_report]
-    else:
-        chosen = list({one.name: one for one in map(_asked_for, analyses)}.values())
-        if not chosen:
-            raise InputError("no analyses", "expected at least one name, such as logit-lens")
-        for analysis in chosen:
-            if not analysis.stands_alone:
-                missing = ", ".join(option.name.replace("_", "-") for option in analysis.options() if option.required)
-                raise InputError(
-                    f"{analysis.command} needs more than a model and a text: {missing}",
-                    "expected analyses that run without options",
-                    f"see: interp {analysis.command} --help",
-                )
+    chosen = _chosen(analyses)
     sections: list[Section] = []
     errors: list[Exception] = []
     wanted = [analysis.name for analysis in chosen]
@@ -213,7 +199,7 @@ def report(
         after(section)
     if errors and len(errors) == len(chosen):
         raise errors[0]
-    sections = _with_corrupted(model, sections, chosen)
+    sections = _with_corrupted(model, sections, {one.name: partial(one.function(), **used[one.name]) for one in chosen})
     if left_out:
         sections.append(Section("left_out", "Not for this model", LEFT_OUT, LeftOut(left_out), 0.0, NOT_RUN))
     beginning, name = _beginning(text), Path(model.source).name
@@ -236,18 +222,42 @@ def report(
     )
 
 
-def _with_corrupted(model: AnyModel, sections: Sequence[Section], ran: Sequence[Analysis]) -> list[Section]:
-    """The sections; where one is about a pair, attention viewers of its clean text have the corrupted one too."""
+def _chosen(analyses: Iterable[str | Callable[..., Result]] | None) -> list[Analysis]:
+    """Those named, once each; by default all that a report runs. Raises InputError for one that needs options."""
+    if analyses is None:
+        return [analysis for analysis in discover().values() if analysis.in_report]
+    chosen = {one.name: one for one in map(_asked_for, analyses)}
+    if not chosen:
+        raise InputError("no analyses", "expected at least one name, such as logit-lens")
+    for analysis in chosen.values():
+        if not analysis.stands_alone:
+            missing = ", ".join(option.name.replace("_", "-") for option in analysis.options() if option.required)
+            raise InputError(
+                f"{analysis.command} needs more than a model and a text: {missing}",
+                "expected analyses that run without options",
+                f"see: interp {analysis.command} --help",
+            )
+    return list(chosen.values())
+
+
+def _with_corrupted(
+    model: AnyModel, sections: Sequence[Section], ran: Mapping[str, Callable[..., Result]]
+) -> list[Section]:
+    """The sections; where one is about a pair, attention viewers of its clean text have the corrupted one too.
+
+    Args:
+        ran: the analysis of each section, with its options.
+    """
     found = (getattr(section.result, "pairs", None) for section in sections)
     pairs = next((one for one in found if isinstance(one, Pairs)), None)
     if pairs is None or len(pairs.rows) > 1 or not isinstance(model, HookedGPT):
         return list(sections)
     names = ("the clean text", f"the corrupted text: {pairs.changes[0]}")
-    out, functions = list[Section](), {analysis.name: analysis.function() for analysis in ran}
+    out = list[Section]()
     for section in sections:
         grids = _viewers(section.result, pairs.first[0]) if section.chapter == CHAPTERS[0][1] else {}
         if grids:
-            again = _viewers(functions[section.name](model, pairs.corrupted[0]), pairs.first[1])
+            again = _viewers(ran[section.name](model, pairs.corrupted[0]), pairs.first[1])
             both = [viewers.compared(grids[key], again[key], names) for key in grids if key in again]
             section = replace(section, beside=tuple(both))
         out.append(section)
@@ -294,17 +304,16 @@ def _beginning(text: TextOrTokens, limit: int = 60) -> str:
 
 
 def labels_of(model: Any, text: Any, *, longer: bool = True) -> tuple[Tokens, ...]:
-    """The tokens of each text; of a translation model those of each source and each target. See `sequences`.
+    """The tokens of each text, of a translation model those of each source and each target; of images none.
+
+    Args:
+        longer: whether a decoder's text may be longer than its context.
 
     Raises InputError for a text that does not fit the model.
     """
-    if isinstance(model, HookedEncoderDecoder):
-        found = translations(model, text)
-        return tuple(pair_labels(model, ids) for one in found for ids in (one.source, one.target))
-    if isinstance(model, HookedEncoder):
-        texts = [text] if isinstance(text, str) else list(text)
-        return () if model.config.over_patches else tuple(Tokens(model.to_str_tokens(one)) for one in texts)
-    return tuple(token_labels(model, row) for row in sequences(model, text, longer=longer))
+    if longer and isinstance(model, HookedGPT):  # `readings` are what is read whole
+        return tuple(token_labels(model, row) for row in sequences(model, text, longer=True))
+    return tuple(one.labels[side] for one in readings(model, text) for side in one.ids)
 
 
 def _shape(model: Any) -> str:
