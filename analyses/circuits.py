@@ -97,7 +97,12 @@ def circuits(
     """
     if prompts is not None and (task, n) != (None, None):
         raise InputError(f"task = {task!r}, n = {n} beside prompts", "expected one of the two")
-    _check(steps, exact, size, held_out, resamples, random, threshold, level)
+    _check(steps, exact, size, held_out, resamples, random, threshold, level, faithful)
+    if from_ is not None:
+        _unread(
+            method=method != "eap-ig", level=level != "edge", size=size is not None, threshold=threshold is not None,
+            held_out=held_out is not None, select=select != "top",
+        )  # fmt: skip
     check_seed(seed)
     with torch.no_grad():
         make = partial(TASKS[task or "ioi"], model, 32 if n is None else n)
@@ -119,7 +124,9 @@ def circuits(
     }  # fmt: skip
     if given is not None:
         mean = np.nan_to_num(given.scores)
-        found = _Found(replace(given, facts=facts | dict(given.facts)), 0, None, "", None)
+        other = given.facts.get("weights", facts["weights"]) != facts["weights"]
+        said = "The file's circuit was found on other weights of this shape." if other else ""
+        found = _Found(replace(given, facts=facts | dict(given.facts)), 0, None, said, None)
         curves = bench.curves(mean, random) if mean.any() else {}
     else:
         scores = bench.scores(exactly=None if method == "exact" else exact, memory=memory, **how)
@@ -145,9 +152,10 @@ def circuits(
     return CircuitsResult(
         circuit=circuit.over(model, runs.mean_outputs()), order=bench.order(mean), size=found.size,
         method="of the file" if given is not None else method, pairs=pairs, measure=measured,
-        discovery=bench.discovery, held_out=bench.held_out, none=bench.none, own=own, sizes=bench.sizes, curves=curves,
+        ablation=ablation, discovery=bench.discovery, held_out=bench.held_out, none=bench.none, own=own,
+        sizes=bench.sizes, curves=curves,
         controls=bench.controls(found.size or circuit.size, random), stability=found.stability,
-        by_position=bench.by_position(circuit.chosen, **how),
+        by_position=bench.by_position(pruned, **how),
         agreement=None if found.scores is None else bench.agreement(found.scores),
         lost=completeness(runs, circuit.chosen, DRAWS, seed),
         minimal=minimality(runs, pruned) if 0 < pruned.sum() <= SMALL else None,
@@ -198,7 +206,7 @@ def _said_size(faithful: float, n: int, items: int) -> str:
 
 def _check(
     steps: int, exact: int, size: float | None, held_out: float | None, resamples: int, random: int,
-    threshold: float | None, level: Level,
+    threshold: float | None, level: Level, faithful: float,
 ) -> None:  # fmt: skip
     """Raises InputError for a number out of range."""
     for name, number, least in (
@@ -209,8 +217,21 @@ def _check(
     ):
         if number < least:
             raise InputError(f"{name} = {number}", f"expected at least {least}")
-    for name, share in (("size", size), ("held_out", held_out), ("threshold", threshold)):
+    for name, share in (("size", size), ("held_out", held_out), ("threshold", threshold), ("faithful", faithful)):
         if share is not None and not 0 <= share <= 1:
             raise InputError(f"{name} = {share:g}", "expected a share, 0 to 1")
+    if size == 0:
+        raise InputError("size = 0", "expected a share above 0: a circuit of no edges is the ablated model")
+    if size is not None and threshold is not None:
+        raise InputError("size beside threshold", "expected one of them: pruning finds its own size")
     if threshold is not None and level == "node":
         raise InputError("threshold beside level = node", "expected one of them: pruning is of edges")
+
+
+def _unread(**given: bool) -> None:
+    """Raises InputError for an option of the search, where a circuit is given and nothing is searched."""
+    for name, changed in given.items():
+        if changed:
+            raise InputError(
+                f"{name} beside a circuit's file", "expected one of the two: its circuit is measured as it is"
+            )

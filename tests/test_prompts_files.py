@@ -70,13 +70,17 @@ def test_a_template_makes_sentences_of_inputs(template, space):
         ('{"clean": "a"}', "{input} is", "a template for"),
         ("clean,corrupted,label\nfrom 1399 to 13,from 1301 to 13,99", "", "line 2: label '99' of 'from 1399 to 13'"),
         ("clean,answers,wrongs\na,b,c\n", "", "line 1: a column of lists"),
-        ('{"clean": "a", "answers": "b", "wrongs": ["c"]}', "", "line 1"),
-        ('{"clean": "a", "answers": [], "wrongs": ["c"]}', "", "line 1"),
+        ('{"clean": "a", "answers": "b", "wrongs": ["c"]}', "", 'line 1: answers is "b"'),
+        ('{"clean": "a", "answers": ["b"], "wrongs": []}', "", "line 1: wrongs is []"),
+        ('{"clean": "a", "answers": [""], "wrongs": ["c"]}', "", 'line 1: answers is [""]'),
+        ('{"clean": "a", "answers": ["b"], "wrongs": ["c"], "answer": "b"}', "", "beside a single one"),
+        ('{"clean": "a", "answer": 3}', "", "line 1: answer is 3"),
+        ("[1,\n2]", "", "'[1,"),
         ('{"clean": "a", "answers": ["b"]}', "", "expected both lists"),
         ("clean,answer\na,b,c\n", "", "line 2: another number of cells"),
         ("clean,colour\na,b\n", "", "unknown entry 'colour'"),
         ('clean,answer\na,"b\n', "", "no valid table"),
-        (INDIRECT.replace("Ann and Bob", "Ann or Bob"), "", "line 2: Then, Ann or Bob"),
+        (INDIRECT.replace("Ann and Bob", "Ann or Bob"), "", "line 2: 'Then, Ann or Bob"),
     ],
 )
 def test_what_is_wrong_with_other_files_is_said(text, template, words):
@@ -182,6 +186,8 @@ def test_of_several_answers_each_counts_by_its_first_token_unless_it_begins_righ
     (digits,) = fitting(KNOWN, PromptSet(prompts=(sentence,)))
     assert (digits.answers, digits.wrongs) == (("6", "9"), ("0", "4"))
     assert (digits.answer, digits.wrong) == ("6", "0")
+    with pytest.raises(InputError, match="1 of 2 prompts have several answers"):
+        fitting(KNOWN, PromptSet(prompts=(sentence, Prompt(clean="a", answer=" Ann"))))
     words = Prompt(clean="the cat", corrupted="the dog", answers=(" Ann", " Bob"), wrongs=(" Tim",))
     kept = fitting(KNOWN, PromptSet(prompts=(words,)))
     assert (kept.prompts[0].answers, kept.prompts[0].wrongs) == ((" Ann", " Bob"), (" Tim",))

@@ -231,9 +231,12 @@ def _numbers(**values: float) -> dict[str, float]:
 
 def _column(entries: Sequence[Mapping[str, Any]], name: str) -> Float[np.ndarray, " edge"]:
     try:
-        return np.array([float(entry.get(name, np.nan)) for entry in entries])
+        found = np.array([float(entry.get(name, np.nan)) for entry in entries])
     except (TypeError, ValueError):
-        raise InputError(f"an edge whose {name} is no number", "expected a circuit's file") from None
+        found = np.array([np.inf])
+    if np.isinf(found).any():
+        raise InputError(f"an edge whose {name} is no number", "expected a circuit's file")
+    return found
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -44,6 +44,8 @@ class CircuitsResult(Result):
     method: str
     pairs: Pairs
     measure: Measure
+    ablation: str
+    """What edges outside a circuit carry."""
     discovery: Int[np.ndarray, " chosen"]
     """Texts that the circuit was found on."""
     held_out: Int[np.ndarray, " others"]
@@ -61,7 +63,8 @@ class CircuitsResult(Result):
     agreement: pd.DataFrame | None
     """How estimates of edges drawn at random, and of the largest, go with exact effects."""
     by_position: Float[np.ndarray, "chosen pos"]
-    """Estimated scores of the circuit's edges, in the order of the graph, at each position of the first prompt."""
+    """Estimated scores of the circuit's edges that lead to the logits, in the graph's order, by position of the first
+    prompt."""
     lost: tuple[np.ndarray, np.ndarray]
     """[draw text] the metric of the circuit, and of the model, without the same half of the circuit."""
     minimal: Float[np.ndarray, "edge text"] | None
@@ -80,8 +83,12 @@ class CircuitsResult(Result):
 
     @property
     def effect(self) -> float:
-        """What ablating everything takes from the metric, mean over texts."""
-        return float((self.whole - self.none).mean())
+        """What ablating everything takes from the metric, mean over all texts."""
+        return self.effect_on(np.arange(len(self.whole)))
+
+    def effect_on(self, texts: np.ndarray) -> float:
+        """The same, mean over some texts."""
+        return float((self.whole - self.none)[texts].mean())
 
     @property
     def floor(self) -> float:
@@ -157,7 +164,8 @@ class CircuitsResult(Result):
                     ),
                     self.held_out,
                 )  # fmt: skip
-                row |= {f"{what} low": float(low), f"{what} high": float(high)}
+                least = 0.0 if what == "CMD" else -np.inf  # an area between curves is not negative
+                row |= {f"{what} low": float(np.maximum(low, least)), f"{what} high": float(high)}
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -171,7 +179,7 @@ class CircuitsResult(Result):
         lines = [self._lines(), self._areas()] if self.curves else []
         stable = [self._stability()] if self.stability is not None else []
         agree = [] if self.agreement is None else [self._agreement(self.agreement)]
-        places = [self._places(ends) for ends in ENDS if self.circuit.size]
+        places = [self._places(ends) for ends in ENDS if len(self.by_position)]
         return [first, *places, *lines, *stable, self._doubts(), *agree, *self._notes()]
 
     def _graph(self) -> CircuitGraph:
@@ -206,7 +214,7 @@ class CircuitsResult(Result):
 
     def _places(self, ends: Literal["sends", "reads"]) -> Matrix:
         """Layers upwards, tokens across: what the circuit's nodes send, or what each of their inputs reads."""
-        wiring, chosen = self.circuit.wiring, self.circuit.chosen
+        wiring, chosen = self.circuit.wiring, self.circuit.wiring.pruned(self.circuit.chosen)
         if ends == "sends":
             heights = {node.label: _height(node.kind, node.layer) for node in wiring.nodes}
             names, what = [wiring.nodes[i].label for i in wiring.senders[chosen]], "each node of it"
@@ -220,9 +228,10 @@ class CircuitsResult(Result):
         kept = sorted(summed.abs().max(axis=1).nlargest(PLACED).index, key=lambda name: (-heights[name], name))
         few = f"; the {PLACED} largest of {len(summed)} are shown" if len(summed) > PLACED else ""
         return Matrix(
-            ends, f"The circuit over the text: what {what} {ends}", "Of the first prompt, layers upwards: its edges "
-            f"summed, estimated by gradients at each position{few}. Only heads carry anything from one position to "
-            "another: what a head sends stands where its query is, what its k and v read where it looks.",
+            ends, f"The circuit over the text: what {what} {ends}", "Of the first prompt, layers upwards: those of its "
+            f"edges that lead to the logits summed, estimated by gradients at each position{few}. Only heads carry "
+            "anything from one position to another: what a head sends stands where its query is, what its k and v read "
+            "where it looks.",
             values=summed.loc[kept].to_numpy(), rows=tuple(kept), columns=self.pairs.first[0], row_axis="from" if
             ends == "sends" else "to", column_axis="token", unit=self.measure.unit, diverging=True, family="places",
         )  # fmt: skip
@@ -234,8 +243,11 @@ class CircuitsResult(Result):
         return (
             f"Each edge: what the {self.measure.title} loses when it alone carries the "
             f"corrupted value, of {self.effect:+.3g} {self.measure.unit} in all; {self._said_method()}. "
-            f"Means of {len(self.whole)} prompts; exact effects and 95 % intervals of the {len(self.held_out)} unseen."
+            f"Means of {len(self.whole)} prompts; exact effects and 95 % intervals {self._said_measured()}."
         )
+
+    def _said_measured(self) -> str:
+        return f"of the {len(self.held_out)} prompts held out" if self.unseen else "of all of them"
 
     def _said_method(self) -> str:
         return {"exact": "measured exactly", "eap": "estimated by EAP", "eap-ig": "estimated by EAP-IG"}.get(
@@ -265,9 +277,10 @@ class CircuitsResult(Result):
 
     def _areas(self) -> Table:
         return Table(
-            "areas", "Areas: performance and imitation", "On the texts held out. CPR: area under faithfulness over the "
-            "share of edges, higher is better; CMD: area between faithfulness and 1, lower is better; both as in MIB, "
-            "by the trapezoid rule over its ten sizes. 95 % intervals over prompts.", frame=self.areas(),
+            "areas", "Areas: performance and imitation", f"Means {self._said_measured()}. CPR: area under faithfulness "
+            "over the share of edges, higher is better; CMD: area between faithfulness and 1, lower is better; both in "
+            f"the manner of MIB, by the trapezoid rule at ten sizes. 95 % intervals over {self._units()}.",
+            frame=self.areas(),
         )  # fmt: skip
 
     def _stability(self) -> Table:
@@ -294,7 +307,7 @@ class CircuitsResult(Result):
             row("faithfulness, discovery", *self.faithful(self.discovery))
         if len(self.controls):
             controls = of(self.controls)
-            row(f"{len(controls) - 1} random circuits of this size", float(controls[:-1].mean()), controls[:-1].min(),
+            row(f"random circuits of this size, {len(controls) - 1}", float(controls[:-1].mean()), controls[:-1].min(),
                 controls[:-1].max())  # fmt: skip
             row("as many edges by change of the sender", float(controls[-1]))
         if len(self.lost[0]):
@@ -303,11 +316,11 @@ class CircuitsResult(Result):
             row("without half of its edges: the model", float(outside.mean()), outside.min(), outside.max())
         if self.minimal is not None and len(self.minimal):
             change = value - of(self.minimal)
-            row("edges without which it loses less than 1 %", float((np.abs(change) < 0.01).sum()))
+            row("edges without which it loses less than 1 %", float((change < 0.01).sum()))
         return Table(
-            "doubts", "What speaks for and against it", "Faithfulness with its 95 % interval over prompts; of several "
-            "circuits the mean, the least and the largest. A complete circuit and the model lose alike without the "
-            "same half of its edges (Wang et al. 2022); a minimal one has no edge that it does as well without.",
+            "doubts", "What speaks for and against it", f"Faithfulness, its 95 % interval over {self._units()}; of "
+            "several circuits the mean, the least and the largest. A complete circuit and the model lose alike without "
+            "the same half of its edges (Wang et al. 2022); a minimal one has no edge that it does as well without.",
             frame=pd.DataFrame(rows),
         )  # fmt: skip
 
@@ -325,10 +338,14 @@ class CircuitsResult(Result):
         frame = self.to_dataframe().drop_duplicates("sender")[["sender", "score", "exact", "low", "high", "stability"]]
         return Table(
             "nodes", "Every node, the circuit's first", f"What the {self.measure.title} loses when a node's output is "
-            f"corrupted, {self._said_method()}; exact: as measured on the prompts held out, with its 95 % interval.",
+            f"corrupted, {self._said_method()}; exact: as measured, with its 95 % interval, {self._said_measured()}.",
             frame=frame.reset_index(drop=True), units=dict.fromkeys(("score", "exact"), self.measure.unit),
             diverging=frozenset({"score", "exact"}),
         )  # fmt: skip
+
+    def _units(self) -> str:
+        """What intervals are over."""
+        return "prompts" if units(self.pairs, self.held_out) is None else "templates"
 
     def _drawn(self) -> list[str]:
         """What intervals are over, where there are templates but few."""
@@ -338,12 +355,11 @@ class CircuitsResult(Result):
         return [f"Intervals are over prompts of these {len(names)} templates; other templates may give other numbers."]
 
     def _notes(self) -> list[Panel]:
-        facts = self.circuit.facts
         said = [
             f"{len(self.discovery)} prompts to find the circuit"
             + (f", {len(self.held_out)} others to measure it." if self.unseen else ", the same to measure it."),
             *self._drawn(),
-            f"Everything outside a circuit is held at its {facts.get('ablation')} value.",
+            f"Everything outside a circuit is held at its {self.ablation} value.",
             *self.remarks,
         ]
         return [
@@ -385,8 +401,8 @@ class CircuitsResult(Result):
         on = f"{len(texts)} prompts held out" if self.unseen else f"the {len(texts)} prompts that it was found on"
         text = (
             f"{self._what()} ({self.circuit.size / len(self.circuit.wiring):.1%}) keep {value:.0%}{within} of the "
-            f"{self.effect:+.2f} {self.measure.unit} on {on}; the best of {len(controls)} controls of the same size "
-            f"keeps {controls[best]:.0%}"
+            f"{self.effect_on(texts):+.2f} {self.measure.unit} on {on}; the best of {len(controls)} controls of the "
+            f"same size keeps {controls[best]:.0%}"
         )
         clusters = units(self.pairs, texts)
         n, unit = independent(len(texts), clusters, "prompts")

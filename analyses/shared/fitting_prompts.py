@@ -1,7 +1,7 @@
 """Which prompts fit a model: answers of one token each, and texts that differ but are of one length in tokens."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -30,8 +30,11 @@ def fitting(model: HookedGPT, prompts: PromptSet, using: Collection[Part] = PART
     if model.tokenizer is None:
         return prompts
     fit = _Fit(model, using)
-    several = any(prompt.answers for prompt in prompts) and {"answer", "wrong"} <= set(using)
-    cut = [fit.sets(prompt) if prompt.answers and several else prompt for prompt in prompts]
+    alike = sum(bool(prompt.answers) for prompt in prompts)
+    several = alike > 0 and {"answer", "wrong"} <= set(using)
+    if several and alike < len(prompts):
+        raise InputError(f"{alike} of {len(prompts)} prompts have several answers", "expected all of them, or none")
+    cut = [fit.sets(prompt) if several else prompt for prompt in prompts]
     kept = [prompt for prompt in cut if prompt is not None and fit.answers(prompt)]
     if prompts.exchange:
         kept = fit.exchanged(kept)
@@ -90,7 +93,7 @@ class _Fit:
     def said(self, prompts: list[Prompt]) -> str:
         """Of several answers: how many, and what became of them."""
         counts = [(len(prompt.answers), len(prompt.wrongs)) for prompt in prompts]
-        right, wrong = (f"{min(some)} to {max(some)}" for some in zip(*counts, strict=True))
+        right, wrong = (_range(some) for some in zip(*counts, strict=True))
         said = f"Several answers are right alike ({right} tokens) and several wrong ({wrong}); what concerns one of "
         said += f"each reads the first, as {prompts[0].answer!r} and {prompts[0].wrong!r}."
         first = " Answers of several tokens count by their first, where it does not begin right and wrong ones alike."
@@ -141,3 +144,7 @@ class _Fit:
             except InputError as error:
                 self.known[text] = str(error).splitlines()[0]
         return self.known[text]
+
+
+def _range(counts: Sequence[int]) -> str:
+    return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(min(counts))

@@ -72,17 +72,20 @@ def _from_json(line: str, place: _Line) -> Entry:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise place.wrong(f"no valid JSON ({error})", EXPECTED) from None
-    if not isinstance(entry, dict) or not all(
-        _texts(value) if name in LISTS else isinstance(value, str) for name, value in entry.items()
-    ):
-        raise place.wrong(line.strip()[:60], EXPECTED + ", all of them text (answers and wrongs: lists)")
+    if not isinstance(entry, dict):
+        raise place.wrong(repr(line.strip()[:60]), EXPECTED)
+    for name, value in entry.items():
+        if name in LISTS and not _texts(value):
+            raise place.wrong(f"{name} is {json.dumps(value)[:60]}", 'expected a list of texts: ["53", "54"]')
+        if name not in LISTS and not isinstance(value, str):
+            raise place.wrong(f"{str(name)[:40]} is {json.dumps(value)[:60]}", EXPECTED + ", all of them text")
     if AGREEMENT.keys() <= entry.keys():
         entry = {ours: entry[theirs] for theirs, ours in AGREEMENT.items()} | {"template": entry.get("case", "")}
     return _prompt(entry, place)
 
 
 def _texts(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) and one for one in value)
 
 
 def _prompt(entry: Mapping[str, Any], place: _Line) -> Entry:
@@ -93,6 +96,8 @@ def _prompt(entry: Mapping[str, Any], place: _Line) -> Entry:
         raise place.wrong("no clean text", EXPECTED)
     if ("answers" in entry) != ("wrongs" in entry):
         raise place.wrong("answers without wrongs, or the reverse", "expected both lists, or neither")
+    if "answers" in entry and ("answer" in entry or "wrong" in entry):
+        raise place.wrong("lists of answers beside a single one", "expected answers and wrongs, or answer and wrong")
     return {name: tuple(value) if name in LISTS else value for name, value in entry.items()}
 
 
@@ -139,7 +144,7 @@ def _indirect_object(row: Mapping[str, str], place: _Line) -> Entry:
     names, rest = (pair.groups(), clean[pair.end() :]) if pair else ((), "")
     again = [name for name in names if re.search(rf"\b{name}\b", rest)]
     if len(again) != 1:
-        raise place.wrong(clean[:60], "expected two names joined by 'and', one of which comes again")
+        raise place.wrong(repr(clean[:60]), "expected two names joined by 'and', one of which comes again")
     (answer,) = set(names) - set(again)
     template = clean
     for word, mask in ((names[0], "{A}"), (names[1], "{B}"), (again[0], "{S}")):
@@ -160,7 +165,7 @@ def _inputs_and_outputs(text: str, where: str, template: str) -> Entries:
     if isinstance(read, dict):
         template, read = template or str(read.get("template", "")), read.get("examples")
     if not isinstance(read, list) or not all(map(_is_example, read)):
-        raise InputError(f"{where}: {text[:40].strip()}", expected)
+        raise InputError(f"{where}: {text.strip()[:40]!r}", expected)
     if template.count("{input}") != 1:
         raise InputError(
             f"{where}: inputs and outputs, and " + (f"the template {template!r}" if template else "no template"),

@@ -54,8 +54,12 @@ class PromptSet:
 
     def to_jsonl(self) -> str:
         """One JSON object a line, as `prompt_files` reads them."""
-        entries = ({name: said for name, said in asdict(prompt).items() if said} for prompt in self.prompts)
-        return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        lines = []
+        for prompt in self.prompts:
+            one = () if not prompt.answers else ("answer", "wrong")  # which the lists say too
+            entry = {name: said for name, said in asdict(prompt).items() if said and name not in one}
+            lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+        return "".join(lines)
 
 
 TextsOrPrompts: TypeAlias = str | Sequence[str] | Tensor | PromptSet | None

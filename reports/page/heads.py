@@ -257,14 +257,15 @@ def _slices(panel: Matrix, link: str, index: Index) -> list[Rows]:
     for labels, others, axis, values in sides:
         if isinstance(labels, Tokens):
             continue
-        show = coded if isinstance(others, Tokens) else printable
+        tokens = isinstance(others, Tokens)
         table = Rows(title=printable(panel.title), link=link, columns=[printable(axis), printable(panel.unit)])
         for label, row in zip(labels, np.asarray(values, float), strict=True):
             places = [i for i in map(index, named(label)) if i is not None]
             size = np.where(np.isfinite(row), np.abs(row), 0)
             best = [int(j) for j in np.argsort(-size, kind="stable")[:BEST] if size[j] > 0 and others[j] != label]
             for i in places:
-                table.rows[i] = [[show(others[j]), number(row[j])] for j in best]
+                names = [f"{coded(others[j])} ({j})" if tokens else printable(others[j]) for j in best]
+                table.rows[i] = [[name, number(row[j])] for name, j in zip(names, best, strict=True)]
         made.append(table)
     return [table for table in made if any(table.rows.values())]
 
@@ -301,7 +302,9 @@ def _only_numbers(panel: Table, heads: Sequence[Sequence[Head]]) -> list[str]:
 
 def _edges(panel: CircuitGraph) -> Table:
     """A circuit's edges, the best first."""
-    nodes = np.array(panel.nodes, dtype=object)
+    served = {node: [panel.nodes[head] for at, head in panel.serves if at == node] for node, _ in panel.serves}
+    named = (f"{name} of {', '.join(served[i])}" if i in served else name for i, name in enumerate(panel.nodes))
+    nodes = np.array(list(named), dtype=object)
     edges = {
         "from": nodes[panel.senders], "to": nodes[panel.receivers], "input": panel.inputs, "score": panel.scores,
         "exact": panel.exact, "stability": panel.stability,
