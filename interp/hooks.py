@@ -158,7 +158,7 @@ DERIVED = ("hook_result", *APART)
 
 
 PLACED = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where a module of PyTorch's keeps its own hooks."""
+"""Where a module of PyTorch's keeps its own hooks; `_global` before these, where PyTorch keeps those of all."""
 EDITS = "give what shall change as interventions, or run the model itself: run_with_cache"
 
 
@@ -192,7 +192,7 @@ class HookedModule(nn.Module):
         for name, point in self.hook_points.items():
             if point.edited if edits_only else point.active:
                 yield name, f"inside `model.hooks`, at {name}"
-        if torch.nn.modules.module._has_any_global_hook():
+        if any(getattr(torch.nn.modules.module, f"_global{hooks}") for hooks in PLACED):
             yield "", "while PyTorch has hooks on all modules"
         for path, kind in self._built.items():
             module = self.get_submodule(path)

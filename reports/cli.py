@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from reports.commands import extract, generate, models, probe, report, rerun, study, train, train_lens
+from reports.commands import extract, generate, machine, models, probe, report, rerun, schema, study, train, train_lens
 from reports.commands.analysis import Command, Group
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ for command, example in (
     (generate.generate, generate.EXAMPLE),
     (train.train, train.EXAMPLE),
     (train_lens.train_lens, train_lens.EXAMPLE),
+    (schema.schema, schema.EXAMPLE),
 ):
     app.command(cls=Command, epilog=example)(command)
 
@@ -34,9 +35,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from interp import __version__
-
-        print(f"interp {__version__}")
+        print("\n".join(machine.lines()))
         raise typer.Exit
 
 
@@ -44,7 +43,10 @@ def _version(wanted: bool) -> None:
 def root(
     ctx: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show versions, devices, threads and folders, and exit."
+        ),
     ] = False,
 ) -> None:
     """Open up GPT-style language models: run analyses and write reports that open offline."""

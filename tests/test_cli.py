@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
 import resource
 import subprocess
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import TEXT, add_analysis, interp, save
+from huggingface_hub.constants import HF_HUB_CACHE
 from shapes import toy as toy_of
 
 import reports
@@ -64,7 +66,13 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 
 def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    assert interp(capsys, "--version") == (0, f"interp {__version__}\n", "")
+    said = interp(capsys, "--version")
+    assert (said.code, said.err) == (0, "")
+    first, versions, devices, folder = said.out.splitlines()
+    assert first == f"interp {__version__}"
+    assert versions == f"Python {platform.python_version()}, torch {torch.__version__}"
+    assert re.fullmatch(rf"devices: (.+, )?cpu; {torch.get_num_threads()} threads", devices)
+    assert folder == f"downloaded models: {HF_HUB_CACHE}"
     bare = interp(capsys)
     assert bare.code == 0
     assert bare.out == interp(capsys, "--help").out

@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from interp.errors import InputError, nearest
 from reports.commands import completion
-from reports.commands.errors import guarded
+from reports.commands.errors import EXIT_CODES, guarded
 from reports.commands.options import COMMON, PROMPTS, RAY, RESUME, SAVE, TEMPLATE, flag, shared_options
 from reports.commands.work import run_command
 from reports.running.discovery import Analysis, Option, discover
@@ -43,10 +43,12 @@ class Group(TyperGroup):
         )
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Two lists; the analyses with the first line of their files, which are not imported for this."""
+        """What there is, and the exit codes; analyses with the first line of their files, which are not imported."""
         fixed = [(name, (command.help or "").partition("\n")[0]) for name, command in self.commands.items()]
         analyses = [(analysis.command, analysis.help) for analysis in discover().values()]
-        for title, rows in (("Commands", fixed), ("Analyses, each a command of its own", analyses)):
+        codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
+        lists = {"Commands": fixed, "Analyses, each a command of its own": analyses, "Exit codes": codes}
+        for title, rows in lists.items():
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
@@ -103,7 +105,7 @@ def _at_home(given: Any) -> Any:
 def command_of(analysis: Analysis) -> TyperCommand:
     """The command of an analysis, its options read from the function's signature."""
     shared = list(inspect.signature(shared_options).parameters.values())
-    taken = {parameter.name for parameter in shared}
+    taken = {one.name for one in shared}
     # An option that shares a name with ours goes by the analysis' name: --architecture-dtype.
     options = {
         f"{analysis.name}_{o.name}" if o.name in taken else o.name: o for o in analysis.options() if not o.hidden

@@ -18,7 +18,17 @@ from interp.stopping import signal_of, signals_raise
 from reports.commands.output import open_closed_streams, say, silence
 
 DONE, BUG, USAGE, NOT_FOUND, MEMORY, CHECK_FAILED, CLOSED_PIPE = 0, 1, 2, 3, 4, 5, 141
-"""Exit codes; a signal's is 128 and its number."""
+EXIT_CODES = {
+    DONE: "done",
+    BUG: "a bug in interp, or a page whose sections say that an analysis broke",
+    USAGE: "something that was given cannot be used, or output cannot be written",
+    NOT_FOUND: "a file, a model or a hub is not there",
+    MEMORY: "not enough memory",
+    CHECK_FAILED: "a check ran and did not hold: rerun --check, verify, models --check",
+    130: "interrupted (128 and the signal's number: 143 for SIGTERM)",
+    CLOSED_PIPE: "the reader of the output has gone",
+}
+"""All there are, with what each says."""
 KEEP_STATE = {"extract", "train", "train-lens"}
 """Commands that keep what is finished without being asked; --resume is a switch of theirs."""
 MAX_LINE = 400

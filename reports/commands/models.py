@@ -1,8 +1,8 @@
 """`interp models`: which models are known by name and which families are read; --evaluate and --check measure one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
@@ -11,7 +11,11 @@ from reports.commands import output, work
 from reports.commands.options import DEFAULT_MODEL, Debug, Device, DtypeOption, Model, Quiet
 from reports.commands.output import hint
 
+if TYPE_CHECKING:
+    from interp.models.identities import Identity
+
 EXAMPLE = "Example: interp models --check ./my-llama"
+VERDICTS = ("holds", "FAILS")
 LONGEST = 600
 """Tokens that --check runs on at most; windows longer than this are not tried out."""
 CHECK_TEXT = "When Mary and John went to the store, John gave a drink to Mary. "
@@ -55,7 +59,7 @@ def models(
         return
     from interp.loading.families import FAMILIES
 
-    _show(list(_known_models()), format)
+    _show(list(known_models()), format)
     if format == "table":
         titles = ", ".join(dict.fromkeys(family.title for name, family in FAMILIES.items() if name != "interp"))
         hint(quiet, f"--model also takes a directory in Hugging Face layout, or a hub id, of these families: {titles}.")
@@ -86,21 +90,25 @@ def _check(name: str, device: str, dtype: Any, format: Literal["table", "json", 
         loaded = work.load_model(name, device, dtype)
         step("checking", 1, 2)
         found = identities(loaded, _tokens(loaded))
-    rows = [
-        {
-            "identity": one.name,
-            "largest error": one.error,
-            "limit": one.limit,
-            "verdict": "holds" if one.holds else "FAILS",
-        }
-        for one in found
-    ]
-    _show(rows, format)
+    _show(verdicts(found), format)
     failed = [one.name for one in found if not one.holds]
     if not any("transformers" in one.name for one in found):
         hint(quiet, "not compared with transformers, which is not installed or does not read this directory")
     if failed:
         raise CheckFailed(f"{name}: {'; '.join(failed)}", "expected every identity to hold: the model was read wrong")
+
+
+def verdicts(found: "Sequence[Identity]") -> list[dict[str, Any]]:
+    """One row an identity."""
+    return [
+        {
+            "identity": one.name,
+            "largest error": one.error,
+            "limit": one.limit,
+            "verdict": VERDICTS[not one.holds],
+        }
+        for one in found
+    ]
 
 
 def _tokens(model: Any) -> Any:
@@ -116,7 +124,7 @@ def _tokens(model: Any) -> Any:
     return model.to_tokens(CHECK_TEXT * (length // 8 + 1))[:, :length]
 
 
-def _known_models() -> Iterator[dict[str, Any]]:
+def known_models() -> Iterator[dict[str, Any]]:
     """One row a model: the bundled ones, then the published sizes."""
     import json
 

@@ -1,6 +1,5 @@
 """`interp probe`: where in a model a label can be read off, from activations on disk."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -15,7 +14,6 @@ from reports.running import probing
 from reports.running.probing import KINDS
 
 if TYPE_CHECKING:
-    from analyses.shared.panels import Result
     from interp.models.gpt import HookedGPT
     from interp.store.reading import ActivationStore
 
@@ -119,7 +117,8 @@ def probe(
 
         text = render(probing.page_of(request, data, sections, loaded, work.command_line()))
     elif form == "json":
-        text = _json([section.result for section in sections])
+        parts = [work.plain(section.result) for section in sections]
+        text = work.as_json(parts[0] if len(parts) == 1 else {"probe": parts[0], "causal": parts[1]})
     elif form == "csv":
         from reports.running.report import csv_text
 
@@ -160,10 +159,3 @@ def _model(data: "ActivationStore", given: str | None, device: str, quiet: bool,
             "give the right --model",
         )
     return loaded
-
-
-def _json(results: "list[Result]") -> str:
-    from reports.running.report import records
-
-    parts = [result.facts() | {"rows": json.loads(records(result.to_dataframe()))} for result in results]
-    return json.dumps(parts[0] if len(parts) == 1 else {"probe": parts[0], "causal": parts[1]}, indent=1)

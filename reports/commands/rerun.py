@@ -12,6 +12,8 @@ from reports.commands.options import Debug, Force, Open, Out, Quiet
 from reports.commands.output import hint
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from reports.running.record import Difference
     from reports.running.rerun import Kept
 
@@ -90,12 +92,11 @@ def _named(given: Sequence[str]) -> dict[str, str]:
     return {name.replace("-", "_"): value for name, _, value in parts}
 
 
-def _show(found: "list[Difference]", format: Literal["table", "json", "csv"]) -> None:
+def comparison(found: "list[Difference]") -> "pd.DataFrame":
+    """One row a table that was made again."""
     import pandas as pd
 
-    from reports.running.report import csv_text, records
-
-    frame = pd.DataFrame({
+    return pd.DataFrame({
         "table": [one.table.replace("_", "-") for one in found],
         "rows": [one.rows for one in found],
         "compared": [one.compared for one in found],
@@ -103,6 +104,12 @@ def _show(found: "list[Difference]", format: Literal["table", "json", "csv"]) ->
         "largest difference": [one.largest for one in found],
         "where": [one.where for one in found],
     })  # fmt: skip
+
+
+def _show(found: "list[Difference]", format: Literal["table", "json", "csv"]) -> None:
+    from reports.running.report import csv_text, records
+
+    frame = comparison(found)
     if format != "table":
         print(records(frame) if format == "json" else output.shown(csv_text(frame).rstrip("\n")))
         return

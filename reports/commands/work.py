@@ -19,6 +19,7 @@ from reports.running.discovery import Analysis
 from reports.studies import StudyFile
 
 if TYPE_CHECKING:
+    from analyses.shared.panels import Result
     from interp.models.gpt import HookedGPT
     from interp.sweep import Rounding
     from reports.page.html import Section
@@ -145,9 +146,9 @@ def run_command(
         out = out or Path(f"interp-{analysis.command}.html")
     elif open:
         raise InputError(f"--open with --format {form}", "expected --format html, the one that a browser shows")
-    for target in (out, save):
+    for target, option in ((out, "--out"), (save, "--save")):
         if target is not None:
-            check_target(target, force)
+            check_target(target, force, option)
     check_values(options)
     if ray is not None and resume is not None:
         raise InputError("both --ray and --resume", "expected one of the two: workers keep nothing on disk")
@@ -263,13 +264,25 @@ def written(section: "Section", form: Format) -> str:
         stream = io.StringIO()
         show(section.result, file=stream)
         return stream.getvalue().rstrip("\n")
-    from reports.running.report import csv_text, records
+    from reports.running.report import csv_text
 
-    frame = section.result.to_dataframe()
     if form == "csv":
-        return csv_text(frame).rstrip("\n")
-    facts = section.result.facts()
-    return json.dumps(facts | {"rows": json.loads(records(frame))}, indent=1) if facts else records(frame)
+        return csv_text(section.result.to_dataframe()).rstrip("\n")
+    return as_json(plain(section.result))
+
+
+def as_json(data: Any) -> str:
+    """In plain ASCII, what would steer a terminal as codes."""
+    return json.dumps(data, indent=1, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def plain(result: "Result") -> Any:
+    """The table's rows, within the facts where there are any; null for what is no finite number."""
+    from reports.running.record import jsonable
+    from reports.running.report import records
+
+    rows, facts = json.loads(records(result.to_dataframe())), jsonable(result.facts())
+    return facts | {"rows": rows} if facts else rows
 
 
 def command_line() -> str:
