@@ -1,24 +1,17 @@
-"""docs/probing.md: its Python runs, and its figures are what comes out."""
+"""docs/probing.md: its code runs, and its figures are what comes out."""
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import ROOT, run
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "probing.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    found: dict[str, Any] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("docs"))
-        for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
-            exec(compile(code, "probing.md", "exec"), found)
-        yield found
+def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run("probing.md", TEXT, tmp_path_factory.mktemp("docs"))
 
 
 @pytest.mark.slow
