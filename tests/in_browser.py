@@ -43,6 +43,17 @@ def overhear(page: Any, heard: list[str], own: str) -> None:
     page.add_init_script(POLICY)
 
 
+def address(page: Any) -> str:
+    """The page's own, which Playwright's `page.url` may lag behind."""
+    return str(page.evaluate("location.href"))
+
+
+def arrives(page: Any, text: str, *, end: bool = False, there: bool = True) -> None:
+    """Waits until the address holds (or ends in) this text, or no longer does."""
+    test = "([text, end, there]) => (end ? location.href.endsWith(text) : location.href.includes(text)) === there"
+    page.wait_for_function(test, arg=[text, end, there])
+
+
 class Fault(NamedTuple):
     """A rule of axe that a page breaks, with the first place."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from in_browser import faults, overhear
+from in_browser import address, arrives, faults, overhear
 from report_samples import HOSTILE, WORDS, Sample, attention_grid, panels, report
 
 from analyses.shared.clean_corrupted import PairStrip
@@ -174,7 +174,7 @@ def test_pointing_previews_clicking_locks_and_unlock_is_visible(visit):
     assert unlock.is_visible()
     grid.hover(position=thumbnail(page, 2, 0))
     assert (state(page)["head"], state(page)["locked"]) == (6, True)
-    assert "head=1.2" in page.url
+    arrives(page, "head=1.2")
     assert page.locator("[data-name]").inner_text() == "Layer 1, head 2"
     unlock.click()
     assert not state(page)["locked"]
@@ -188,7 +188,7 @@ def test_keyboard_chooses_locks_and_lets_go(visit):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     assert state(page)["head"] == 5
-    assert "head=1.1" in page.url
+    arrives(page, "head=1.1")
     page.keyboard.press("Escape")
     assert not state(page)["locked"]
     page.keyboard.press("Enter")
@@ -225,7 +225,7 @@ def test_the_address_restores_head_token_text_and_switches(visit):
     assert (got["weight"], got["contrast"], got["sort"], got["scope"]) == ("value", "linear", "induction", "layer")
     assert page.locator("[data-set=sort]").input_value() == "induction"
     assert page.locator("[data-name]").inner_text() == "Sum of the 4 heads of layer 2"
-    again = visit("plain", page.url[page.url.index("#") :])
+    again = visit("plain", "#" + address(page).partition("#")[2])
     assert state(again) == got
     assert picture(again) == picture(page)
     wild = visit("plain", f"#{VIEWER}?head=99.x&token=-3&text=8&weight=odd&sort=%00")
@@ -302,7 +302,7 @@ def test_two_texts_stand_beside_each_other_and_share_the_query(visit):
     before = page.evaluate(drawn)
     page.locator(".tokens > span").nth(7).click()
     assert page.evaluate(drawn) != before
-    again = visit("plain", page.url[page.url.index("#") :])
+    again = visit("plain", "#" + address(page).partition("#")[2])
     again.locator("canvas.beside").wait_for()
     assert state(again)["other"] == "1"
     assert state(again)["query"] == 7
@@ -335,7 +335,7 @@ def test_pointing_at_a_token_shows_both_directions(visit):
         assert abs(got - step) <= 1
         assert bool(line) == (i >= 3 and np.sqrt(pattern[i, 3]) > 0.05) or abs(np.sqrt(pattern[i, 3]) - 0.05) < 0.01
     page.locator(".tokens > span").nth(3).click()
-    assert "token=3" in page.url
+    arrives(page, "token=3")
 
 
 def test_heads_can_be_sorted_by_a_measure(visit):
@@ -388,7 +388,7 @@ def test_every_section_of_a_chapter_leads_to_the_pair_and_estimates_stand_beside
     assert f"over 12 cells: {known:.2f}" in page.locator("#second-heads").inner_text()
     assert "cells" not in page.locator("#first-heads").inner_text()
     page.locator("#second > p a").click()
-    assert page.url.endswith("#second-heads")
+    arrives(page, "#second-heads", end=True)
 
 
 def test_the_corrupted_text_is_offered_beside_the_clean_one(visit):
@@ -419,15 +419,15 @@ def test_lens_shows_alternatives_and_recolours(visit):
     page.select_option("[data-colour]", label="rank")
     assert cell.get_attribute("class") != before
     cell.click()
-    assert "cell=1.4" in page.url
-    assert "colour=rank" in page.url
-    again = visit("plain", page.url[page.url.index("#") :])
+    arrives(page, "cell=1.4")
+    arrives(page, "colour=rank")
+    again = visit("plain", "#" + address(page).partition("#")[2])
     assert again.locator("table.words td.at").count() == 1
     assert again.locator("[data-detail]").inner_text() == page.locator("[data-detail]").inner_text()
     assert again.locator(".lens .legend:visible").inner_text().startswith("1")
     again.locator(f"#{LENS} .scroll").focus()
     again.keyboard.press("ArrowRight")
-    assert "cell=1.5" in again.url
+    arrives(again, "cell=1.5")
 
 
 @pytest.mark.parametrize(("width", "step"), [(1300, "0.1"), (500, "1.0")])
@@ -439,7 +439,7 @@ def test_the_lens_runs_down_on_a_narrow_screen_and_arrow_keys_follow_it(visit, w
     page.locator(f"#{LENS} .scroll").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert f"cell={step}" in page.url
+    arrives(page, f"cell={step}")
 
 
 def test_the_lens_makes_no_room_under_it_before_a_cell_is_pointed_at_and_nothing_above_moves_then(visit):
@@ -467,7 +467,7 @@ def test_a_target_can_be_chosen_and_what_is_not_known_of_it_is_said(visit):
     assert not partial.is_visible()
     step = round(probability / max(panel.measures["probability"].max(), panel.candidate_values[0].max()) * 20)
     assert f"q{step}" in cell.get_attribute("class").split()
-    again = visit("plain", page.url[page.url.index("#") :])
+    again = visit("plain", "#" + address(page).partition("#")[2])
     assert again.locator("[data-detail]").inner_text() == detail.inner_text()
 
     word = panel.top[2][5][1]  # second likeliest here, and not among the targets followed everywhere
@@ -523,7 +523,7 @@ def test_a_head_page_holds_what_the_panels_say(visit):
     dialog.locator("[data-step='0,-1']").click()
     dialog.locator("h2", has_text="Layer 1, head 1").wait_for()
     page.wait_for_function(f"before => {drawn} !== before", arg=before)
-    assert page.url.endswith("#head-1.1")
+    arrives(page, "#head-1.1", end=True)
     dialog.locator("[data-step='-1,0']").click()
     dialog.locator("h2", has_text="Layer 0, head 1").wait_for()
     assert "copies" in dialog.inner_text()
@@ -550,7 +550,7 @@ def test_a_head_page_left_before_its_data_came_stays_closed(visit):
     }""")
     page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
     assert not page.locator("#head").is_visible()
-    assert page.url.endswith("#summary")
+    arrives(page, "#summary", end=True)
     page.evaluate("location.hash = '#head-1.1'")  # control: it opens for one who stays
     page.locator("#head h2", has_text="Layer 1, head 1").wait_for()
 
@@ -568,7 +568,7 @@ def test_a_step_and_a_close_at_once_leave_the_head_page_closed(visit):
         await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
     }""")
     assert not page.locator("#head").is_visible()
-    assert page.url.endswith("#others-paths")
+    arrives(page, "#others-paths", end=True)
 
 
 def test_keys_step_through_head_pages_and_escape_restores_the_address(visit):
@@ -606,7 +606,7 @@ def test_head_pages_are_reached_from_viewer_table_and_matrix(visit):
     title.filter(has_text="Layer 1, head 2").wait_for()
     page.locator("#head a", has_text="Paths").last.click()
     page.locator("#head").wait_for(state="hidden")  # an address is followed after the click
-    assert page.url.endswith("#others-paths")
+    arrives(page, "#others-paths", end=True)
     page.go_back()
     title.filter(has_text="Layer 1, head 2").wait_for()
 
@@ -646,7 +646,7 @@ def test_a_table_is_one_tab_stop_for_headings_and_one_for_links(visit):
 def test_the_address_of_a_table_restores_its_order(visit):
     page = visit("plain")
     page.locator("#others-table th button").nth(1).click()
-    again = visit("plain", page.url[page.url.index("#") :])
+    again = visit("plain", "#" + address(page).partition("#")[2])
     order = "document.querySelector('#others-table tbody').innerText"
     assert again.evaluate(order) == page.evaluate(order)
     assert again.evaluate(order) != visit("plain").evaluate(order)
@@ -712,7 +712,7 @@ def test_dark_light_and_toggle(visit):
 def test_no_screen_scrolls_sideways(visit, width):
     page = visit("small", viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.goto(page.url + "#head-1.2")
+    page.goto(address(page) + "#head-1.2")
     page.locator("#head h2", has_text="Layer 1, head 2").wait_for()
     box = page.locator("#head").bounding_box()
     assert box["x"] >= 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from in_browser import faults, overhear
+from in_browser import address, arrives, faults, overhear
 from report_samples import HOSTILE, Sample, attention_grid, circuit_graph, named_circuit
 
 from analyses.shared.panels import Bars
@@ -67,7 +67,7 @@ def visit(browser: Any, folder: Path) -> Iterator[Callable[..., Any]]:
 
 
 def again(visit: Callable[..., Any], name: str, page: Any) -> Any:
-    return visit(name, page.url.partition("?")[2])
+    return visit(name, address(page).partition("?")[2])
 
 
 def node(page: Any, name: str) -> Any:
@@ -129,7 +129,7 @@ def test_the_slider_takes_keys_and_says_where_it_is(visit):
     steps = circuits.stops(graph)
     at = [step for step, _, _ in steps].index(30)
     assert size_of(page) == 30
-    assert "?" not in page.url
+    arrives(page, "?", there=False)
     slider = page.locator("[data-size]")
     slider.focus()
     for _ in range(3):
@@ -146,7 +146,7 @@ def test_the_slider_takes_keys_and_says_where_it_is(visit):
     assert said.startswith(f"{graph.sizes[near]} edges: held out ")
     assert f"random {graph.measured['random'][near]:.3f}" in said
     assert f"({mark:g})" in page.locator("[data-mark]").get_attribute("transform")
-    assert f"size={size}" in page.url
+    arrives(page, f"size={size}")
     assert drawn(again(visit, "plain", page)) == drawn(page)
     page.keyboard.press("Home")
     assert size_of(page) == 1
@@ -171,7 +171,7 @@ def test_keys_go_from_node_to_node_and_choose(visit):
     page.keyboard.press("Enter")
     assert page.locator("[data-told]").inner_text() == name
     assert page.locator("[aria-pressed=true]").all_text_contents() == [name]
-    assert f"at={name.replace(' ', '+')}" in page.url
+    arrives(page, f"at={name.replace(' ', '+')}")
     assert page.evaluate("document.activeElement.textContent") == name  # the focus stays
     own = page.locator("[data-list] button").all_inner_texts()
     links, _ = drawn(page)
@@ -189,7 +189,7 @@ def test_keys_go_from_node_to_node_and_choose(visit):
     node(page, name).focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Escape")
-    assert "at=" not in page.url
+    arrives(page, "at=", there=False)
     assert page.locator("[data-edge].far").count() == 0
 
 
@@ -216,7 +216,7 @@ def test_an_edge_tells_its_numbers(visit):
         assert numbers == pytest.approx(expected, rel=5e-3, abs=1e-3)
         assert f"rank {i + 1};" in told
         assert f"found in {round(100 * graph.stability[i])} % of resamples" in told
-        assert f"at={i + 1}" in page.url
+        arrives(page, f"at={i + 1}")
         assert page.locator("[data-list] button").all_inner_texts() == [sender, receiver]
     assert again(visit, "shared", page).locator("[data-told]").inner_text() == page.locator("[data-told]").inner_text()
     page.locator("[data-list] button").first.click()
@@ -237,17 +237,18 @@ def test_a_dragged_node_is_held_there_also_for_who_opens_the_link(visit):
     moved = node(page, name).bounding_box()
     assert moved["x"] - box["x"] == pytest.approx(-60, abs=1)
     assert moved["y"] - box["y"] == pytest.approx(41, abs=1)
-    assert re.search(rf"pin={name}\.\d+\.\d+$", page.url)
+    arrives(page, f"pin={name}.")
+    assert re.search(rf"pin={name}\.\d+\.\d+$", address(page))
     assert page.locator("[data-told]").inner_text() == ""  # dragging does not choose
     there = again(visit, "plain", page)
     assert drawn(there) == drawn(page)
     choose_size(there, steps_of("plain")[-1])
-    assert "pin=" in there.url
+    arrives(there, "pin=")
     node(page, name).click()
     hold = page.locator("[data-pin]")
     assert hold.inner_text() == "Let go"
     hold.click()
-    assert "pin=" not in page.url
+    arrives(page, "pin=", there=False)
     assert drawn(page) == before
 
 
@@ -262,7 +263,7 @@ def test_keys_move_a_node_and_hold_it(visit):
     after = node(page, name).bounding_box()
     assert after["x"] - before["x"] == pytest.approx(-24, abs=1.5)  # thousandths of the width
     assert after["y"] - before["y"] == pytest.approx(-8, abs=1.5)
-    assert f"pin={name}." in page.url
+    arrives(page, f"pin={name}.")
 
 
 def test_a_named_group_is_drawn_and_kept_in_the_address(visit):
@@ -287,7 +288,7 @@ def test_a_named_group_is_drawn_and_kept_in_the_address(visit):
         node(there, name).click()
         there.locator("[data-group]").fill("")
         there.locator("[data-group]").press("Enter")
-    assert "group=" not in there.url
+    arrives(there, "group=", there=False)
     assert there.locator("[data-graph] > g > text").count() == 0
 
 
@@ -371,8 +372,8 @@ def test_the_drawing_fits_the_room_again_when_it_changes(visit):
 def test_axe_finds_no_fault_whatever_is_chosen(visit, scheme, width):
     query = "at=L1H1*mlp+0&size=80&group=mlp+0.early*embed.early&pin=mlp+0.200.300"
     page = visit("plain", query, color_scheme=scheme, bypass_csp=True, viewport={"width": width, "height": 900})
-    for address in (query, "at=1"):
-        page.evaluate(f"query => viewers['{PANEL}'].restore(new URLSearchParams(query))", address)
+    for restored in (query, "at=1"):
+        page.evaluate(f"query => viewers['{PANEL}'].restore(new URLSearchParams(query))", restored)
         assert faults(page, f"#{PANEL}") == []
     page.locator("[data-told]").evaluate(
         "node => { node.style.color = 'color-mix(in srgb, currentcolor, canvas 80%)' }"

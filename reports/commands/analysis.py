@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from interp.errors import InputError, nearest
 from reports.commands import completion
 from reports.commands.errors import EXIT_CODES, guarded
-from reports.commands.options import COMMON, PROMPTS, RAY, RESUME, SAVE, TEMPLATE, flag, shared_options
+from reports.commands.options import COMMON, PROMPTS, RAY, RESUME, SAVE, TEMPLATE, TextsOrPrompts, flag, shared_options
 from reports.commands.work import run_command
 from reports.running.discovery import Analysis, Option, discover
 
@@ -124,9 +124,10 @@ def command_of(analysis: Analysis) -> TyperCommand:
     own += [SAVE] if analysis.declared.saves else []
     own += [RAY] if analysis.declared.scales else []
     own += [RESUME] if analysis.declared.sweeps else []
+    texts = shared[0].replace(annotation=TextsOrPrompts) if analysis.takes_prompts else shared[0]
     asked = inspect.Parameter("_context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    run.__signature__ = inspect.Signature([asked, shared[0], *own, *shared[1:]])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in [asked, *shared, *own]}
+    run.__signature__ = inspect.Signature([asked, texts, *own, *shared[1:]])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [asked, *shared[1:], texts, *own]}
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
     example = _example(analysis, list(options.values()))
     app.command(analysis.command, cls=Command, help=_help(analysis), epilog=example)(run)

@@ -26,6 +26,10 @@ Texts = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this form in every version
     typer.Argument(metavar="TEXT", help="One text or several; without any, a short biography.", show_default=False),
 ]
+TextsOrPrompts = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(metavar="TEXT", help="One text or several; without any, prompts are made.", show_default=False),
+]
 File = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--file", metavar="<path>", help="Read the text from a file; - is stdin."),
@@ -67,7 +71,7 @@ PROMPTS = _parameter(
     "prompts",
     Path,
     "<path>",
-    "Instead of a text: JSON lines with clean, corrupted, answer, wrong, or a table; with neither, prompts are made.",
+    "Instead of a text: JSON lines with clean, corrupted, answer, wrong, or a table (docs/circuits.md).",
 )
 TEMPLATE = _parameter(
     "template", str, "TEXT", "With --prompts of inputs and outputs: the sentence, as in 'The capital of {input} is'."
