@@ -383,7 +383,7 @@ def test_a_run_holds_out_prompts_repeats_itself_and_tells_its_columns():
     assert (given.circuit.chosen == one.circuit.chosen).all()
 
 
-@pytest.mark.parametrize(("method", "level"), [("eap", "edge"), ("exact", "node")])
+@pytest.mark.parametrize(("method", "level"), [("eap", "edge"), ("eap", "node"), ("exact", "node")])
 def test_made_prompts_are_made_again_of_another_seed(method, level):
     tiny = HookedGPT.from_pretrained("tiny")
     options = {"method": method, "level": level, "size": 0.2, "exact": 0, "resamples": 2, "random": 1}

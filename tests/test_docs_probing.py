@@ -1,5 +1,6 @@
 """docs/probing.md: its code runs, and its figures are what comes out."""
 
+import contextlib
 import re
 from typing import Any
 
@@ -11,7 +12,11 @@ TEXT = (ROOT / "docs" / "probing.md").read_text()
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run("probing.md", TEXT, tmp_path_factory.mktemp("docs"))
+    folder = tmp_path_factory.mktemp("docs")
+    found = run("probing.md", TEXT, folder)
+    with contextlib.chdir(folder):
+        assert found["store"].texts is not None  # read now: the page names its place from its own folder
+    return found
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (source / "pyproject.toml").write_text(
         '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
         f'[project]\nname = "my-package"\nversion = "1"\n{entry[1]}'
-        'gone = "my_package.nowhere:gone"\nablation = "my_package.longest:ablation"\n'
+        'absent = "my_package.nowhere:absent"\nablation = "my_package.longest:ablation"\n'
         '[tool.setuptools]\npackages = ["my_package"]\n'
     )
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
@@ -43,7 +43,7 @@ def test_it_is_a_command_and_a_section(package: dict[str, str], tmp_path: Path) 
     """One that is not there, or has the name of one of ours, changes nothing for the others."""
     listed = interp(package, tmp_path, "--help")
     assert re.search(r"longest-tokens +Which tokens are written with the most letters\?", listed.stdout), listed.stderr
-    assert "gone" not in listed.stdout
+    assert "absent" not in listed.stdout
     told = interp(package, tmp_path, "longest-tokens", "--help")
     assert "how many are listed" in told.stdout
     table = interp(package, tmp_path, "longest-tokens", "a committee of 3", "--top", "1", "--format", "csv", "--quiet")

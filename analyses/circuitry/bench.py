@@ -107,7 +107,7 @@ class Bench:
         effect = float((self.whole - self.measured.corrupted).sum())
         gap = float(nodes[:, 0].sum()) / effect - 1 if effect and not how["activations"] else np.nan
         chosen = None
-        if exactly is not None and len(self.wiring) > exactly + DRAWN:
+        if exactly is not None and self.search.level == "edge" and len(self.wiring) > exactly + DRAWN:
             chosen = self._drawn()
             chosen[np.argsort(-np.abs(edges[self.discovery].mean(0)))[:exactly]] = True
         return Scores(self._items(edges, nodes), self._exact(self.groups, self.whole, chosen, memory), gap)
