@@ -135,6 +135,7 @@ RAISING = """
 import os, signal, sys
 from interp.errors import CheckFailed, MemoryLimitError
 from reports.commands.errors import guarded
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts the tests may have it ignored
 def run():
     {body}
 sys.exit(guarded(run, []))
