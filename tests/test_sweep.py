@@ -205,6 +205,7 @@ def test_a_query_head_is_one_head_and_a_key_value_head_its_group() -> None:
 
 
 def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk has the rows of so many whole texts: a patch at position p changes what is from there on alone."""
     model = MODELS[3, 1, torch.float64]
     tokens = torch.randint(0, VOCAB, (2, 6))
     _, cache = model.run_with_cache(torch.randint(0, VOCAB, (2, 6)))
@@ -217,7 +218,8 @@ def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     for limits in (Limits(1, 1, 1), Limits(5, 13, 7), Limits(100, 24, 1000)):
         monkeypatch.setattr(Plan, "limits", lambda self, memory, limits=limits: limits)
         torch.testing.assert_close(sweep(model, tokens, variants, everything)["logits"], whole, atol=1e-12, rtol=0)
-    assert sizes == [1] * 22 + [5, 5, 5, 5, 2, 22]
+    by_layer = [*(1, 1, 1, 3, 1), *(1, 1, 1, 3, 1, 1), *(1, 1, 1, 3, 1)]  # 6, 5, 4, 3 + 2 + 1 rows, then a head's 6
+    assert sizes == [*by_layer, *(7, 7, 7, 1), 22]
 
 
 def test_memory_decides_the_chunks() -> None:

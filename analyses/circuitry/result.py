@@ -220,10 +220,7 @@ class CircuitsResult(Result):
             names, what = [wiring.nodes[i].label for i in wiring.senders[chosen]], "each node of it"
         else:
             heights = {one.label: 2 * one.layer + (one.input == "in") for one in wiring.receivers}
-            names, what = (
-                [wiring.receivers[i].label for i in wiring.targets[chosen]],
-                "each input in it",
-            )
+            names, what = [wiring.receivers[i].label for i in wiring.targets[chosen]], "each input in it"
         summed = pd.DataFrame(self.by_position).groupby(names).sum()
         kept = sorted(summed.abs().max(axis=1).nlargest(PLACED).index, key=lambda name: (-heights[name], name))
         few = f"; the {PLACED} largest of {len(summed)} are shown" if len(summed) > PLACED else ""
@@ -247,7 +244,7 @@ class CircuitsResult(Result):
         )
 
     def _said_measured(self) -> str:
-        return f"of the {len(self.held_out)} prompts held out" if self.unseen else "of all of them"
+        return f"of the {len(self.held_out)} prompts held out" if self.unseen else f"of all {len(self.whole)} prompts"
 
     def _said_method(self) -> str:
         return {"exact": "measured exactly", "eap": "estimated by EAP", "eap-ig": "estimated by EAP-IG"}.get(

@@ -105,8 +105,6 @@ def on_config(config: Any) -> Any:
     if notebooks:
         config.nav.insert(3, {"Tutorials": [f"tutorials/{file.stem}.md" for file in notebooks]})
     reference = next(one["Reference"] for one in config.nav if "Reference" in one)
-    if (ROOT / "docs" / "programs.md").is_file():
-        reference.append("programs.md")
     reference += [{face: f"api/{face}.md"} for face in FACES]
     return config
 

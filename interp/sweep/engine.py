@@ -90,7 +90,7 @@ class Chunk(Variants):
     @staticmethod
     def _with_matrices(blocks: list[list[Item]]) -> Iterator[tuple[Matrices, list[Item]]]:
         """Each block with the weights it shares with the others."""
-        matrices = Matrices(many=len(blocks) > 2)
+        matrices = Matrices(many=len(blocks) > 1)
         return ((matrices, block) for block in blocks)
 
     # The parts of the model.

@@ -85,6 +85,10 @@ class HookedPlan:
             self._memory = memory
         return self.model.decode(inputs.target, memory, **self.options)
 
+    def chunks(self, waiting: Sequence[int], limits: Limits) -> list[list[int]]:
+        """One variant after the other."""
+        return [[variant] for variant in waiting]
+
     def limits(self, memory: int | None) -> Limits:
         """One variant at a time. Raises as `Plan.limits` does; needed are its logits twice, its results and a layer."""
         if memory is not None and memory < 1:

@@ -24,6 +24,8 @@ BLOCK_ROWS = {"cpu": 2048, "cuda": 1 << 17}
 """Rows that go through a layer at a time: enough for matrix products at full speed, few enough for the CPU's caches."""
 CHUNK_ROWS = {"cpu": 8192, "cuda": 1 << 19}
 """Rows of all variants of a chunk: the grain of progress and checkpoints."""
+LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 1 << 40}
+"""Of logits at a time: what is larger, glibc gets from the system and gives back each time, and new pages cost time."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Limits:
     """How much is run at a time."""
 
     variants: int
+    """In one chunk, of those that change from the first token on; of others as many as have that many rows."""
     rows: int
     """Rows that go through a layer."""
     logit_rows: int
@@ -69,8 +72,8 @@ class Plan:
         if apart := [name for name in (*sorted(edited), *self.names) if name.endswith(APART)]:
             raise InputError(f"{apart[0]} in a sweep", "expected another hook point", "use slow_sweep, or model.hooks")
         self.sees_patterns = any(name.endswith(PATTERN) for name in (*edited, *self.names))
-        ahead = self.sees_patterns or not model.config.causal  # an edited pattern may look ahead
-        kept = length if ahead else self.read[-1] + 1
+        self.ahead = self.sees_patterns or not model.config.causal  # an edited pattern may look ahead
+        kept = length if self.ahead else self.read[-1] + 1
         resolved = [[resolve(edit, model, batch, length, kept) for edit in edits] for edits in sources]
         mask = None if attention_mask is None else attention_mask[:, :kept]
         names = clean_names(model, edited, self.names, self.last)
@@ -114,6 +117,20 @@ class Plan:
         return min(changes, default=(len(order), ()))
 
     # Running.
+
+    def chunks(self, waiting: Sequence[int], limits: Limits) -> list[list[int]]:
+        """Variants in order, as many at a time as have the rows of `limits.variants` whole texts."""
+        chunks: list[list[int]] = [[]]
+        left = most = limits.variants * self.clean.length
+        for variant in waiting:
+            touched = [place for edits in self.variants[variant].values() for e in edits for place in e.touches]
+            rows = self.clean.length - (0 if self.ahead else min(touched, default=0))
+            if chunks[-1] and rows > left:
+                chunks.append([])
+                left = most
+            chunks[-1].append(variant)
+            left -= rows
+        return chunks if chunks[-1] else []
 
     def run(self, chosen: Sequence[int], limits: Limits) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Some variants, each with its results, in no particular order."""
@@ -187,7 +204,8 @@ class Plan:
         kind = "cpu" if self.model.device.type == "cpu" else "cuda"
         rows = min(BLOCK_ROWS[kind], max(left // 4 // row, batch * length))
         variants = min(CHUNK_ROWS[kind] // (batch * length), left // 2 // (state + results))
-        return Limits(max(1, variants), rows, max(1, min(left // 4 // logit_row, BLOCK_ROWS[kind])))
+        logit_rows = LOGIT_BYTES[kind] // (self.clean_logits.shape[-1] * item)
+        return Limits(max(1, variants), rows, max(1, min(left // 4 // logit_row, BLOCK_ROWS[kind], logit_rows)))
 
 
 def _nbytes(x: Tensor) -> int:

@@ -145,8 +145,7 @@ def sweep(
     results = Results(plan.clean_row, len(sources), checkpoint, lambda: identity(model, tokens, options, sources))
     waiting = sorted((v for v in range(len(sources)) if not results.finished[v]), key=plan.first_change)
     try:
-        for start in track(range(0, len(waiting), limits.variants)):
-            chosen = waiting[start : start + limits.variants]
+        for chosen in track(plan.chunks(waiting, limits)):
             for variant, row in plan.run(chosen, limits):
                 results.put(variant, row)
             results.finish(chosen)
