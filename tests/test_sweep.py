@@ -34,7 +34,7 @@ from interp.interventions import (
 )
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
-from interp.sweep import CHECKED, Pair, SweepInterrupted, layout, lowered, resumable, slow_sweep, sweep
+from interp.sweep import CHECKED, Pair, SweepInterrupted, engine, layout, lowered, resumable, slow_sweep, sweep
 from interp.sweep.engine import Chunk
 from interp.sweep.plan import Limits, Plan
 
@@ -280,9 +280,10 @@ def test_the_clean_run_is_a_variant_without_edits() -> None:
     assert not torch.allclose(found["blocks.1.attn.hook_z"][1], cache["z", 1])
 
 
-def test_weights_laid_out_for_many_blocks_change_nothing(monkeypatch) -> None:
+def test_weights_laid_out_for_many_rows_change_nothing(monkeypatch) -> None:
     """Products of every size by the kernel for large ones; a control: other weights are noticed."""
     monkeypatch.setattr("interp.models.kernels.SMALL", 0)
+    monkeypatch.setattr(engine, "PACKED_FROM", 0)
     model = MODELS[2, 4, torch.float32]
     tokens = torch.randint(0, VOCAB, (2, 6), generator=torch.Generator().manual_seed(0))
     variants = [ablate_head(layer, head, pos=pos) for layer in (0, 1) for head in range(4) for pos in range(6)]

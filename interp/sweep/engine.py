@@ -29,6 +29,9 @@ NORM_FINAL = ("ln_final.hook_scale", "ln_final.hook_normalized")
 
 Item = TypeVar("Item")
 
+PACKED_FROM = 1024
+"""Rows of a layer from which on laying its weights out anew costs less than it saves."""
+
 
 class Chunk(Variants):
     """Some variants of a sweep, run together, once."""
@@ -87,11 +90,10 @@ class Chunk(Variants):
         if block:
             yield block
 
-    @staticmethod
-    def _with_matrices(blocks: list[list[Item]]) -> Iterator[tuple[Matrices, list[Item]]]:
-        """Each block with the weights it shares with the others."""
-        matrices = Matrices(many=len(blocks) > 1)
-        return ((matrices, block) for block in blocks)
+    def _with_matrices(self, items: list[Item], size: Callable[[Item], int]) -> Iterator[tuple[Matrices, list[Item]]]:
+        """`_blocks` of rows that go through a layer, each with the weights it shares with the others."""
+        matrices = Matrices(many=sum(map(size, items)) * self.batch >= PACKED_FROM)
+        return ((matrices, block) for block in self._blocks(items, size, self.block_rows))
 
     # The parts of the model.
 
@@ -152,8 +154,7 @@ class Chunk(Variants):
                 seen = any(base + s in self.collected for s in PATTERNS) or bool(self._edits(variant, base, PATTERNS))
                 asks.append(Ask(before, after, seen, variant))
         asks.sort()
-        blocks = list(self._blocks(asks, lambda ask: max(len(ask.before), len(ask.after)), self.block_rows))
-        for matrices, block in self._with_matrices(blocks):
+        for matrices, block in self._with_matrices(asks, lambda ask: max(len(ask.before), len(ask.after))):
             self._attend(layer, base, block, matrices)
 
     def _mlp(self, layer: int, base: str, needed: Positions, reading: Sequence[Rows], stream: str, total: str) -> None:
@@ -168,8 +169,7 @@ class Chunk(Variants):
             elif route == "alone" or self.rows[variant].positions:
                 out = self._mlp_alone(variant, layer, base, needed)
                 self._add(variant, base + total, base + "hook_mlp_out", out, needed)
-        blocks = list(self._blocks(parts, lambda part: len(part[1]), self.block_rows))
-        for matrices, chosen in self._with_matrices(blocks):
+        for matrices, chosen in self._with_matrices(parts, lambda part: len(part[1])):
             layout = Layout(tuple(chosen), self.batch)
             residual = self._completed(layout, base + stream, reading)
             written = self._transform(layer, base, f"{base}{norm}.", residual, layout, matrices)

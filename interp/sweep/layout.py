@@ -43,7 +43,7 @@ class Ask(NamedTuple):
 
 
 class Matrices:
-    """Weights of one layer as the products like them best: where many blocks share them, laid out anew once."""
+    """Weights of one layer as the products like them best: where many rows share them, laid out anew once."""
 
     def __init__(self, *, many: bool) -> None:
         self.many = many
