@@ -501,6 +501,10 @@ def test_the_lens_leaves_with_every_alternative(visit):
     assert len(rows) == 3 * len(WORDS)
     row = rows[len(WORDS) + 4]
     assert row[:3] == ["0 mid", "11", "↵"]
+    words = [label(word) for cells in panel.cells for word in cells]
+    assert [row[3] for row in rows] == words
+    drawn = "(td) => getComputedStyle(td, '::before').content.replace(/none|\"/g, '') + td.textContent"
+    assert page.locator("table.words td").evaluate_all(f"(all) => all.map({drawn})") == words
     assert [row[7 + 2 * k] for k in range(4)] == [label(word) for word in panel.top[1][4]]
     got = [float(row[8 + 2 * k]) for k in range(4)]
     assert got == pytest.approx(panel.top_values[1, 4].tolist(), rel=1e-5)

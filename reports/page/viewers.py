@@ -17,7 +17,7 @@ from analyses.shared.panels import AttentionGrid, TokenGrid
 from reports.numbers import Scale
 from reports.page import packing
 from reports.page.views import Cell, Grid, json_block, labels, legend, number_grid, packed, view_of
-from reports.tokens import coded, label, markup, printable
+from reports.tokens import SPACE, coded, label, markup, parts, printable
 
 HEAD_ROWS = 32
 """Rows of the table of heads below an attention viewer written as HTML (few nodes, so that large models stay quick)."""
@@ -41,7 +41,7 @@ def _(panel: TokenGrid) -> dict[str, Any]:
             value = float(panel.measures[first][i, j]) if first else math.nan
             cells.append(
                 Cell(
-                    text=markup(token, 12, isolate=False),
+                    text=_word(token),
                     value=label(token),
                     shade=scales[first].shade(value) if first else "",
                 )
@@ -79,6 +79,13 @@ def _(panel: TokenGrid) -> dict[str, Any]:
     extra = {"measures": list(panel.measures), "legends": legends, "default_target": panel.target_name,
              "targets": _targets(panel, candidates, top, known), "top": len(top[0][0]) if top else 0}  # fmt: skip
     return {"kind": "lens", "grid": grid, "data": Markup(packed(data)), "extra": extra}
+
+
+def _word(token: str) -> str:
+    """Of a cell; the style sheet marks a space before a word, which spares an element in most of them."""
+    runs = parts(token, 12)
+    plain = len(runs) == 2 and runs[0] == (SPACE, True) and not runs[1][1]
+    return runs[1][0] if plain else markup(token, 12, isolate=False)
 
 
 def _short(values: np.ndarray | None) -> Any:

@@ -66,7 +66,7 @@ async function lens(panel) {
     const [i, j] = at ? [at[0] + down, at[1] + right] : [0, 0];
     locked = true;
     show(clamp(i, 0, cells.length - 1), clamp(j, 0, cells[0].length - 1));
-    say(`${rows[at[0]]}, position ${info.first + at[1]}, ${cells[at[0]][at[1]].textContent}`);
+    say(`${rows[at[0]]}, position ${info.first + at[1]}, ${value(cells[at[0]][at[1]])}`);
     cells[at[0]][at[1]].scrollIntoView({ block: "nearest", inline: "nearest" });
     keep();
   }, () => { locked = false; keep(); });
@@ -89,7 +89,7 @@ async function lens(panel) {
       const tops = info.top[0]?.[0] ?? [];
       return lines([
         [info.row_axis, "position", "token", "shown", "target", ...info.measures.map((m) => m.name), ...tops.flatMap((_, k) => ["top " + (k + 1), "probability"])],
-        ...cells.flatMap((row, i) => row.map((cell, j) => [rows[i], info.first + j, plain(tokens[j]), cell.dataset.v, plain((target.value ? known[target.value] : info.targets[j]) ?? ""),
+        ...cells.flatMap((row, i) => row.map((cell, j) => [rows[i], info.first + j, plain(tokens[j]), value(cell), plain((target.value ? known[target.value] : info.targets[j]) ?? ""),
           ...info.measures.map((m) => numbers(m)[i][j]),
           ...(info.top[i]?.[j] ?? []).flatMap((id, k) => [plain(known[id]), info.top_values?.[i][j][k]])])),
       ]);
