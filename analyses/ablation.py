@@ -21,6 +21,11 @@ what the replaced part of its output adds to the logit difference directly, with
 fixed, and what the logit difference really loses. The gap is the first minus the second: positive where later parts
 make up for the loss, negative where the head mattered also through others.
 
+The test of a finding flips the signs of the changes of single tokens at random (of whole texts, where there are enough
+of them), many times, and asks how often the largest mean of all components then reaches the one found: "flipped signs,
+the largest of 20". "Heads apart": heads compete with heads, and the rest with the rest. It says that the change is not
+zero on average; not that other damage of that size would have done less.
+
 What it does not show: parts that back each other up look unimportant one at a time; and a replacement takes the model
 off its usual paths (zero most, resample least), so an effect mixes "was needed" with "was disturbed". Intervals and
 q-values speak of texts like these, and of nothing else.
@@ -316,7 +321,7 @@ class AblationResult(Result):
         effect, (low, high) = float(means[m]), found.ends()
         unit = "nats a token" if metric == "loss" else UNITS[metric]
         beside = [
-            f"{TITLES[other]} {signed(means[i])}{own_answers(self.own, other)}"
+            f"{TITLES[other]} by {signed(means[i])}{own_answers(self.own, other)}"
             for i, other in enumerate(self.metrics) if i != m
         ]  # fmt: skip
         over = f" over {len(self.texts)} texts" if len(self.texts) > 1 else " on this text"

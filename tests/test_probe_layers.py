@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from planted import manifest, planted, previous_token_model
 from scipy import stats
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from analyses.probes import LogisticProbe, RidgeProbe, controls, probe_layers
 from analyses.probes.data import Held, labels_of, run_like, run_model, split_texts
@@ -233,6 +234,25 @@ def test_a_packed_store_has_the_activations_of_its_rows(tmp_path: Path, toy_gpt)
             expected, order = store.load(name)
             np.testing.assert_array_equal(np.sort(rows), order)
             np.testing.assert_allclose(held.values[name], expected[rows], rtol=0, atol=2e-5)
+
+
+def test_small_systems_are_solved_on_one_thread_and_wide_ones_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every solution sees while probes are fitted; afterwards all is as before."""
+
+    def threads() -> set[int]:
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    seen, solve = list[set[int]](), np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda matrix: (seen.append(threads()), solve(matrix))[1])
+    store, labels = planted((1,), layers=2)
+    with threadpool_limits(2, "blas"):
+        for wide, expected in ((1024, {1}), (1, {2})):
+            monkeypatch.setattr("analyses.probes.threads.WIDE", wide)
+            seen.clear()
+            probe_layers(store, labels, probe="lda", description_length=False)
+            assert len(seen) > 0
+            assert all(one == expected for one in seen), wide
+            assert threads() == {2}
 
 
 def test_short_names() -> None:

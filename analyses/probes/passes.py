@@ -15,6 +15,7 @@ from analyses.probes.base import Probe
 from analyses.probes.data import Activations
 from analyses.probes.logistic import value_and_gradient
 from analyses.probes.moments import Array, ClassMeans, Moments
+from analyses.probes.threads import few_threads
 from interp import scale
 from interp.keeping import kept
 from interp.store.reading import ActivationStore, identity
@@ -159,7 +160,9 @@ def _by_shard(store: ActivationStore | None, rows: Array) -> list[tuple[int | No
 
 
 def _on_worker(kernel: Any, directory: str, parts: Sequence[Part]) -> Any:
-    return [kernel(_opened(directory), part) for part in parts]
+    data = _opened(directory)
+    with few_threads(data, data.names):
+        return [kernel(data, part) for part in parts]
 
 
 def _read(data: Activations, names: Sequence[str], part: Part) -> Any:

@@ -31,6 +31,7 @@ from analyses.probes.fitting import Kind, Training, choose, find_kind, fit, gath
 from analyses.probes.layers import ProbeLayersResult
 from analyses.probes.moments import Array
 from analyses.probes.passes import Passes, Scores
+from analyses.probes.threads import few_threads
 from interp.errors import InputError, check_seed
 from interp.models.gpt import HookedGPT
 from interp.progress import track
@@ -70,56 +71,57 @@ def probe_layers(
     find_kind(probe)
     chosen = tuple(store.names if names is None else store.match(names))
     found = labels_of(store, labels, words_of(model))
-    setup = set_up(store, found, seed)
-    kinds = setup.targets
-    training = gather(setup.passes, chosen, setup.train, list(kinds))
-    best, options, losses = choose(setup.passes, probe, chosen, "probe", training, setup.validation)
-    fitted: dict[tuple[str, str], Probe] = {(name, "probe"): best[name] for name in chosen}
-    for name in track(chosen):
-        for target in (*controls.DRAWN, "shuffled"):
-            fitted[name, target] = fit(setup.passes, probe, name, target, training, options[name])
-    against = {"shuffled": "probe"}
-    code, sizes, parts = np.full(len(chosen), np.nan), np.zeros(0), dict[tuple[str, str], Probe]()
-    if description_length:
-        code, sizes, parts = _online_code(setup, probe, chosen, options)
-        against |= {own: "probe" for _, own in parts}
-    scores = setup.passes.scores(fitted | parts, setup.test, against)
-    accuracy = {own: np.stack([scores[name, own].accuracy for name in chosen]) for own in kinds}
-    loss = {own: np.stack([scores[name, own].loss for name in chosen]) for own in kinds}
-    for found_of in (accuracy, loss):
-        found_of["control"] = np.mean([found_of.pop(own) for own in controls.DRAWN], axis=0)
-    drawn = [[scores[name, own].total_accuracy for name in chosen] for own in controls.DRAWN]
-    simple = _without_probes(setup, found, seed) | _embedding(setup, probe, chosen, scores, model)
-    accuracy |= {own: one.accuracy for own, one in simple.items()}
-    loss |= {own: one.loss for own, one in simple.items()}
-    random_rows = 0
-    twin = random_store if random_store is not None else _twin(setup, model, chosen, seed)
-    if twin is not None:
-        random, random_rows = _random(setup, twin, found, probe, chosen)
-        accuracy["random"] = np.stack([random[name].accuracy for name in chosen])
-        loss["random"] = np.stack([random[name].loss for name in chosen])
-    curve = [[scores[name, f"size {number}"].total_accuracy for name in chosen] for number in range(len(sizes))]
-    return ProbeLayersResult(
-        label=found.name,
-        classes=found.classes,
-        kind=probe,
-        names=chosen,
-        options=tuple(options[name] for name in chosen),
-        rows=scores[chosen[0], "probe"].rows,
-        accuracy=accuracy,
-        loss=loss,
-        validation_loss=np.array([losses[name] for name in chosen]),
-        calibration=np.stack([scores[name, "probe"].bins for name in chosen]),
-        curve_rows=sizes,
-        curve=np.array(curve).reshape(len(sizes), len(chosen)),
-        code_bits=code,
-        coded_rows=len(setup.train),
-        control_draws=np.array(drawn),
-        train_rows=len(setup.train),
-        random_rows=random_rows,
-        seed=seed,
-        probes=best,
-    )
+    with few_threads(store, chosen):
+        setup = set_up(store, found, seed)
+        kinds = setup.targets
+        training = gather(setup.passes, chosen, setup.train, list(kinds))
+        best, options, losses = choose(setup.passes, probe, chosen, "probe", training, setup.validation)
+        fitted: dict[tuple[str, str], Probe] = {(name, "probe"): best[name] for name in chosen}
+        for name in track(chosen):
+            for target in (*controls.DRAWN, "shuffled"):
+                fitted[name, target] = fit(setup.passes, probe, name, target, training, options[name])
+        against = {"shuffled": "probe"}
+        code, sizes, parts = np.full(len(chosen), np.nan), np.zeros(0), dict[tuple[str, str], Probe]()
+        if description_length:
+            code, sizes, parts = _online_code(setup, probe, chosen, options)
+            against |= {own: "probe" for _, own in parts}
+        scores = setup.passes.scores(fitted | parts, setup.test, against)
+        accuracy = {own: np.stack([scores[name, own].accuracy for name in chosen]) for own in kinds}
+        loss = {own: np.stack([scores[name, own].loss for name in chosen]) for own in kinds}
+        for found_of in (accuracy, loss):
+            found_of["control"] = np.mean([found_of.pop(own) for own in controls.DRAWN], axis=0)
+        drawn = [[scores[name, own].total_accuracy for name in chosen] for own in controls.DRAWN]
+        simple = _without_probes(setup, found, seed) | _embedding(setup, probe, chosen, scores, model)
+        accuracy |= {own: one.accuracy for own, one in simple.items()}
+        loss |= {own: one.loss for own, one in simple.items()}
+        random_rows = 0
+        twin = random_store if random_store is not None else _twin(setup, model, chosen, seed)
+        if twin is not None:
+            random, random_rows = _random(setup, twin, found, probe, chosen)
+            accuracy["random"] = np.stack([random[name].accuracy for name in chosen])
+            loss["random"] = np.stack([random[name].loss for name in chosen])
+        curve = [[scores[name, f"size {number}"].total_accuracy for name in chosen] for number in range(len(sizes))]
+        return ProbeLayersResult(
+            label=found.name,
+            classes=found.classes,
+            kind=probe,
+            names=chosen,
+            options=tuple(options[name] for name in chosen),
+            rows=scores[chosen[0], "probe"].rows,
+            accuracy=accuracy,
+            loss=loss,
+            validation_loss=np.array([losses[name] for name in chosen]),
+            calibration=np.stack([scores[name, "probe"].bins for name in chosen]),
+            curve_rows=sizes,
+            curve=np.array(curve).reshape(len(sizes), len(chosen)),
+            code_bits=code,
+            coded_rows=len(setup.train),
+            control_draws=np.array(drawn),
+            train_rows=len(setup.train),
+            random_rows=random_rows,
+            seed=seed,
+            probes=best,
+        )
 
 
 @dataclass(frozen=True, eq=False)

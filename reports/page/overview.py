@@ -23,6 +23,8 @@ ROLES = 8
 """Colours for what components do; further roles share the last."""
 ROOM, LEAST, MOST, LEFT = 300.0, 18.0, 40.0, 30
 """Width of the map where that gives a head between LEAST and MOST; LEFT is for the numbers of layers. CSS pixels."""
+TALL, FLAT = 440.0, 12.0
+"""Height of the map of many layers, so that all are seen at once, where that gives a layer at least FLAT."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ def _map(marks: Sequence[tuple[str, Marks]]) -> ModelMap | None:
     n_heads = 1 + max((int(at[2]) for at in found.values() if at[2]), default=-1)
     columns = n_heads + any(at[3] for at in found.values())
     pitch = min(max(ROOM / columns, LEAST), MOST)
+    row = min(pitch, max(TALL / n_layers, FLAT))
     kinds = list(dict.fromkeys(roles.values()))
     largest = max((abs(size) for size in effects.values() if math.isfinite(size)), default=0.0)
     first = f"{sizes[0]}-{sizes[1].key}" if sizes else "summary"
@@ -168,14 +171,14 @@ def _map(marks: Sequence[tuple[str, Marks]]) -> ModelMap | None:
         said = [*([role] if role else []), *([f"{number(size)} {sizes[1].unit}"] if sizes and label in effects else [])]
         return Dot(
             x=LEFT + pitch * (int(at[2]) if at[2] else n_heads) + pitch / 2,
-            y=pitch * (n_layers - int(at[1] or at[3]) - 0.5), radius=round(pitch * (0.1 + 0.35 * share), 1),
+            y=row * (n_layers - int(at[1] or at[3]) - 0.5), radius=round(row * (0.1 + 0.35 * share), 1),
             role=min(kinds.index(role), ROLES - 1) if role else -1, label=printable(f"{label}: {', '.join(said)}"),
             link=f"head-{at[1]}.{at[2]}" if at[1] else first, square=not at[1], hollow=size < 0,
         )  # fmt: skip
 
     return ModelMap(
-        width=LEFT + pitch * columns, height=pitch * n_layers + 18, unit=printable(sizes[1].unit) if sizes else "",
+        width=LEFT + pitch * columns, height=row * n_layers + 18, unit=printable(sizes[1].unit) if sizes else "",
         dots=tuple(dot(label, at) for label, at in found.items()), roles=tuple(map(printable, kinds[:ROLES])),
-        layers=tuple((pitch * (n_layers - i - 0.5), i) for i in range(0, n_layers, 1 if n_layers <= 16 else 4)),
+        layers=tuple((row * (n_layers - i - 0.5), i) for i in range(0, n_layers, 1 if n_layers <= 16 else 4)),
         link=f"{colours[0]}-{colours[1].key}" if colours else first,
     )  # fmt: skip
