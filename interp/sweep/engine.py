@@ -29,7 +29,7 @@ NORM_FINAL = ("ln_final.hook_scale", "ln_final.hook_normalized")
 
 Item = TypeVar("Item")
 
-PACKED_FROM = 1024
+PACKED_FROM = 4096
 """Rows of a layer from which on laying its weights out anew costs less than it saves."""
 
 
