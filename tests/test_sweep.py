@@ -220,6 +220,10 @@ def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(sweep(model, tokens, variants, everything)["logits"], whole, atol=1e-12, rtol=0)
     by_layer = [*(1, 1, 1, 3, 1), *(1, 1, 1, 3, 1, 1), *(1, 1, 1, 3, 1)]  # 6, 5, 4, 3 + 2 + 1 rows, then a head's 6
     assert sizes == [*by_layer, *(7, 7, 7, 1), 22]
+    sizes.clear()  # what is collected takes the memory of whole texts
+    monkeypatch.setattr(Plan, "limits", lambda self, memory: Limits(5, 13, 7))
+    sweep(model, tokens, variants, collect="blocks.2.hook_resid_post")
+    assert sizes == [5, 5, 5, 5, 2]
 
 
 def test_memory_decides_the_chunks() -> None:

@@ -16,7 +16,7 @@ def few_threads(data: Activations, names: Iterable[str]) -> AbstractContextManag
     """Inside, matrices as wide as these activations are solved on one thread unless they are wide.
 
     Probes solve thousands of small systems. On a machine with other work the threads of each wait for one another: two
-    were 11 times as slow as one.
+    were four to eleven times as slow as one.
     """
     narrow = max(map(data.width, names), default=0) < WIDE
     limited: AbstractContextManager[object] = _libraries().limit(limits=1 if narrow else None, user_api="blas")

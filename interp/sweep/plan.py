@@ -119,12 +119,15 @@ class Plan:
     # Running.
 
     def chunks(self, waiting: Sequence[int], limits: Limits) -> list[list[int]]:
-        """Variants in order, as many at a time as have the rows of `limits.variants` whole texts."""
+        """Variants in order, as many at a time as have the rows of `limits.variants` whole texts.
+
+        What is collected is of a whole text, wherever a variant begins.
+        """
         chunks: list[list[int]] = [[]]
         left = most = limits.variants * self.clean.length
         for variant in waiting:
             touched = [place for edits in self.variants[variant].values() for e in edits for place in e.touches]
-            rows = self.clean.length - (0 if self.ahead else min(touched, default=0))
+            rows = self.clean.length - (0 if self.ahead or self.names else min(touched, default=0))
             if chunks[-1] and rows > left:
                 chunks.append([])
                 left = most
