@@ -57,7 +57,7 @@ from analyses.shared.panels import Finding, Marks, Matrix, Note, Panel, Result, 
 from analyses.shared.prompts import TextsOrPrompts
 from analyses.shared.replacements import KINDS, KindName, Replacements, Values, check_kinds
 from analyses.shared.stacks import Model
-from analyses.shared.statistics import bootstrap, independent, methods, q_values, sign_flip_p_value
+from analyses.shared.statistics import bootstrap, held_out, independent, methods, q_values, sign_flip_p_value
 from analyses.shared.task import Row, shape, sides, task_of
 from interp import scale
 from interp.errors import NotApplicable
@@ -289,10 +289,15 @@ class AblationResult(Result):
         else:
             sure = p <= SURE
         told = np.flatnonzero(sure & (np.abs(mean) >= floor))
-        return [
+        told = told[np.argsort(-np.abs(mean[told]), kind="stable")][:most]
+        found = [
             self._finding(int(family[i]), m, None if p is None else float(p[i]), null or f"a floor of {floor:g}")
-            for i in told[np.argsort(-np.abs(mean[told]), kind="stable")][:most]
+            for i in told
         ]
+        if not found:
+            return []
+        held = held_out(effects, int(told[0]), clusters=self.clusters, least=self._least()[m], seed=self.seed)
+        return [replace(found[0], held=held), *found[1:]]
 
     def _chances(self, family: np.ndarray, m: int) -> tuple[np.ndarray | None, str]:
         """[component] p-values of a family's effects, the choice of component and family paid for, and their null; None

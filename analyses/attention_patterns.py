@@ -65,7 +65,7 @@ from analyses.shared.patterns import (
 )
 from analyses.shared.patterns import read_patterns as read_patterns
 from analyses.shared.stacks import Reading, Stack, attentions, labels_of, readings
-from analyses.shared.statistics import Interval, bootstrap, methods
+from analyses.shared.statistics import Interval, bootstrap, held_out, methods
 from interp.errors import InputError
 from interp.models.encoder import HookedEncoder
 from interp.models.encoder_decoder import HookedEncoderDecoder
@@ -305,6 +305,7 @@ class AttentionPatternsResult(Result):
                     kind="effect",
                     null=SHUFFLED_KEYS,
                     p=p,
+                    held=held_out(self.plain[name], (layer, head), highest=True, share=True, seed=self.seed),
                     about=f"L{layer}H{head}",
                     short=f"gives {value:.0%} {of} {phrase.split(',')[0]}",
                 )

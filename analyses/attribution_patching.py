@@ -231,8 +231,10 @@ class AttributionPatchingResult(PatchingResult):
         site = receiver.partition(".")[2]
         gets = f"its {site} gets {{}} from {sender}" if site else f"gets {{}} from {sender}"
         short = f"straight to {way} {{}}" if receiver == "logits" else gets
-        true, scores = np.nan_to_num(self.true_edges), self.edge_scores[-1]
-        return self.finding(said, "edges", true, (a, b), "edges", about, short, estimates=scores)
+        return self.finding(
+            said, "edges", self.true_edges, (a, b), "edges", about, short, estimates=self.edge_scores[-1],
+            among=from_parts[:, None],
+        )  # fmt: skip
 
 
 def _largest(score: np.ndarray, true: np.ndarray) -> np.ndarray:

@@ -27,8 +27,8 @@ from analyses.shared.axes import Axes, largest_first, lines, said_mean
 from analyses.shared.capabilities import analysis, require
 from analyses.shared.inputs import sequences, token_labels
 from analyses.shared.metrics import token_loss
-from analyses.shared.panels import Finding, Note, Panel, Result, Table, Tokens, TokenStrip
-from analyses.shared.statistics import bootstrap, methods, paired_t_p_value, q_values
+from analyses.shared.panels import Finding, Held, Note, Panel, Result, Table, Tokens, TokenStrip
+from analyses.shared.statistics import bootstrap, held_out, methods, paired_t_p_value, q_values
 from interp.errors import InputError
 from interp.lens_maps import divergence, read, streams
 from interp.models.gpt import HookedGPT
@@ -214,14 +214,14 @@ class CompareResult(Result):
             ),
         ]  # fmt: skip
 
-    def _largest(self, head: str, role: str) -> tuple[tuple[float | None, float | None], float]:
+    def _largest(self, head: str, role: str) -> tuple[tuple[float | None, float | None], float, Held | None]:
         """The interval and the p of a change that is told because it is the largest of all (Bonferroni)."""
         layer, number = (int(part) for part in head[1:].split("H"))
         first, other = self.roles
         place = first.roles.index(role.replace(" ", "_")), layer, number
-        difference = (other.scores - first.scores)[:, *place]
-        of = len(self.role_changes)
-        return bootstrap(difference, chosen_of=of).ends(), min(of * float(paired_t_p_value(difference)), 1.0)
+        differences, of = other.scores - first.scores, len(self.role_changes)
+        difference, held = differences[:, *place], held_out(differences, place, seed=self.seed)
+        return bootstrap(difference, chosen_of=of).ends(), min(of * float(paired_t_p_value(difference)), 1.0), held
 
     def findings(self) -> list[Finding]:
         if self.identical:
@@ -246,9 +246,9 @@ class CompareResult(Result):
                 f"{heads} head{'s' * (heads != 1)} changed role; most of all {top['head']}, whose {top['role']} score "
                 f"goes from {top['first']:.2f} to {top['other']:.2f}."
             )
-            ends, p = self._largest(str(top["head"]), str(top["role"]))
+            ends, p, held = self._largest(str(top["head"]), str(top["role"]))
             found.append(Finding(
-                text, "changed", 0.8, float(top["change"]), "share", *ends, kind="effect", p=p,
+                text, "changed", 0.8, float(top["change"]), "share", *ends, kind="effect", p=p, held=held,
                 null="no change, over random sequences", about=str(top["head"]),
                 short=f"{top['role']} score {top['first']:.2f} before, {top['other']:.2f} after",
             ))  # fmt: skip

@@ -35,7 +35,7 @@ from analyses.shared.capabilities import analysis
 from analyses.shared.inputs import TextOrTokens, sequences
 from analyses.shared.metrics import TokenChoice, token_ids
 from analyses.shared.panels import Finding, Marks, Matrix, Note, Panel, Result, Table
-from analyses.shared.statistics import Interval, bootstrap, methods, paired_t_p_value, q_values
+from analyses.shared.statistics import Interval, bootstrap, held_out, methods, paired_t_p_value, q_values
 from analyses.shared.weight_circuits import added, reading
 from interp.errors import InputError
 from interp.hooks import HookPoint
@@ -200,12 +200,15 @@ class HeadRolesResult(Result):
         others = f"; then {', '.join(heads['head'][1:4])}" * (n > 1) + f" and {n - 4} more" * (n > 4)
         layer, column = (int(part) for part in str(best["head"])[1:].split("H"))
         low, high = self.random.chosen(self.random.roles.index(role), layer, column)
+        scores, held = self.random.scores[:, self.random.roles.index(role)], None
+        if role != "positional":  # of that role, some heads may not be named
+            held = held_out(scores, (layer, column), highest=True, share=True, seed=self.random.seed)
         which = f"the strongest of {n} {key} heads" if n > 1 else f"{'an' if key[0] in 'aeiou' else 'a'} {key} head"
         return Finding(
             f"{best['head']} is {which}: on repeated random tokens it {SAID[role].format(f'{best.score:.0%}')} "
             f"(chance: {best.null:.0%}){others}.",
             key, WEIGHTS.get(role, 0.3), float(best.score), "share", low, high, kind="effect", null=_NULL[key],
-            p=self.random.chance(role, layer, column), about=str(best["head"]),
+            p=self.random.chance(role, layer, column), held=held, about=str(best["head"]),
             short=f"{which}, {best.score:.0%} on random tokens",
         )  # fmt: skip
 

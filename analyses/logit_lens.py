@@ -187,6 +187,7 @@ class LogitLensResult(Result):
         said = methods(
             n,
             chosen_of=len(self.places),
+            halved=False,
             more="Means of probabilities have Clopper-Pearson intervals (Korn and Graubard 1998).",
             seed=self.seed,
         )

@@ -41,7 +41,7 @@ from analyses.shared.contexts import Contexts, top_contexts
 from analyses.shared.inputs import TextOrTokens, sequences, text_names, token_labels, token_list
 from analyses.shared.metrics import Readout
 from analyses.shared.panels import Bars, Finding, Panel, Result, Table, Tokens
-from analyses.shared.statistics import Interval, bootstrap, methods, q_values, sign_flip_p_value
+from analyses.shared.statistics import Interval, bootstrap, held_out, methods, q_values, sign_flip_p_value
 from analyses.shared.weight_circuits import added, reading
 from interp.cache import ActivationCache
 from interp.errors import InputError
@@ -194,7 +194,8 @@ class NeuronsResult(Result):
         return [
             Finding(
                 text, "effect", 0.3, value, "nats a token", low, high, null=null, p=p if testable(len(loss)) else None,
-                about=name, short=f"without it loss {signed(value, '+.2f')}",
+                held=held_out(loss, best, highest=True, seed=self.seed), about=name,
+                short=f"without it loss {signed(value, '+.2f')}",
             )
         ]  # fmt: skip
 

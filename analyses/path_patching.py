@@ -125,21 +125,21 @@ class PathPatchingResult(PatchingResult):
 
     def _finding(self, r: int) -> list[Finding]:
         """The largest effect on one receiver; the embedding aside, through which everything enters."""
-        effects, receiver = np.nan_to_num(self.effects), self.receivers[r]
-        heard = [i for i, part in enumerate(self.senders) if part.kind != "embed"]
-        if not heard:
+        effects, receiver = self.effects, self.receivers[r]
+        heard = np.array([part.kind != "embed" for part in self.senders])
+        if not heard.any():
             return []
-        best = heard[int(np.abs(effects[:, r, heard].mean(0)).argmax())]
-        sender = self.senders[best]
+        best = int((np.abs(np.nan_to_num(effects[:, r]).mean(0)) * heard).argmax())
+        sender, among = self.senders[best], heard * (np.arange(len(self.receivers)) == r)[:, None]
         name, target = sender.label, receiver.partition(".")[0]
         key = f"to-{_key(receiver)}-{'heads' if sender.kind == 'head' else 'others'}"
         way = "the logits" if receiver == "logits" else receiver
         said, short = f"the path from {name} straight to {way} carries {{}}", f"straight to {way} {{}}"
         if receiver == "logits" or "+" in receiver:
-            return self.finding(said, key, effects, (r, best), "paths", name, short)
+            return self.finding(said, key, effects, (r, best), "paths", name, short, among=among)
         site = receiver.partition(".")[2]
         short = f"its {site} gets {{}} from {name}" if site else f"gets {{}} from {name}"
-        return self.finding(said, key, effects, (r, best), "paths", target, short)
+        return self.finding(said, key, effects, (r, best), "paths", target, short, among=among)
 
 
 def _key(receiver: str) -> str:

@@ -94,7 +94,7 @@ class TunedLensResult(Result):
         return [
             self._curves("kl", "Distance to the final prediction", "KL(final || lens), nats", about),
             self._curves("loss", "Loss of the lenses", "cross-entropy with the next token, nats", about),
-            self._grid(), *remark, *methods(len(self.kl), chosen_of=len(self.places), seed=self.seed),
+            self._grid(), *remark, *methods(len(self.kl), chosen_of=len(self.places), halved=False, seed=self.seed),
         ]  # fmt: skip
 
     def _curves(self, measure: str, title: str, axis: str, about: str) -> Lines:

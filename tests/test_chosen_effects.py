@@ -21,10 +21,10 @@ from analyses.shared.statistics import q_values, sign_flip_p_value
 
 MODEL = make_gpt(d_vocab=60)
 GENERATOR = torch.Generator().manual_seed(1)
-CLEAN = torch.randint(0, 60, (7, 8), generator=GENERATOR)
+CLEAN = torch.randint(0, 60, (12, 8), generator=GENERATOR)
 CORRUPTED = CLEAN.clone()
 CORRUPTED[:, 3] = (CORRUPTED[:, 3] + 1) % 60
-PAIR: dict[str, Any] = {"answer": [1] * 7, "wrong": [2] * 7}
+PAIR: dict[str, Any] = {"answer": [1] * 12, "wrong": [2] * 12}
 
 
 def words(result: Result, key: str) -> str:
@@ -76,6 +76,19 @@ def test_noise_has_no_finding() -> None:
     assert all(finding.p == 2 / 2**7 for result in planted(7) for finding in result.findings())
 
 
+def test_half_of_enough_texts_choose_again_and_the_others_measure() -> None:
+    for result in planted(12):
+        (finding,) = result.findings()
+        assert finding.held is not None
+        assert finding.held.again
+        assert finding.held.n == 6
+        assert 0.9 < abs(finding.held.value) < 2.2
+        assert finding.held.value != finding.value
+        assert finding.held.low is not None
+        assert "6 texts (drawn with seed 0) choose the largest alone" in words(result, "methods")
+    assert all(finding.held is None for result in planted(7) for finding in result.findings())
+
+
 def test_q_of_patching_goes_over_all_places_that_can_have_an_effect() -> None:
     result = activation_patching(MODEL, CLEAN, CORRUPTED, site="resid_pre,z", **PAIR)
     frame = result.summary()
@@ -114,7 +127,7 @@ def test_choices_of_the_model_are_named_and_their_bias_is_said(toy_gpt: Any) -> 
     logit = ablation(MODEL, CLEAN, metrics=("logit", "loss"))
     assert "(answer chosen by the model)" in logit.panels()[0].caption
     assert "chosen by the model" not in logit.panels()[1].caption
-    given = ablation(MODEL, CLEAN, metrics=("logit",), answer=[1] * 7)
+    given = ablation(MODEL, CLEAN, metrics=("logit",), answer=[1] * 12)
     assert "chosen by the model" not in given.panels()[0].caption
 
 

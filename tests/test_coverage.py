@@ -16,6 +16,7 @@ from analyses.shared.distributions import describe, normal_point, samples_point,
 from analyses.shared.spectra import edge_of, random_edge, singular_values
 from analyses.shared.statistics import (
     bootstrap,
+    held_out,
     least_p_value,
     null_p_value,
     paired_effect,
@@ -128,6 +129,30 @@ def test_the_interval_of_the_largest_of_many_null_effects_excludes_zero_in_one_o
     print(f"\nlargest of {m}, {n} texts: excludes 0 in {wrong:.3f}; each for itself {each:.3f}")
     assert wrong < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 800)
     assert each > wrong + (0.2 if n > 2 else 0.02)  # control
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [12, 24, 50])
+def test_what_half_of_the_texts_choose_is_measured_without_bias(n: int) -> None:
+    """60 parts without any effect: so the truth is 0, whichever of them the half chose."""
+    rng = np.random.default_rng(n)
+    inside, off, all_texts = 0, [], []
+    for draw in range(REPEATS):
+        effects = rng.normal(size=(n, 60))
+        chosen = int(effects.mean(0).argmax())
+        held = held_out(effects, chosen, highest=True, seed=draw)
+        assert held is not None
+        assert held.low is not None
+        assert held.high is not None
+        inside += held.low <= 0 <= held.high
+        off.append(held.value)
+        all_texts.append(effects[:, chosen].mean())
+    bias, error, naive = np.mean(off), np.std(off) / np.sqrt(REPEATS), np.mean(all_texts)
+    said = f"off by {bias:+.4f} (error {error:.4f}); all texts {naive:+.3f}"
+    print(f"\n{n} texts: held out covers {inside / REPEATS:.3f}, {said}")
+    assert 0.93 < inside / REPEATS < 0.97
+    assert abs(bias) < 4 * error
+    assert naive > 50 * error  # control: chosen and measured on the same texts
 
 
 @pytest.mark.slow

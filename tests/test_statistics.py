@@ -13,6 +13,7 @@ from analyses.shared.statistics import (
     attainable,
     bootstrap,
     effect_size,
+    held_out,
     least_p_value,
     methods,
     null_p_value,
@@ -269,3 +270,60 @@ def test_weighted_t_is_students_where_texts_count_alike_and_right_where_they_do_
     assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.01)
     assert np.isnan(weighted_t_p_value(values[:1], np.ones(1))).all()
     assert (weighted_t_p_value(null + 3, np.ones(10)) <= 0.05).mean() > 0.99  # control
+
+
+def test_half_of_the_texts_choose_and_the_others_measure() -> None:
+    """By the slow obvious way: whichever half it is, the choice is its largest and the number that of the rest."""
+    rng = np.random.default_rng(0)
+    effects = rng.normal(size=(12, 3, 2))
+    effects[:, 1, 1] += 5
+    held = held_out(effects, (1, 1), seed=3)
+    assert held is not None
+    assert held.again
+    assert held.n == 6
+    halves = [list(half) for half in itertools.combinations(range(12), 6)]
+    assert any(np.isclose(effects[half, 1, 1].mean(), held.value, atol=1e-12) for half in halves)
+    assert held.low is not None
+    assert held.high is not None
+    assert held.low < held.value < held.high
+    assert held_out(effects[:11], (1, 1)) is None  # control: too few
+    other = held_out(effects, (0, 0), seed=3)
+    assert other is not None
+    assert not other.again
+    assert other.value == held.value
+
+
+def test_which_half_chose_is_told_by_values_that_only_one_half_can_have_made() -> None:
+    """Each text alone has a large effect on a part of its own: whichever half chooses, the rest sees nothing there."""
+    held = held_out(100 * np.eye(12), 0)
+    assert held is not None
+    assert held.value == 0
+
+
+def test_what_a_half_chooses_by_among_and_in_which_direction() -> None:
+    effects = np.tile([1.0, 2.0, -3.0, np.nan], (12, 1))
+    value = {name: held_out(effects, 1, **options) for name, options in {
+        "size": {}, "highest": {"highest": True}, "by": {"by": np.tile([9.0, 1.0, 1.0, 1.0], (12, 1))},
+        "unknown": {"by": np.tile([0.0, 0.0, 0.0, 1.0], (12, 1))},
+    }.items()}  # fmt: skip
+    assert value.pop("unknown") is None
+    assert {name: held and (held.value, held.again) for name, held in value.items()} == {
+        "size": (-3.0, False), "highest": (2.0, True), "by": (1.0, False)
+    }  # fmt: skip
+
+
+def test_no_template_is_on_both_sides() -> None:
+    """A part of each template's own: were a template on both sides, the rest would see its effect."""
+    template = np.repeat(np.arange(12), 3)
+    held = held_out(100.0 * (template[:, None] == np.arange(12)), 0, clusters=template.tolist())
+    assert held is not None
+    assert (held.value, held.n) == (0, 6)
+    assert held_out(np.ones((36, 2)), 0, clusters=(template % 11).tolist()) is None
+
+
+def test_methods_say_who_chose() -> None:
+    (many,), (few,) = methods(12, chosen_of=9), methods(11, chosen_of=9)
+    assert "6 texts (drawn with seed 0) choose the largest alone, and the other 6 measure it" in many.text
+    assert "Held out" not in few.text
+    assert "Held out" not in methods(12, chosen_of=9, halved=False)[0].text
+    assert "Held out" not in methods(12)[0].text

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analyses.shared.claims import FLOORS, SURE, signed
 from analyses.shared.panels import Bars, Finding, Matrix, Note, Panel, Result, Table, TokenStrip
-from analyses.shared.statistics import bootstrap, methods, q_values, sign_flip_p_value
+from analyses.shared.statistics import bootstrap, held_out, methods, q_values, sign_flip_p_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +127,16 @@ class GridsResult(Result):
             return []
         top, tested = frame.iloc[0], len(self._named())
         name, value = top["part"], float(top["value"])
-        low, high = bootstrap(self._values()[:, frame.index.to_numpy()[0]], chosen_of=tested).ends()
+        effects, place = self._values(), int(frame.index[0])
+        low, high = bootstrap(effects[:, place], chosen_of=tested).ends()
+        may_be_named = np.isin(np.arange(effects.shape[1]), self._named().index)
+        held = held_out(effects, place, by=effects * may_be_named, seed=self.seed)
         amount = f"{signed(value)} {self.unit}"
         return [
             Finding(
                 f"{name} has the largest {self.what}, of {tested} parts: {amount}.", str(top["grid"]), 0.5, value,
-                self.unit, low, high, null=self.null, p=float(self.p_values[top["part"]]), about=name,
-                short=f"{self.what} {amount}",
+                self.unit, low, high, null=self.null, p=float(self.p_values[top["part"]]), held=held,
+                about=name, short=f"{self.what} {amount}",
             )
         ]  # fmt: skip
 

@@ -190,6 +190,20 @@ WHOLE = "The model"
 """What findings about no single component are about, so that they share a card."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What half of the texts choose as the largest, measured on the other half, which had no say in the choice."""
+
+    again: bool
+    """Whether it is what all texts choose."""
+    value: float
+    """In the finding's unit."""
+    low: float | None
+    high: float | None
+    n: int
+    """Texts (or templates) it was measured on."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """A sentence for the summary, with the number it rests on."""
@@ -212,6 +226,8 @@ class Finding:
     p: float | None = field(default=None, kw_only=True)
     """Of an effect: chance of so large a number under its null, the choice among this analysis' own candidates already
     paid for. The page corrects over all its findings. None where the comparison is a floor, not a test."""
+    held: Held | None = field(default=None, kw_only=True)
+    """Of the largest of many: the same choice by half of the texts; None where they are too few for that."""
     about: str = field(default="", kw_only=True)
     """The component it speaks of, as labelled everywhere: "L1H0", "mlp 3"; findings about the same share a card."""
     short: str = field(default="", kw_only=True)

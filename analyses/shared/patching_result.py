@@ -12,7 +12,7 @@ from analyses.shared.claims import FLOORS, SURE, clear_of_zero, largest_p_value,
 from analyses.shared.clean_corrupted import Direction, Measure, Pairs
 from analyses.shared.components import Component
 from analyses.shared.panels import Finding, Graph, Matrix, Note, Panel, Result, Table, Tokens
-from analyses.shared.statistics import Interval, bootstrap, independent, methods
+from analyses.shared.statistics import Interval, bootstrap, held_out, independent, methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +159,15 @@ class Patching:
         about: str,
         short: str,
         estimates: np.ndarray | None = None,
+        among: np.ndarray | None = None,
     ) -> list[Finding]:
-        """The chosen one of effects [text ...], where it is told (see `tells`).
+        """The chosen one of effects [text ...] (NaN where not measured), where it is told (see `tells`).
 
         `said` is the sentence after the question; {} in it, and in `short`, becomes the amount. `what` are all that
         it was chosen from, in the plural, such as "paths". Where it was chosen by estimates [text ...], these pass
-        the test too, and p is theirs.
+        the test too, and p is theirs. `among` [...] are those that it was chosen from, where these are not all.
         """
+        measured, effects = effects, np.nan_to_num(effects)
         told, p = self.tells(effects, chosen)
         every = effects if estimates is None else np.nan_to_num(estimates)
         if estimates is not None and told:
@@ -175,12 +177,14 @@ class Patching:
         of = int((every != 0).any(0).sum())
         found = self.spread(_of_texts(effects, chosen), chosen_of=of)
         (low, high), effect = found.ends(), float(found.value)
+        by = every if among is None else every * among
+        held = held_out(measured, chosen, by=by, clusters=self.pairs.clusters, seed=self.seed)
         tested = f"; p = {p:.2g} as the largest of {of} {what}" if p is not None else self._too_few()
         return [
             Finding(
                 f"{self.question}: {said.format(self.amount(effect))}{tested}.", key,
                 (0.3 if self.made_up else 0.5) + 0.4 * min(abs(effect / self.gap), 1.0) * (not self.made_up),
-                effect, self.measure.unit, low, high, null=self.null(p, of, what), p=p, about=about,
+                effect, self.measure.unit, low, high, null=self.null(p, of, what), p=p, held=held, about=about,
                 short=short.format(self.amount(effect)),
             )
         ]  # fmt: skip

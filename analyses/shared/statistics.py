@@ -15,12 +15,14 @@ from jaxtyping import Float, Real
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analyses.shared.panels import Note
+from analyses.shared.panels import Held, Note
 from interp.errors import InputError
 
 RESAMPLES = 2000
 FEW = 8
 """Below so many texts (or templates) an interval is Student's."""
+HALVED_FROM = 12
+"""Independent texts from which on half of them may choose: of the six others a test by signs can reach .05."""
 FLIPS = 4096
 """Most sign patterns of a test."""
 WHOLE = 1e-6
@@ -103,6 +105,50 @@ def bootstrap(
             low[many], high[many] = _percentiles(total[:, many], weight[:, many], tail, seed, resamples)
     low = np.maximum(low, np.broadcast_to(least, shape).reshape(-1))
     return Interval(value=mean.reshape(shape), low=low.reshape(shape), high=high.reshape(shape), n=len(values))
+
+
+def held_out(
+    effects: Real[np.ndarray, "text *shape"],
+    chosen: int | tuple[int, ...],
+    *,
+    by: Real[np.ndarray, "text *shape"] | None = None,
+    highest: bool = False,
+    clusters: Sequence[object] | None = None,
+    share: bool = False,
+    least: float = -np.inf,
+    seed: int = 0,
+) -> Held | None:
+    """The entry that half of the texts choose as the largest, and its mean over the others with a plain interval.
+
+    What was chosen as the largest of many on the same texts is on average too large, whatever its interval; here the
+    two have no text in common (Cox 1975, "A note on data-splitting for the evaluation of significance levels"). None
+    for fewer than HALVED_FROM texts or templates, or where what was chosen is unknown on the other half.
+
+    Args:
+        chosen: what all texts choose.
+        by: what the choice is made by, where that is not the effects themselves, such as estimates of them.
+        highest: the highest mean is chosen, and not that of the largest size.
+        share, clusters, least: as in `bootstrap`.
+    """
+    n, _ = independent(len(effects), clusters)
+    if n < HALVED_FROM:
+        return None
+    units: Sequence[object] = range(len(effects)) if clusters is None else clusters
+    names = list(dict.fromkeys(units))
+    order = np.random.default_rng(seed).permutation(n)[: n // 2]
+    first = np.isin([names.index(one) for one in units], order)
+    values = np.asarray(effects if by is None else by, dtype=float)[first]
+    known = ~np.isnan(values)
+    mean = _ratio(np.where(known, values, 0.0).sum(0), known.sum(0))
+    place = np.unravel_index(int(np.nan_to_num(mean if highest else np.abs(mean), nan=-np.inf).argmax()), mean.shape)
+    measured = np.asarray(effects, dtype=float)[(~first, *place)]
+    others = [one for one, here in zip(units, first, strict=True) if not here]
+    found = bootstrap(measured, clusters=others, share=share, least=least, seed=seed)
+    if np.isnan(found.value):
+        return None
+    low, high = found.ends()
+    again = tuple(map(int, place)) == (chosen if isinstance(chosen, tuple) else (chosen,))
+    return Held(again=again, value=float(found.value), low=low, high=high, n=n - n // 2)
 
 
 def _percentiles(
@@ -328,6 +374,7 @@ def methods(
     weighted: bool = False,
     share: bool = False,
     chosen_of: int = 1,
+    halved: bool = True,
     test: Test | None = None,
     tests: int = 0,
     more: str = "",
@@ -339,6 +386,7 @@ def methods(
         unit: what the first axis holds, in the plural.
         weighted: whether texts count by their number of positions.
         share, chosen_of: as given to `bootstrap`; chosen_of that of the effect that the findings name.
+        halved: whether that effect is measured by `held_out` too.
         test: how p-values were made, if there are any; tests: how many were corrected together.
         more: a sentence of the analysis's own.
     """
@@ -362,6 +410,11 @@ def methods(
             f"The one that a summary names as the largest has {kind} at the Bonferroni level 1 - .05/{chosen_of:,}, "
             "which allows for the choice."
         )
+        if n >= HALVED_FROM and halved:
+            said.append(
+                f"Held out: {n // 2} {what} (drawn with seed {seed}) choose the largest alone, and the other "
+                f"{n - n // 2} measure it, with a 95 % interval for itself (Cox 1975)."
+            )
     if test == "sign flips":
         patterns = f"all {2**n:,} patterns" if 2**n <= FLIPS else f"{FLIPS:,} random patterns, seed {seed}"
         said.append(f"p: two-sided sign-flip test by {what[:-1]} that effects are symmetric about zero ({patterns}).")

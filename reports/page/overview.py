@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
@@ -37,6 +37,8 @@ class Said:
     number: str
     interval: str
     null: str
+    held: str
+    """What half of the texts, which had no say in a choice, measure; empty where there was none."""
     kind: str
     picture: Markup | str = ""
 
@@ -114,7 +116,8 @@ def _said(
     picture = _picture(finding, panels.get((name, finding.key)), grids)
     return Said(
         text=printable(card.text), link=f"{name}-{finding.key}", where=printable(titles[name]),
-        number=number, interval=interval, null=printable(finding.null), kind=finding.kind, picture=picture,
+        number=number, interval=interval, null=printable(finding.null), held=_held(finding),
+        kind=finding.kind, picture=picture,
     )  # fmt: skip
 
 
@@ -129,6 +132,15 @@ def _amount(finding: Finding) -> tuple[str, str]:
     scale = max(abs(finding.low), abs(finding.high), abs(finding.value))
     low, high = (0.0 if abs(end) < 1e-4 * scale else end for end in (finding.low, finding.high))
     return number, f"[{write(low)}, {write(high)}]"
+
+
+def _held(finding: Finding) -> str:
+    """The same choice by half of the texts, measured on the other half."""
+    held = finding.held
+    if held is None:
+        return ""
+    amount = " ".join(_amount(replace(finding, value=held.value, low=held.low, high=held.high)))
+    return f"held out {amount}" if held.again else f"half of the texts chose another, held out {amount}"
 
 
 def _picture(finding: Finding, panel: Panel | None, grids: Sequence[AttentionGrid]) -> Markup | str:

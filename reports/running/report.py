@@ -10,7 +10,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -441,6 +441,7 @@ def findings(sections: Iterable[Section]) -> list[dict[str, Any]]:
             "analysis": name, "panel": finding.key, "text": printable(finding.text), "value": _number(finding.value),
             "unit": finding.unit, "low": _number(finding.low), "high": _number(finding.high), "kind": finding.kind,
             "null": finding.null, "p": _number(finding.p), "about": finding.about,
+            "held_out": None if finding.held is None else asdict(finding.held),
         }
         for finding, name in found
     ]  # fmt: skip
