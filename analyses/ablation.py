@@ -296,7 +296,10 @@ class AblationResult(Result):
         ]
         if not found:
             return []
-        held = held_out(effects, int(told[0]), clusters=self.clusters, least=self._least()[m], seed=self.seed)
+        held = held_out(
+            effects, int(told[0]), clusters=self.clusters, least=self._least()[m], seed=self.seed,
+            called=lambda one: self.components[family[one]].label,
+        )  # fmt: skip
         return [replace(found[0], held=held), *found[1:]]
 
     def _chances(self, family: np.ndarray, m: int) -> tuple[np.ndarray | None, str]:
@@ -304,12 +307,12 @@ class AblationResult(Result):
         without test."""
         n, unit = independent(len(self.texts), self.clusters)
         whole = len(family) == len(self.components)
-        of = f", the largest of {len(self.components)}" + ", heads apart" * (not whole)
+        of = f", the largest of {len(self.components)}" + " (heads and other parts each for themselves)" * (not whole)
         effects, metric = self.effects[:, family, 0, m], self.metrics[m]
         if metric == "loss" and len(self.token_effects) > 1:
             p = largest_p_value(self.token_effects[:, family, 0], clusters=self.predicted, seed=self.seed)
             p = np.where((np.sign(effects) == np.sign(effects[0])).all(0), p, 1.0)
-            unit = "tokens that differ" + ", all texts of one sign" * (len(self.texts) > 1)
+            unit = "different tokens" + ", all texts of one sign" * (len(self.texts) > 1)
         elif metric != "kl" and testable(n):
             p = largest_p_value(effects, clusters=self.clusters, seed=self.seed)
         else:
@@ -326,7 +329,7 @@ class AblationResult(Result):
         effect, (low, high) = float(means[m]), found.ends()
         unit = "nats a token" if metric == "loss" else UNITS[metric]
         beside = [
-            f"{TITLES[other]} by {signed(means[i])}{own_answers(self.own, other)}"
+            f"{TITLES[other]} by {signed(means[i])}{own_answers(self.own, other, ', {}')}"
             for i, other in enumerate(self.metrics) if i != m
         ]  # fmt: skip
         over = f" over {len(self.texts)} texts" if len(self.texts) > 1 else " on this text"
@@ -336,7 +339,7 @@ class AblationResult(Result):
             chance = f"; {n} {what} are too few for a test" if metric != "kl" else ""
         name, shown = part.label, "heads" if part.kind == "head" else "others"
         change = f"{'rises' if effect > 0 else 'falls'} by {abs(effect):.3g} {unit}, from {self.clean[:, m].mean():.3g}"
-        more = f" ({', '.join(beside)})" if beside else ""
+        more = f" ({'; '.join(beside)})" if beside else ""
         return Finding(
             f"With {name} {KINDS[kind]}, the {TITLES[metric]}{own_answers(self.own, metric)} {change}{over}{more}"
             f"{chance}.",

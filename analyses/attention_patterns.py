@@ -305,7 +305,14 @@ class AttentionPatternsResult(Result):
                     kind="effect",
                     null=SHUFFLED_KEYS,
                     p=p,
-                    held=held_out(self.plain[name], (layer, head), highest=True, share=True, seed=self.seed),
+                    held=held_out(
+                        self.plain[name],
+                        (layer, head),
+                        highest=True,
+                        share=True,
+                        called="L{}H{}".format,
+                        seed=self.seed,
+                    ),
                     about=f"L{layer}H{head}",
                     short=f"gives {value:.0%} {of} {phrase.split(',')[0]}",
                 )

@@ -220,7 +220,16 @@ class CompareResult(Result):
         first, other = self.roles
         place = first.roles.index(role.replace(" ", "_")), layer, number
         differences, of = other.scores - first.scores, len(self.role_changes)
-        difference, held = differences[:, *place], held_out(differences, place, seed=self.seed)
+        difference, held = (
+            differences[:, *place],
+            held_out(
+                differences,
+                place,
+                unit="random sequences",
+                called=lambda role, *at: "L{}H{}".format(*at),
+                seed=self.seed,
+            ),
+        )
         return bootstrap(difference, chosen_of=of).ends(), min(of * float(paired_t_p_value(difference)), 1.0), held
 
     def findings(self) -> list[Finding]:

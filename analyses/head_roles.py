@@ -202,14 +202,17 @@ class HeadRolesResult(Result):
         low, high = self.random.chosen(self.random.roles.index(role), layer, column)
         scores, held = self.random.scores[:, self.random.roles.index(role)], None
         if role != "positional":  # of that role, some heads may not be named
-            held = held_out(scores, (layer, column), highest=True, share=True, seed=self.random.seed)
+            held = held_out(
+                scores, (layer, column), highest=True, share=True, unit="sequences", called="L{}H{}".format,
+                seed=self.random.seed,
+            )  # fmt: skip
         which = f"the strongest of {n} {key} heads" if n > 1 else f"{'an' if key[0] in 'aeiou' else 'a'} {key} head"
         return Finding(
             f"{best['head']} is {which}: on repeated random tokens it {SAID[role].format(f'{best.score:.0%}')} "
             f"(chance: {best.null:.0%}){others}.",
             key, WEIGHTS.get(role, 0.3), float(best.score), "share", low, high, kind="effect", null=_NULL[key],
             p=self.random.chance(role, layer, column), held=held, about=str(best["head"]),
-            short=f"{which}, {best.score:.0%} on random tokens",
+            short=f"{which}, {best.score:.0%} on random tokens (chance: {best.null:.0%})",
         )  # fmt: skip
 
     def marks(self) -> Marks:

@@ -194,7 +194,7 @@ class NeuronsResult(Result):
         return [
             Finding(
                 text, "effect", 0.3, value, "nats a token", low, high, null=null, p=p if testable(len(loss)) else None,
-                held=held_out(loss, best, highest=True, seed=self.seed), about=name,
+                held=held_out(loss, best, highest=True, called=lambda one: self.names[one], seed=self.seed), about=name,
                 short=f"without it loss {signed(value, '+.2f')}",
             )
         ]  # fmt: skip

@@ -481,12 +481,12 @@ def measure(
     return Measure(metric=name, title=title, unit=unit, readouts=tuple(readouts), clean=values[0], corrupted=values[1])
 
 
-def own_answers(own: Sequence[str], metric: str) -> str:
+def own_answers(own: Sequence[str], metric: str, form: str = " ({})") -> str:
     """To be put after a metric's name: which of the answers it speaks of the model chose itself; empty where none."""
     both = metric in ("logit_diff", "prob_diff")
     spoken = ("answer", "wrong answer") if both else ("answer",) if metric in (*TITLES, "log_prob") else ()
     chosen = [name for name in own if name in spoken and metric not in ("loss", "kl")]
-    return f" ({' and '.join(chosen)} chosen by the model)" if chosen else ""
+    return form.format(f"{' and '.join(chosen)} chosen by the model") if chosen else ""
 
 
 def said_answers(answers: Sequence[str], wrongs: Sequence[str]) -> str:

@@ -130,7 +130,10 @@ class GridsResult(Result):
         effects, place = self._values(), int(frame.index[0])
         low, high = bootstrap(effects[:, place], chosen_of=tested).ends()
         may_be_named = np.isin(np.arange(effects.shape[1]), self._named().index)
-        held = held_out(effects, place, by=effects * may_be_named, seed=self.seed)
+        held = held_out(
+            effects, place, by=effects * may_be_named, called=lambda one: str(self.strongest().loc[one, "part"]),
+            seed=self.seed,
+        )  # fmt: skip
         amount = f"{signed(value)} {self.unit}"
         return [
             Finding(

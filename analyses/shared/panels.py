@@ -196,12 +196,16 @@ class Held:
 
     again: bool
     """Whether it is what all texts choose."""
+    what: str
+    """What they choose, such as "L2H0"; empty where it has no name of its own."""
     value: float
     """In the finding's unit."""
     low: float | None
     high: float | None
     n: int
-    """Texts (or templates) it was measured on."""
+    """How many it was measured on."""
+    unit: str
+    """What of: texts, templates, sequences."""
 
 
 @dataclass(frozen=True)

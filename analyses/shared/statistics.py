@@ -6,7 +6,7 @@ made from templates, `clusters` names the template of each text; then whole temp
 `methods` says in a sentence or two what was done, for a paper.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,6 +116,8 @@ def held_out(
     clusters: Sequence[object] | None = None,
     share: bool = False,
     least: float = -np.inf,
+    unit: str = "texts",
+    called: Callable[..., str] = lambda *place: "",
     seed: int = 0,
 ) -> Held | None:
     """The entry that half of the texts choose as the largest, and its mean over the others with a plain interval.
@@ -129,8 +131,10 @@ def held_out(
         by: what the choice is made by, where that is not the effects themselves, such as estimates of them.
         highest: the highest mean is chosen, and not that of the largest size.
         share, clusters, least: as in `bootstrap`.
+        unit: what the first axis holds.
+        called: gives the name of an entry, by its place on the other axes.
     """
-    n, _ = independent(len(effects), clusters)
+    n, unit = independent(len(effects), clusters, unit)
     if n < HALVED_FROM:
         return None
     units: Sequence[object] = range(len(effects)) if clusters is None else clusters
@@ -140,15 +144,17 @@ def held_out(
     values = np.asarray(effects if by is None else by, dtype=float)[first]
     known = ~np.isnan(values)
     mean = _ratio(np.where(known, values, 0.0).sum(0), known.sum(0))
-    place = np.unravel_index(int(np.nan_to_num(mean if highest else np.abs(mean), nan=-np.inf).argmax()), mean.shape)
+    sizes = np.nan_to_num(mean if highest else np.abs(mean), nan=-np.inf)
+    place = tuple(map(int, np.unravel_index(int(sizes.argmax()), mean.shape)))
     measured = np.asarray(effects, dtype=float)[(~first, *place)]
     others = [one for one, here in zip(units, first, strict=True) if not here]
     found = bootstrap(measured, clusters=others, share=share, least=least, seed=seed)
     if np.isnan(found.value):
         return None
     low, high = found.ends()
-    again = tuple(map(int, place)) == (chosen if isinstance(chosen, tuple) else (chosen,))
-    return Held(again=again, value=float(found.value), low=low, high=high, n=n - n // 2)
+    again = place == (chosen if isinstance(chosen, tuple) else (chosen,))
+    value = float(found.value)
+    return Held(again=again, what=called(*place), value=value, low=low, high=high, n=n - n // 2, unit=unit)
 
 
 def _percentiles(

@@ -121,6 +121,8 @@ def _show(found: "list[Difference]", format: Literal["table", "json", "csv"]) ->
         "value of its column, is within the tolerance or beyond it; words must be equal."
     )
     shown = frame if any(frame["where"]) else frame.drop(columns="where")
+    counts = frame["outcome"].value_counts()
+    print(f"{len(frame)} tables: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}", end="\n\n")
     show(Table(key="check", title="Every table, made again", frame=shown, caption=caption))
 
 

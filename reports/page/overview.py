@@ -140,7 +140,9 @@ def _held(finding: Finding) -> str:
     if held is None:
         return ""
     amount = " ".join(_amount(replace(finding, value=held.value, low=held.low, high=held.high)))
-    return f"held out {amount}" if held.again else f"half of the texts chose another, held out {amount}"
+    if held.again:
+        return f"held out {amount}"
+    return f"half of the {held.unit} chose {printable(held.what) or 'another'}: {amount} on the other half"
 
 
 def _picture(finding: Finding, panel: Panel | None, grids: Sequence[AttentionGrid]) -> Markup | str:
