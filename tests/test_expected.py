@@ -106,8 +106,8 @@ def test_nothing_is_said_of_what_was_not_timed(tiny: HookedGPT, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("seconds", "lengths", "asked", "words"),
     [
-        (39.6, [77], 20, "about 40 s: 20 analyses of a 5.32 M parameter model on 77 tokens"),
-        (150.0, [50, 1000], 1, "about 2 min: 1 analysis of a 5.32 M parameter model on 2 texts, 1,050 tokens"),
+        (39.6, [77], 20, "about 40 s more: 20 analyses of a 5.32 M parameter model on 77 tokens"),
+        (150.0, [50, 1000], 1, "about 2 min more: 1 analysis of a 5.32 M parameter model on 2 texts, 1,050 tokens"),
         (1.9, [77], 20, ""),
     ],
 )
@@ -130,6 +130,6 @@ def test_the_command_says_it_before_it_starts_unless_quiet(
     first, second, third = interp(capsys, *args), interp(capsys, *args), interp(capsys, *args, "--quiet")
     assert (first.code, second.code, third.err) == (0, 0, "")
     assert "about" not in first.err
-    assert re.match(r"about \d+ s: 2 analyses of a 5.32 M parameter model on \d+ tokens\n", second.err)
+    assert re.match(r"about \d+ s more: 2 analyses of a 5.32 M parameter model on \d+ tokens\n", second.err)
     (times,) = (tmp_path / "cache").rglob(FILE)
     assert [run["seconds"].keys() for run in json.loads(times.read_text())] == [{"surprise", "architecture", ""}] * 3

@@ -60,8 +60,8 @@ class Times:
         return float(sum(found["seconds"][name] for name in ("", *self.asked)))
 
     def said(self, model: Any) -> str:
-        """Such as "about 40 s: 20 analyses of a 124 M parameter model on 77 tokens"; "" where that is not known, or is
-        less than LEAST seconds."""
+        """Such as "about 40 s more: 20 analyses of a 124 M parameter model on 77 tokens"; "" where that is unknown, or
+        is less than LEAST seconds."""
         seconds = self.expected()
         if seconds is None or seconds < LEAST:
             return ""
@@ -70,7 +70,7 @@ class Times:
         texts = f"{len(self.lengths)} texts, " * (len(self.lengths) > 1) + f"{sum(self.lengths):,} tokens"
         time = f"{seconds:.0f} s" if seconds < 99.5 else f"{seconds / 60:.0f} min"
         many = f"{len(self.asked)} analyses" if len(self.asked) > 1 else "1 analysis"
-        return f"about {time}: {many} of a {size / unit:.3g}{letter} parameter model on {texts}"
+        return f"about {time} more: {many} of a {size / unit:.3g}{letter} parameter model on {texts}"
 
     def keep(self) -> None:
         """For later reports. A place that cannot be written is no error."""
