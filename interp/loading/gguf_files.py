@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError, LoadError
-from interp.loading.families import FAMILIES, PRE_NORMS, Family, gpt2_names
+from interp.loading.families import FAMILIES, Family
 from interp.loading.layouts import Readers
+from interp.loading.names import PRE_NORMS, gpt2_names
 from interp.models.config import GPTConfig, RotaryScaling
 from interp.models.positions import Rotary
 from interp.text.tokenizer import Tokenizer

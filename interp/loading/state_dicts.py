@@ -12,8 +12,9 @@ from torch import Tensor
 
 from interp.errors import InputError, LoadError
 from interp.loading.decoders import build
-from interp.loading.families import FAMILIES, Family, Names, Own, family_of, gpt2_names
+from interp.loading.families import FAMILIES, Family, Own, family_of
 from interp.loading.layouts import WRAPPERS, Layout, Readers, Shapes, Stored, expect, incomplete
+from interp.loading.names import Names, gpt2_names
 from interp.models.config import ACTIVATION_NAMES, GPTConfig, RotaryScaling
 from interp.models.gpt import HookedGPT
 from interp.text.tokenizer import Tokenizer

@@ -234,3 +234,21 @@ PRESETS: dict[str, GPTConfig] = {
 
 UNPUBLISHED = frozenset({"gpt3"})
 """Presets whose weights nobody can load."""
+
+
+def hook_shape(config: BlockShape, name: str, batch: int, queries: int, keys: int) -> tuple[int, ...]:
+    """The shape of an activation whose queries (and the residual stream they write to) and keys have these lengths."""
+    last = name.rsplit(".", 1)[-1]
+    if last in ("hook_k", "hook_v", "hook_rot_k"):
+        return (batch, keys, config.n_kv_heads, config.d_head)
+    if last in ("hook_q", "hook_rot_q", "hook_z"):
+        return (batch, queries, config.n_heads, config.d_head)
+    if last in ("hook_attn_scores", "hook_pattern"):
+        return (batch, config.n_heads, queries, keys)
+    if last in ("hook_result", "hook_q_input"):
+        return (batch, queries, config.n_heads, config.d_model)
+    if last in ("hook_k_input", "hook_v_input"):
+        return (batch, queries, config.n_kv_heads, config.d_model)
+    if last in ("hook_pre", "hook_pre_linear", "hook_post") and ".mlp." in name:
+        return (batch, queries, config.d_mlp)
+    return (batch, queries, 1 if last == "hook_scale" else config.d_model)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from interp.errors import InputError, LoadError
-from interp.loading.families import Names, layout
 from interp.loading.layouts import Layout, Shapes, Stored, expect, incomplete
+from interp.loading.names import Names, layout
 from interp.models.config import ACTIVATION_NAMES, Activation, BlockShape, GPTConfig, check_counts
 
 Head = Literal["masked-language", "classifier"]

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from interp.errors import InputError
 from interp.hooks import HookPoint
-from interp.models.config import BlockShape
+from interp.models.config import BlockShape, hook_shape
 from interp.models.encoder import PostNormBlock, padding_mask
 from interp.models.encoder_config import EncoderDecoderConfig
 from interp.models.kernels import linear
-from interp.models.parts import MLP, Attention, Norm, hook_shape
+from interp.models.parts import MLP, Attention, Norm
 from interp.models.positions import Frame, KVCache, all_or_nothing, attention_mask_of, check_tokens
 from interp.models.pretrained import HookedModel, later
 from interp.text.tokenizer import padded

@@ -489,35 +489,3 @@ class AttentionBlock(Block):
     def forward(self, x: Tensor, frame: Frame, past: KVCache | None = None) -> Tensor:
         x = self.hook_resid_pre(x)
         return self.hook_resid_post(x + self.attn_out(x, frame, past))
-
-
-@torch.no_grad()
-def draw_qkv(model: nn.Module, name: str, draw: Callable[[Tensor], object]) -> None:
-    """Draw the matrices of an attention, of which `name` is the first, as the one that GPT-2 keeps them in.
-
-    So a seed gives the weights that it gives elsewhere.
-    """
-    attn = model.get_submodule(name.rpartition(".")[0])
-    parts = [attn.get_parameter(f"W_{letter}_flat") for letter in "QKV"]
-    whole = torch.cat([torch.empty_like(part) for part in parts], dim=1)
-    draw(whole)
-    for part, values in zip(parts, whole.split([part.shape[1] for part in parts], dim=1), strict=True):
-        part.copy_(values)
-
-
-def hook_shape(config: BlockShape, name: str, batch: int, queries: int, keys: int) -> tuple[int, ...]:
-    """The shape of an activation whose queries (and the residual stream they write to) and keys have these lengths."""
-    last = name.rsplit(".", 1)[-1]
-    if last in ("hook_k", "hook_v", "hook_rot_k"):
-        return (batch, keys, config.n_kv_heads, config.d_head)
-    if last in ("hook_q", "hook_rot_q", "hook_z"):
-        return (batch, queries, config.n_heads, config.d_head)
-    if last in ("hook_attn_scores", "hook_pattern"):
-        return (batch, config.n_heads, queries, keys)
-    if last in ("hook_result", "hook_q_input"):
-        return (batch, queries, config.n_heads, config.d_model)
-    if last in ("hook_k_input", "hook_v_input"):
-        return (batch, queries, config.n_kv_heads, config.d_model)
-    if last in ("hook_pre", "hook_pre_linear", "hook_post") and ".mlp." in name:
-        return (batch, queries, config.d_mlp)
-    return (batch, queries, 1 if last == "hook_scale" else config.d_model)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from interp.errors import InputError
 from interp.hooks import HookedModule
-from interp.models.config import BlockShape
-from interp.models.parts import draw_qkv, hook_shape
+from interp.models.config import BlockShape, hook_shape
 from interp.text.tokenizer import Tokenizer
 
 Config = TypeVar("Config", bound=BlockShape)
@@ -126,3 +125,17 @@ class TextModel(HookedModel[Config, Tokenizer]):
     def to_string(self, tokens: Tensor | Sequence[int]) -> str:
         """The text of one sequence of token ids."""
         return self._tokenizer().to_string(tokens)
+
+
+@torch.no_grad()
+def draw_qkv(model: nn.Module, name: str, draw: Callable[[Tensor], object]) -> None:
+    """Draw the matrices of an attention, of which `name` is the first, as the one that GPT-2 keeps them in.
+
+    So a seed gives the weights that it gives elsewhere.
+    """
+    attn = model.get_submodule(name.rpartition(".")[0])
+    parts = [attn.get_parameter(f"W_{letter}_flat") for letter in "QKV"]
+    whole = torch.cat([torch.empty_like(part) for part in parts], dim=1)
+    draw(whole)
+    for part, values in zip(parts, whole.split([part.shape[1] for part in parts], dim=1), strict=True):
+        part.copy_(values)
