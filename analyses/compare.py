@@ -215,21 +215,17 @@ class CompareResult(Result):
         ]  # fmt: skip
 
     def _largest(self, head: str, role: str) -> tuple[tuple[float | None, float | None], float, Held | None]:
-        """The interval and the p of a change that is told because it is the largest of all (Bonferroni)."""
+        """The interval and the p of a change that is told because it is the largest of all (Bonferroni), and what half
+        of the sequences say."""
         layer, number = (int(part) for part in head[1:].split("H"))
         first, other = self.roles
         place = first.roles.index(role.replace(" ", "_")), layer, number
         differences, of = other.scores - first.scores, len(self.role_changes)
-        difference, held = (
-            differences[:, *place],
-            held_out(
-                differences,
-                place,
-                unit="random sequences",
-                called=lambda role, *at: "L{}H{}".format(*at),
-                seed=self.seed,
-            ),
-        )
+        difference = differences[:, *place]
+        held = held_out(
+            differences, place, unit="random sequences", seed=self.seed,
+            called=lambda role, layer, head: f"L{layer}H{head}, {first.roles[role].replace('_', ' ')}",
+        )  # fmt: skip
         return bootstrap(difference, chosen_of=of).ends(), min(of * float(paired_t_p_value(difference)), 1.0), held
 
     def findings(self) -> list[Finding]:

@@ -38,7 +38,7 @@ from analyses.shared.metrics import TokenChoice, token_ids
 from analyses.shared.panels import Bars, Finding, Matrix, Note, Panel, Result, Table, Tokens, TokenStrip
 from analyses.shared.prompts import PromptSet
 from analyses.shared.stacks import Stack, attentions, labels_of, readings
-from analyses.shared.statistics import Interval, bootstrap, methods
+from analyses.shared.statistics import Interval, bootstrap, held_out, methods
 from interp.errors import InputError
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
@@ -124,6 +124,11 @@ class DirectLogitAttributionResult(Result):
         return bootstrap(values, clusters=self.clusters, seed=self.seed)
 
     @property
+    def _parts(self) -> np.ndarray:
+        """[component] whether it is a head or an MLP, which a finding may name."""
+        return np.array([re.match(r"L\d+H|mlp \d", name) is not None for name in self.components])
+
+    @property
     def _unit(self) -> str:
         return "logits" if self.wrongs else "logits above the vocabulary's mean"
 
@@ -140,7 +145,7 @@ class DirectLogitAttributionResult(Result):
             self._by_head(interval),
             *self._by_position(),
             self._table(interval),
-            *methods(len(self.texts), clusters=self.clusters, seed=self.seed),
+            *methods(len(self.texts), clusters=self.clusters, chosen_of=int(self._parts.sum()), seed=self.seed),
         ]
 
     def _note(self) -> Note:
@@ -256,14 +261,19 @@ class DirectLogitAttributionResult(Result):
 
     def findings(self) -> list[Finding]:
         p = self.p_values
-        names = [i for i, name in enumerate(self.components) if re.match(r"L\d+H|mlp \d", name) and p[i] <= SURE]
-        interval = self._spread(self.relative)
-        values = interval.value
+        names = [i for i in np.flatnonzero(self._parts) if p[i] <= SURE]
+        values = self._spread(self.relative).value
         total = float((self.total - self.common.sum(1)).mean())
-        best = max(names, key=lambda i: float(values[i]) * (1 if total >= 0 else -1), default=None)
+        sign = 1 if total >= 0 else -1
+        best = max(names, key=lambda i: sign * float(values[i]), default=None)
         if best is None or abs(values[best]) < max(FLOORS["logits"], abs(total) / 20):
             return []
-        low, high = (None if end is None else float(end[best]) for end in (interval.low, interval.high))
+        of = int(self._parts.sum())
+        low, high = bootstrap(self.relative[:, best], clusters=self.clusters, chosen_of=of).ends()
+        held = held_out(
+            self.relative, int(best), by=np.where(self._parts, sign * self.relative, -np.inf), highest=True,
+            clusters=self.clusters, called=self.components.__getitem__, seed=self.seed,
+        )  # fmt: skip
         above = "" if self.wrongs else ", counted from the vocabulary's mean"
         above += "" if self.softcap is None else ", before the soft-cap"
         name, amount = self.components[best], f"{signed(values[best], '+.2f')} of {signed(total, '+.2f')}"
@@ -272,8 +282,8 @@ class DirectLogitAttributionResult(Result):
                 f"{name} adds {amount} logits directly to the {self.quantity}{above}, more than random directions of "
                 "its length would.",
                 "strongest", 0.5,
-                float(values[best]), "logits", low, high, null=self.null, p=float(p[best]), about=name,
-                short=f"adds {amount} to the {self.quantity}",
+                float(values[best]), "logits", low, high, null=self.null, p=float(p[best]), held=held,
+                about=name, short=f"adds {amount} to the {self.quantity}",
             )
         ]  # fmt: skip
 

@@ -151,7 +151,8 @@ class HeadRolesResult(Result):
         ))  # fmt: skip
         scores = self.random.scores
         return [*panels, *methods(
-            len(scores), unit="sequences", test="t", tests=int(np.isfinite(self.random.q).sum()), seed=self.random.seed,
+            len(scores), unit="sequences", halved=True, test="t", tests=int(np.isfinite(self.random.q).sum()),
+            seed=self.random.seed,
             more="The t test is one-sided: score above null. The one that a summary names as the strongest has a "
             "Clopper-Pearson interval for the effective number of outcomes (Korn and Graubard 1998) at the Bonferroni "
             f"level 1 - .05/{scores.shape[2] * scores.shape[3]:,}, which allows for the choice.",
@@ -170,11 +171,14 @@ class HeadRolesResult(Result):
 
     def _matrix(self, role: str) -> Matrix:
         measured, index = self.random, self.random.roles.index(role)
+        named = measured.named["score"][measured.named["role"] == role]
         null, found = measured.null[index], bootstrap(measured.scores[:, index], seed=measured.seed)
         return Axes.of(found, layer=None, head=None).matrix(
             role.replace("_", "-"), role.replace("_", " ").capitalize(),
             f"{MEANING[role].capitalize()}, on {measured.what}. Chance gives {null.mean():.2f} on average over heads, "
-            f"{null.max():.2f} at most.", unit="share", family="role", floor=float(np.nanmax(null, initial=0.0)),
+            f"{null.max():.2f} at most.", unit="share", family="role",
+            # a head is named against its own null, which another's may be above
+            floor=min([float(np.nanmax(null, initial=0.0)), *np.nextafter(named, 0.0)]),
         )  # fmt: skip
 
     def _on_text(self) -> Matrix:

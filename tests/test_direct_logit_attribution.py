@@ -1,6 +1,7 @@
 """Direct logit attribution: the parts sum to the logit; each is what leaving it out at the end changes."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from shapes import SHAPES, toy
 from analyses.direct_logit_attribution import direct_logit_attribution
 from analyses.shared.panels import Bars, Matrix, TokenStrip
 from analyses.shared.prompts import Prompt, PromptSet
+from analyses.shared.statistics import bootstrap
 from interp.errors import InputError
 from interp.interventions import Add, Replace, freeze
 from interp.processing import process_weights
@@ -140,6 +142,21 @@ def test_finds_the_planted_induction_head_and_where_it_reads():
     model, roles = induction_model(previous_token_head=False)  # the control: nothing to compose with
     frame = direct_logit_attribution(model, tokens, answer=right, wrong=other).to_dataframe().set_index("component")
     assert frame.contribution["L1H0"] < 0.1 * best.contribution
+
+
+def test_the_largest_part_pays_for_the_choice_and_half_of_the_texts_choose_it_again():
+    model, _ = induction_model()
+    tokens = repeated(40, 20)[:, :31].repeat(12, 1)
+    right, other = tokens[:, 11].tolist(), tokens[:, 3].tolist()
+    result = direct_logit_attribution(model, tokens, answer=right, wrong=other)
+    noise = np.random.default_rng(0).normal(scale=0.1, size=result.contributions.shape)
+    result = replace(result, contributions=result.contributions + noise)
+    (finding,) = result.findings()
+    alone = bootstrap(result.relative[:, result.components.index(finding.about)], seed=result.seed)
+    assert finding.low < alone.low < alone.high < finding.high
+    assert (finding.held.again, finding.held.what, finding.held.n) == (True, finding.about, 6)
+    assert finding.held.low < finding.held.value < finding.held.high
+    assert "choose the largest alone" in next(panel.text for panel in result.panels() if panel.key == "methods")
 
 
 def test_defaults_explain_the_models_own_prediction(toy_gpt):

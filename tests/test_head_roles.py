@@ -10,6 +10,7 @@ from shapes import toy
 from analyses.head_roles import MARGIN, head_roles, random_repeated
 from analyses.shared.panels import Matrix, Note, Table
 from interp.errors import InputError, NotApplicable
+from interp.models.gpt import HookedGPT
 
 PLANTED = ("previous_token", "duplicate_token", "induction", "first_token", "copying")
 
@@ -172,6 +173,27 @@ def test_findings_name_the_heads():
     assert texts["induction"].text.startswith("L1H0 is an induction head: on repeated random tokens it gives ")
     assert texts["induction"].low <= texts["induction"].value <= texts["induction"].high
     assert isinstance(result.panels()[0], Table)
+
+
+def test_no_head_that_is_named_is_grey():
+    """Each is named against its own null: one of tiny's place heads is below that of another head."""
+    result = head_roles(HookedGPT.from_pretrained("tiny"))
+    panels = {panel.key: panel for panel in result.panels() if isinstance(panel, Matrix)}
+    for head in result.random.named.itertuples():
+        panel = panels[head.role.replace("_", "-")]
+        assert panel.floor < head.score
+        assert panel.floor > 0
+    index = result.random.roles.index("positional")
+    assert panels["positional"].floor < np.nanmax(result.random.null[index])  # control: the largest null would grey one
+
+
+def test_what_half_of_the_sequences_say_is_named():
+    finding = next(one for one in head_roles(induction_model()[0]).findings() if one.key == "induction")
+    assert (finding.held.again, finding.held.what, finding.held.n, finding.held.unit) == (True, "L1H0", 6, "sequences")
+    (note,) = [panel for panel in head_roles(induction_model()[0]).panels() if panel.key == "methods"]
+    assert "6 sequences (drawn with seed 0) choose the largest alone" in note.text
+    few = head_roles(induction_model()[0], samples=11)
+    assert all(one.held is None for one in few.findings())
 
 
 def test_seeds_repeat_and_matter():

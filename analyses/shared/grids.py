@@ -121,19 +121,16 @@ class GridsResult(Result):
 
     def findings(self) -> list[Finding]:
         """The largest part, where its p-value is small."""
-        frame = self._named()
-        frame = frame[[self.p_values.get(part, 1.0) <= SURE for part in frame["part"]]]
+        named = self._named()
+        frame = named[[self.p_values.get(part, 1.0) <= SURE for part in named["part"]]]
         if frame.empty or not abs(frame["value"].iloc[0]) >= FLOORS.get(self.unit, 0.0):
             return []
-        top, tested = frame.iloc[0], len(self._named())
+        top, tested = frame.iloc[0], len(named)
         name, value = top["part"], float(top["value"])
         effects, place = self._values(), int(frame.index[0])
         low, high = bootstrap(effects[:, place], chosen_of=tested).ends()
-        may_be_named = np.isin(np.arange(effects.shape[1]), self._named().index)
-        held = held_out(
-            effects, place, by=effects * may_be_named, called=lambda one: str(self.strongest().loc[one, "part"]),
-            seed=self.seed,
-        )  # fmt: skip
+        by = effects * np.isin(np.arange(effects.shape[1]), named.index)
+        held = held_out(effects, place, by=by, called=lambda one: str(named.loc[one, "part"]), seed=self.seed)
         amount = f"{signed(value)} {self.unit}"
         return [
             Finding(

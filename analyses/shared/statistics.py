@@ -380,7 +380,7 @@ def methods(
     weighted: bool = False,
     share: bool = False,
     chosen_of: int = 1,
-    halved: bool = True,
+    halved: bool | None = None,
     test: Test | None = None,
     tests: int = 0,
     more: str = "",
@@ -392,7 +392,7 @@ def methods(
         unit: what the first axis holds, in the plural.
         weighted: whether texts count by their number of positions.
         share, chosen_of: as given to `bootstrap`; chosen_of that of the effect that the findings name.
-        halved: whether that effect is measured by `held_out` too.
+        halved: whether that effect is measured by `held_out` too; by default where it was chosen of several.
         test: how p-values were made, if there are any; tests: how many were corrected together.
         more: a sentence of the analysis's own.
     """
@@ -416,11 +416,11 @@ def methods(
             f"The one that a summary names as the largest has {kind} at the Bonferroni level 1 - .05/{chosen_of:,}, "
             "which allows for the choice."
         )
-        if n >= HALVED_FROM and halved:
-            said.append(
-                f"Held out: {n // 2} {what} (drawn with seed {seed}) choose the largest alone, and the other "
-                f"{n - n // 2} measure it, with a 95 % interval for itself (Cox 1975)."
-            )
+    if n >= HALVED_FROM and (chosen_of > 1 if halved is None else halved):
+        said.append(
+            f"Held out: {n // 2} {what} (drawn with seed {seed}) choose the largest alone, and the other "
+            f"{n - n // 2} measure it, with a 95 % interval for itself (Cox 1975)."
+        )
     if test == "sign flips":
         patterns = f"all {2**n:,} patterns" if 2**n <= FLIPS else f"{FLIPS:,} random patterns, seed {seed}"
         said.append(f"p: two-sided sign-flip test by {what[:-1]} that effects are symmetric about zero ({patterns}).")

@@ -117,8 +117,8 @@ def _show(found: "list[Difference]", format: Literal["table", "json", "csv"]) ->
     from reports.terminal import show
 
     caption = (
-        "identical: all rows, to the last bit. close or differs: the largest difference, as a share of the largest "
-        "value of its column, is within the tolerance or beyond it; words must be equal."
+        "identical: all rows, to the last bit; empty: no row, now as then. close or differs: the largest difference, "
+        "as a share of the largest value of its column, is within the tolerance or beyond it; words must be equal."
     )
     shown = frame if any(frame["where"]) else frame.drop(columns="where")
     counts = frame["outcome"].value_counts()

@@ -207,7 +207,7 @@ def _of_rerun() -> Schema:
     from reports.running.record import Difference
 
     row = of_frames([rerun.comparison([Difference("", 0, 0, "identical", 0.0)])])
-    row["properties"]["outcome"] = {"enum": ["identical", "close", "differs"]}
+    row["properties"]["outcome"] = {"enum": ["identical", "empty", "close", "differs"]}
     return {"type": "array", "items": row}
 
 

@@ -125,7 +125,7 @@ class Difference:
     compared: int
     """Rows whose values were compared; all of them entered the digest."""
     outcome: str
-    """identical: to the last bit; close: within the tolerance; differs."""
+    """identical: to the last bit; empty: both have no row; close: within the tolerance; differs."""
     largest: float
     """Largest difference, as a share of the largest value of its column."""
     where: str = ""
@@ -146,7 +146,7 @@ def compare(name: str, kept: Mapping[str, Any], frame: pd.DataFrame | None, tole
         return Difference(name, len(frame), 0, "differs", math.inf, f"{now}; the page has {before}")
     compared = len(range(0, len(frame), kept["step"]))
     if digest(frame) == kept["sha256"]:
-        return Difference(name, len(frame), compared, "identical", 0.0)
+        return Difference(name, len(frame), compared, "identical" if len(frame) else "empty", 0.0)
     largest, where = 0.0, ""
     for i, column in enumerate(columns):
         new = _values(frame.iloc[:: kept["step"], i])
