@@ -355,3 +355,24 @@ def test_a_loader_that_believes_what_it_finds_does_not_survive_the_changes(tmp_p
     assert checkpoints.tried(tmp_path / "whole", tmp_path / "errors")[0] == "bad"
     monkeypatch.setattr(checkpoints, "load", lambda folder, **options: {}["x"])
     assert checkpoints.tried(tmp_path / "whole", tmp_path / "errors") == ("bad", "KeyError: 'x'")
+
+
+def test_logits_that_rounding_decides_are_not_compared(tmp_path) -> None:
+    """A row of 1e30 behind a norm, whose output sums to nothing but rounding. Control: a wrong bias is noticed where
+    a row of 1e30 stands elsewhere, and where there is none.
+    """
+    checkpoints.KINDS["vit"](tmp_path / "vit")
+    file = tmp_path / "vit" / "model.safetensors"
+    good = load_file(file)
+
+    def compared(name: str, wrong: float) -> str:
+        save_file({**good, name: good[name].index_fill(0, torch.tensor([0]), 1e30)} if name else good, file)
+        with torch.no_grad():
+            model = checkpoints.load(tmp_path / "vit", device="cpu")
+            model.b_U[1] += wrong
+            return checkpoints.compare(model, tmp_path / "vit")
+
+    assert compared("classifier.weight", 0.0) == "rounding"
+    for name in ("", "classifier.bias"):
+        assert compared(name, 0.0) == ""
+        assert compared(name, 0.01).startswith("logits")

@@ -414,6 +414,8 @@ REFUSED = [
     (TINY | {"model_type": "phi", "qk_layernorm": True}, "qk_layernorm"),
     (TINY | {"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
     (LLAMA | {"hidden_act": "xielu"}, "xielu"),
+    (LLAMA | {"hidden_act": "silu", "activation_function": "gelu"}, "hidden_act and activation_function differ"),
+    (TINY | {"model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh", "hidden_act": "silu"}, "differ"),
     (LLAMA | {"layer_types": ["linear_attention"]}, "linear_attention"),
     (TINY | {"model_type": "opt", "ffn_dim": 8, "word_embed_proj_dim": 4}, "word_embed_proj_dim"),
     (TINY | {"model_type": "opt", "ffn_dim": 8, "do_layer_norm_before": False}, "do_layer_norm_before"),

@@ -163,6 +163,34 @@ def test_tokens_are_joined_as_the_files_say(tmp_path, kind) -> None:
     agree(tmp_path)
 
 
+@pytest.mark.parametrize("told", [None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast"])
+def test_bytes_without_a_decoder_are_joined_as_the_class_says(tmp_path, told) -> None:
+    """The classes of GPT-2's kind bring the decoder of bytes; one that says nothing leaves pieces as they are."""
+    write(tmp_path, {"tokenizer_config": {"tokenizer_class": told} if told else {}}, whole=True)
+    (tmp_path / "vocab.json").unlink()
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"decoder": None}))
+    agree(tmp_path)
+    mine = Tokenizer.from_directory(tmp_path)
+    assert mine is not None
+    ids = mine.encode("the cat sat")
+    assert (mine.to_string(ids) == "the cat sat") == (told != "PreTrainedTokenizerFast")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_two_tokens_of_one_id_are_refused(tmp_path, whole) -> None:
+    """Which of the two an id means would be chance. Control: the same file with an id for each."""
+    write(tmp_path, {"tokenizer_config": GPT2}, whole=whole)
+    file = tmp_path / ("tokenizer.json" if whole else "vocab.json")
+    data = json.loads(file.read_text())
+    vocabulary = data["model"]["vocab"] if whole else data
+    assert Tokenizer.from_directory(tmp_path) is not None
+    vocabulary["!"] = vocabulary["?"]
+    file.write_text(json.dumps(data))
+    with pytest.raises(LoadError, match=f"'!' and '\\?' are both token {vocabulary['?']}"):
+        Tokenizer.from_directory(tmp_path)
+
+
 def test_dropout_of_merges_is_off(tmp_path) -> None:
     """Else a text would have other ids each time (control: with the library alone it has)."""
     backend = pairs()

@@ -62,12 +62,16 @@ GEMMA = LLAMA | {"n_ctx": 8192, "act_fn": "gelu_new", "tied": True, "gain_offset
 
 
 def _act(data: Data, where: str) -> dict[str, Activation]:
-    for key in ACT_KEYS:
-        if data.get(key) is not None:
-            if data[key] not in ACTIVATION_NAMES:
-                raise LoadError(f"{where}: {key} = {data[key]!r}", f"expected one of {', '.join(ACTIVATION_NAMES)}")
-            return {"act_fn": ACTIVATION_NAMES[data[key]]}
-    return {}
+    told = {key: data[key] for key in ACT_KEYS if data.get(key) is not None}
+    for key, name in told.items():
+        if name not in ACTIVATION_NAMES:
+            raise LoadError(f"{where}: {key} = {name!r}", f"expected one of {', '.join(ACTIVATION_NAMES)}")
+    if "hidden_activation" in told and told.get("hidden_act") == "gelu":
+        del told["hidden_act"]  # the older entry of Gemma's files, which the newer one corrects
+    acts = {ACTIVATION_NAMES[name] for name in told.values()}
+    if len(acts) > 1:
+        raise LoadError(f"{where}: {' and '.join(told)} differ", "expected one entry of that meaning")
+    return {"act_fn": acts.pop()} if acts else {}
 
 
 def _rope(data: Data, where: str, kind: str = "") -> dict[str, Any]:

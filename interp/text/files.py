@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ def _vocabulary(directory: Path) -> Backend | None:
         if getattr(backend.model, "dropout", None):
             backend.model.dropout = None  # else a text would have other ids each time
         _check_growth(backend, file)
+        if backend.decoder is None:
+            kind = _json(directory, "tokenizer_config.json").get("tokenizer_class")
+            kind = kind or _json(directory, "config.json").get("model_type")
+            if str(kind).removesuffix("Fast") in _CUTS:  # classes that join bytes whatever the file says
+                backend.decoder = tokenizers.decoders.ByteLevel()
         return backend
     for names in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         files = [directory / name for name in names]
@@ -97,15 +102,29 @@ def _longest(charsmap: str) -> int:
     return max(map(len, data[start:].split(b"\0")))
 
 
+def check_ids(ids: Mapping[str, int], where: Path) -> None:
+    """Raises LoadError for a vocabulary in which two tokens have one id: text of it would be the one or the other."""
+    if len(set(ids.values())) < len(ids):
+        pieces: dict[int, str] = {}
+        for piece, number in sorted(ids.items()):
+            if number in pieces:
+                what = f"{where}: {pieces[number]!r} and {piece!r} are both token {number}"
+                raise LoadError(what, "expected one token an id")
+            pieces[number] = piece
+
+
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def add_tokens(backend: Backend, directory: Path, special: Sequence[str] = ()) -> None:
-    """Adds what the files beside the vocabulary add, in the order of their ids; raises LoadError for two ids of one.
+    """Adds what the files beside the vocabulary add, in the order of their ids.
+
+    Raises LoadError for a token of two ids, and two tokens of one.
 
     `special` are tokens that texts may hold whole, where they are in the vocabulary.
     """
+    check_ids(backend.get_vocab(with_added_tokens=False), directory)
     config, mapped = _json(directory, "tokenizer_config.json"), _json(directory, "special_tokens_map.json")
     told = {int(number): entry for number, entry in config.get("added_tokens_decoder", {}).items()}
     for token, number in _json(directory, "added_tokens.json").items():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.errors import InputError, LoadError
 from interp.files import atomic_path, atomic_write
+from interp.text.files import check_ids
 from interp.text.tokenizer import Tokenizer
 from interp.text.vocabularies import SPACE
 from interp.untrusted import VOCABULARY_LIMIT, read_json, regular, write_json
@@ -29,6 +30,7 @@ class SentencePiecePair:
         self.pieces = {number: piece for piece, number in self.ids.items()}
         if "<unk>" not in self.ids:
             raise LoadError(f"{directory / 'vocab.json'} has no token <unk>", "expected a Marian vocabulary")
+        check_ids(self.ids, directory)
 
     @cached_property
     def source_model(self) -> Any:

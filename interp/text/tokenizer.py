@@ -58,12 +58,12 @@ class Tokenizer:
         """Tokens that end a text."""
         decoding = list(parts_of(backend.decoder))
         parts = [*decoding, *parts_of(backend.pre_tokenizer), *parts_of(backend.normalizer)]
-        self._byte_of = _byte_of_character() if any(part["type"] == "ByteLevel" for part in parts) else {}
-        self._spaced = not self._byte_of and SPACE in str(parts)
         by_bytes = any(part["type"] == "ByteLevel" for part in decoding)
+        self._byte_of = _byte_of_character() if by_bytes else {}
+        self._spaced = bool(decoding) and not by_bytes and SPACE in str(parts)
         self._decodes = bool(decoding) and not by_bytes and not self._spaced
         """Whether only the files' own decoder knows how to join tokens."""
-        self._separator = b"" if decoding or self._byte_of or self._spaced else b" "  # of whole words
+        self._separator = b"" if decoding else b" "  # without a decoder, tokens are whole words
         self._stripped = any(
             part.get("start", 0) > 0 or part.get("prepend_scheme", "never") != "never"  # Strip or Metaspace
             for part in decoding

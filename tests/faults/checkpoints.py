@@ -47,6 +47,8 @@ from interp.text.wordpiece import WordPiece  # noqa: E402
 
 SECONDS = 20
 """Longer than any of these may take."""
+ROUNDING = torch.finfo(torch.float32).eps
+"""As much as float32 cannot tell apart, as a share of a weight."""
 IDS = torch.tensor([[5, 9, 5, 9, 31, 2, 200, 17]])
 TEXTS = ["The cat sat.", "<|user|> hi <|end|>  x<|endoftext|>y", "l'été\n\n 12345"]
 ODD: list[Any] = [
@@ -303,14 +305,20 @@ def _input(model: Any) -> torch.Tensor:
     return torch.linspace(-1, 1, math.prod(size)).reshape(size)
 
 
-def theirs(model: Any, folder: Path) -> torch.Tensor | None:
-    """The logits as transformers gives them; None where it refuses the folder, or finds no value for a parameter."""
+def theirs(model: Any, folder: Path, apart: float = 0.0) -> torch.Tensor | None:
+    """The logits as transformers gives them; None where it refuses the folder, or finds no value for a parameter.
+
+    Args:
+        apart: how far every weight is moved at random, as a share of itself.
+    """
     kinds = {HookedEncoder: "AutoModelForMaskedLM", HookedEncoderDecoder: "AutoModelForSeq2SeqLM"}
     name = kinds.get(type(model), "AutoModelForCausalLM")
     kind = getattr(transformers, "AutoModelForImageClassification" if _sees(model) else name)
     options = {"local_files_only": True, "output_loading_info": True, "dtype": torch.float32}
     try:
         twin, told = kind.from_pretrained(folder, **options)
+        for weight in twin.parameters() if apart else ():
+            weight.mul_(1 + apart * torch.randn_like(weight))
         more = {"decoder_input_ids": IDS} if "Seq2Seq" in kind.__name__ else {}
         found: torch.Tensor = twin.eval()(_input(model), **more).logits
     except Exception:
@@ -319,14 +327,25 @@ def theirs(model: Any, folder: Path) -> torch.Tensor | None:
 
 
 def compare(model: Any, folder: Path) -> str:
-    """What differs from what transformers finds in the folder; "" for nothing, "alone" where it refuses."""
-    expected = theirs(model, folder)
-    if expected is not None:
+    """What differs from what transformers finds in the folder; "" for nothing, "alone" where it refuses, "rounding"
+    where its logits differ as much from its own, every weight moved by a rounding.
+    """
+    expected, outcome = theirs(model, folder), ""
+    if expected is None:
+        outcome = "alone"
+    else:
         found = model(IDS, IDS) if isinstance(model, HookedEncoderDecoder) else model(_input(model))
-        if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-4, rtol=1e-4, equal_nan=True):
-            return f"logits {list(found.shape)} differ from {list(expected.shape)}"
+        if not same(found, expected):
+            moved = [theirs(model, folder, ROUNDING) for _ in range(3)]
+            if found.shape != expected.shape or all(x is not None and same(x, expected) for x in moved):
+                return f"logits {list(found.shape)} differ from {list(expected.shape)}"
+            outcome = "rounding"
     difference = compare_text(model.tokenizer, folder) if isinstance(model.tokenizer, Tokenizer) else ""
-    return difference or "alone" * (expected is None)
+    return difference or outcome
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return found.shape == expected.shape and torch.allclose(found, expected, atol=1e-4, rtol=1e-4, equal_nan=True)
 
 
 def compare_text(mine: Tokenizer, folder: Path) -> str:
@@ -353,7 +372,9 @@ def compare_text(mine: Tokenizer, folder: Path) -> str:
 
 
 def tried(folder: Path, errors: Path) -> tuple[str, str]:
-    """What came of loading: "refused", "loaded", "alone" (transformers refuses) or "bad"; and what is to be said."""
+    """What came of loading: "refused", "loaded", "alone" (transformers refuses), "rounding" (of which no logits can be
+    expected, see `compare`) or "bad"; and what is to be said.
+    """
     model, said = None, ""
     try:
         with silence(errors), warnings.catch_warnings(), torch.no_grad():
@@ -379,7 +400,7 @@ def tried(folder: Path, errors: Path) -> tuple[str, str]:
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
         signal.alarm(0)
-    return ("bad", said) if said not in ("", "alone") else (said or "loaded", "")
+    return ("bad", said) if said not in ("", "alone", "rounding") else (said or "loaded", "")
 
 
 def attempt(count: int, rng: random.Random, folder: Path, keep: Path | None = None) -> tuple[Counter[str], list[str]]:
