@@ -35,6 +35,7 @@ from interp.interventions import (
 from interp.models.encoder_decoder import HookedEncoderDecoder
 from interp.models.gpt import HookedGPT
 from interp.sweep import CHECKED, Pair, SweepInterrupted, engine, layout, lowered, resumable, slow_sweep, sweep
+from interp.sweep.clean import CleanRun
 from interp.sweep.engine import Chunk
 from interp.sweep.plan import Limits, Plan
 
@@ -248,7 +249,7 @@ FAULTS = {
     "the edits of running variants are skipped": ("_visit", lambda self, name, parts: None),
     "variants are taken for clean": ("_route", lambda self, *_: "skip"),
     "rows are turned by the first position": (
-        "_places",
+        "rows_of",
         lambda self, positions: torch.zeros(self.batch * len(positions), dtype=torch.long),
     ),
 }
@@ -260,7 +261,8 @@ def test_a_planted_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
     tokens = torch.randint(0, VOCAB, (2, 6))
     variants = [ablate_head(1, 0), steer(1, torch.arange(16.0) / 8, pos=2), [ablate_head(0, 0), ablate_mlp(1)]]
     assert_same(model, tokens, variants)
-    monkeypatch.setattr(Chunk, *FAULTS[fault])
+    name, wrong = FAULTS[fault]
+    monkeypatch.setattr(Chunk if hasattr(Chunk, name) else CleanRun, name, wrong)
     with pytest.raises(AssertionError):
         assert_same(model, tokens, variants)
 

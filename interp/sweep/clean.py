@@ -49,6 +49,7 @@ class CleanRun:
                 self.kept[base + BETWEEN] = self.kept[base + "hook_resid_pre"] + self.kept[base + "hook_attn_out"]
         self._allowed: dict[int | None, Tensor] = {}
         self._raw: dict[tuple[int, str], Tensor] = {}
+        self._rows: dict[Positions, Tensor] = {}
 
     def allowed(self, attn: Attention, queries: Positions) -> Tensor:
         """Where a layer's attention is allowed for these queries [batch or 1, 1, query, key]."""
@@ -59,6 +60,14 @@ class CleanRun:
         mask = self._allowed[attn.window]
         mask = mask.expand(-1, -1, self.length, -1)
         return take(mask, places(queries, self.all, mask.device), 2)
+
+    def rows_of(self, positions: Positions) -> Tensor:
+        """Where [batch pos] flattened holds these positions of every batch entry."""
+        if positions not in self._rows:
+            start = torch.arange(self.batch, device=self.model.device)[:, None] * self.length
+            index = start + torch.tensor(positions, dtype=torch.long, device=self.model.device)
+            self._rows[positions] = index.flatten()
+        return self._rows[positions]
 
     def raw(self, layer: int, part: str) -> Tensor:
         """What a block's "attn" or "mlp" wrote before the norm that follows it [batch pos d_model]."""
@@ -90,6 +99,8 @@ class CleanRun:
 
     def completed(self, rows: Rows, want: Positions, name: str) -> Tensor:
         """One variant's rows at the positions wanted [batch pos ...]."""
+        if rows.positions == want:
+            return rows.x
         return self.complete(rows.x[None], rows.positions, want, name)[0]
 
 

@@ -30,6 +30,7 @@ def union(*parts: Positions) -> Positions:
     return found
 
 
+@lru_cache(maxsize=1024)
 def common(a: Positions, b: Positions) -> Positions:
     """Positions in both."""
     if a == b:

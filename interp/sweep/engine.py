@@ -23,7 +23,7 @@ from interp.models.parts import Attention, ParallelBlock, Visit
 from interp.sweep.clean import BETWEEN, EMBEDDING, QKV, ROTATED, Rows, ready
 from interp.sweep.edits import Positions, common, places, put, take, union
 from interp.sweep.layout import Ask, Layout, Matrices
-from interp.sweep.variants import HIDDEN, MIXED, PATTERNS, POST, Variants, norm_sites
+from interp.sweep.variants import HIDDEN, MIXED, PATTERNS, POST, Variants, base_of, norm_sites
 
 NORM_FINAL = ("ln_final.hook_scale", "ln_final.hook_normalized")
 
@@ -111,8 +111,12 @@ class Chunk(Variants):
         """A place in the residual stream: variants edited here start, or hold more rows."""
         if name not in self.edited and name not in self.collected:
             return
+        base = base_of(name)
+        site = [name.removeprefix(base)]
         for variant, rows in enumerate(self.rows):
-            positions = common(union(rows.positions, self._touched(variant, "", [name])), needed)
+            if name not in self.collected and base not in self.bases[variant]:
+                continue
+            positions = common(union(rows.positions, self._touched(variant, base, site)), needed)
             if positions:
                 x = self.clean.completed(rows, positions, name)
                 x = x if positions == rows.positions else x.clone()
@@ -127,6 +131,8 @@ class Chunk(Variants):
         `held`: whether what the half reads may differ from the clean run. `cuts`, the half's last sites, are where a
         whole replacement makes everything before it irrelevant.
         """
+        if base not in self.bases[variant]:
+            return "together" if held else "skip"
         if not held and not self._touched(variant, base, (*norm, *inside, *cuts)):
             return "skip"
         if any(base + site in self.collected for site in (*norm, *inside, *cuts[:-1])):

@@ -18,11 +18,9 @@ class Layout(NamedTuple):
 
     def views(self, x: Tensor) -> Iterator[tuple[int, Positions, Tensor]]:
         """Each variant's part of x [rows ...], as [batch pos ...]."""
-        start = 0
-        for variant, positions in self.parts:
-            size = self.batch * len(positions)
-            yield variant, positions, x[start : start + size].unflatten(0, (self.batch, len(positions)))
-            start += size
+        rows = x.split([self.batch * len(positions) for _, positions in self.parts])
+        for (variant, positions), part in zip(self.parts, rows, strict=True):
+            yield variant, positions, part.view(self.batch, len(positions), *x.shape[1:])
 
 
 class Ask(NamedTuple):

@@ -44,15 +44,17 @@ class Variants:
         self.variants, self.read, self.last = variants, read, last
         self.collected, self.block_rows = collected, block_rows
         self.edited = {name for variant in variants for name in variant}
+        self.bases = [set(map(base_of, edits)) for edits in variants]
         none = torch.empty(self.batch, 0, self.model.config.d_model, dtype=self.model.dtype, device=self.model.device)
         self.rows = [Rows((), none) for _ in variants]
 
     # Edits: where they are, and applying them as an activation passes their hook point.
 
     def _edits(self, variant: int, base: str, sites: Iterable[str]) -> list[Edit]:
-        edits = self.variants[variant]
-        if not any(name.startswith(base) for name in edits):
+        """A variant's edits at sites of a block, `base` as `base_of` gives it."""
+        if base not in self.bases[variant]:
             return []  # of thousands of variants most have nothing in this block
+        edits = self.variants[variant]
         return [edit for site in sites for edit in edits.get(base + site, ())]
 
     def _touched(self, variant: int, base: str, sites: Iterable[str]) -> Positions:
@@ -103,16 +105,11 @@ class Variants:
         first, tables = layout.parts[0][1], None
         alike = all(positions == first for _, positions in layout.parts)
         if attn.rotary is not None:
-            index = torch.cat([self._places(p) for _, p in (layout.parts[:1] if alike else layout.parts)])
+            index = torch.cat([self.clean.rows_of(p) for _, p in (layout.parts[:1] if alike else layout.parts)])
             cos, sin = (table.flatten(0, 1)[index] for table in self.clean.frame.rotations[attn.rotary])
             tables = cos, sin
         rows = x.unflatten(0, (len(layout.parts), -1)) if alike else x
         return (attn.prepare_q if letter == "q" else attn.prepare_k)(rows, tables).view_as(x)
-
-    def _places(self, positions: Positions) -> Tensor:
-        """Where [batch pos] flattened holds these positions of every batch entry."""
-        start = torch.arange(self.batch, device=self.model.device)[:, None] * self.clean.length
-        return (start + torch.tensor(positions, dtype=torch.long, device=self.model.device)).flatten()
 
     # Alone: a half of a block from the clean run and the change that one variant's edits make.
 
@@ -150,9 +147,9 @@ class Variants:
     ) -> Tensor:
         """A half's output at `positions` [batch pos d_model] with the change of what was written at `where` put in."""
         base, inside = f"blocks.{layer}.", places(where, positions, out.device)
-        norm = getattr(self.model.blocks[layer], "ln1_post" if part == "attn" else "ln2_post")
-        site = f"{base}{'ln1_post' if part == 'attn' else 'ln2_post'}."
-        normed = norm.hooked and (change is not None or bool(self._touched(variant, site, norm_sites(""))))
+        after = "ln1_post" if part == "attn" else "ln2_post"
+        norm = getattr(self.model.blocks[layer], after)
+        normed = norm.hooked and (change is not None or bool(self._touched(variant, base, norm_sites(after))))
         if normed:
             raw = self.clean.raw(layer, part)
             out = take(raw, places(positions, self.clean.all, raw.device), 1).clone()
@@ -161,7 +158,7 @@ class Variants:
         if not normed:
             return out
         layout = Layout(((variant, positions),), self.batch)
-        return self._norm(norm, site, out.flatten(0, 1), layout).view_as(out)
+        return self._norm(norm, f"{base}{after}.", out.flatten(0, 1), layout).view_as(out)
 
     def _head_change(self, variant: int, layer: int, base: str, queries: Positions) -> Tensor:
         """The change of the heads' sum [batch query d_model] that edits of heads make; no other head runs."""
@@ -265,6 +262,11 @@ class Variants:
             return (post - before) @ mlp.W_out
         where = places(union(*chosen), tuple(range(post.shape[-1])), post.device)  # type: ignore[arg-type]
         return (take(post, where, 2) - take(before, where, 2)) @ take(mlp.W_out, where, 0)
+
+
+def base_of(name: str) -> str:
+    """The block of a hook point, as `blocks.3.`; "" outside the blocks."""
+    return f"blocks.{name.split('.')[1]}." if name.startswith("blocks.") else ""
 
 
 def norm_sites(norm: str) -> tuple[str, str]:
