@@ -1,5 +1,6 @@
 """Encoders are the same function as transformers' BERT and ViT, and their files are theirs."""
 
+import json
 import os
 from pathlib import Path
 
@@ -193,6 +194,15 @@ def test_wrong_tensors_are_named(tmp_path) -> None:
     del tensors["embeddings.cls_token"]
     save_file(tensors, path)
     with pytest.raises(LoadError, match=r"embeddings\.cls_token is missing"):
+        HookedEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "entry"), [(VIT, {"qkv_bias": False}), (BERT, {"is_decoder": True})])
+def test_options_that_change_the_function_are_refused(tmp_path, kind, entry) -> None:
+    make(dtype=torch.float32, **kind).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+    with pytest.raises(LoadError, match=next(iter(entry))):
         HookedEncoder.from_pretrained(tmp_path)
 
 

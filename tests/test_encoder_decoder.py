@@ -296,6 +296,21 @@ def test_options_that_change_the_function_are_refused(tmp_path, entry) -> None:
         HookedEncoderDecoder.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("entry", ["decoder_attention_heads", "decoder_ffn_dim"])
+def test_what_a_file_leaves_unsaid_is_what_transformers_takes(tmp_path, entry) -> None:
+    """Its defaults, not the encoder's; the vocabulary of the target is that of the source (control)."""
+    from transformers import MarianConfig
+
+    make_pair(dtype=torch.float32).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    good = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in good.items() if key != "decoder_vocab_size"}))
+    HookedEncoderDecoder.from_pretrained(tmp_path, device="cpu")
+    path.write_text(json.dumps({key: value for key, value in good.items() if key != entry}))
+    with pytest.raises(LoadError, match=f"{entry} = {getattr(MarianConfig(), entry)}"):
+        HookedEncoderDecoder.from_pretrained(tmp_path)
+
+
 def test_another_kind_of_model_is_named(tmp_path) -> None:
     from interp import HookedEncoder
 

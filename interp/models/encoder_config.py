@@ -124,7 +124,7 @@ class Kind:
     others: Mapping[str, str]
     """Our parameters outside the blocks, if the model has them -> theirs."""
     entries: Mapping[str, str]
-    """Our entry -> theirs; where it has several names, the first must be there and others must agree."""
+    """Our entry -> theirs; where it has several names, the first must be there and others must agree, unsaid or not."""
     unsaid: Mapping[str, Any]
     """What transformers takes for an entry that a file leaves out; all others must be there."""
     usual: Mapping[str, Any]
@@ -139,7 +139,7 @@ class Kind:
         for ours, theirs in self.entries.items():
             first, *copies = theirs.split()
             found[ours] = told[first]
-            expect(data, where, dict.fromkeys(copies, told[first]))
+            expect(told, where, dict.fromkeys(copies, told[first]))
         if found["act_fn"] not in ACTIVATION_NAMES:
             allowed = ", ".join(ACTIVATION_NAMES)
             raise LoadError(f"{where}: {self.entries['act_fn']} = {found['act_fn']!r}", f"expected one of {allowed}")
@@ -173,7 +173,10 @@ MARIAN = Kind(
         "scale_embedding": "scale_embedding", "pad_token": "pad_token_id",
         "start_token": "decoder_start_token_id", "end_token": "eos_token_id",
     },
-    unsaid={"max_position_embeddings": 1024, "activation_function": "gelu", "scale_embedding": False},
+    unsaid={
+        "max_position_embeddings": 1024, "activation_function": "gelu", "scale_embedding": False,
+        "decoder_attention_heads": 16, "decoder_ffn_dim": 4096,
+    },
     usual={
         "normalize_before": False, "normalize_embedding": False, "add_final_layer_norm": False,
         "share_encoder_decoder_embeddings": True, "static_position_embeddings": True, "tie_word_embeddings": True,
@@ -232,7 +235,7 @@ VIT = Kind(
     },
     entries=_ENCODER | {"image_size": "image_size", "patch_size": "patch_size", "n_channels": "num_channels"},
     unsaid=_UNSAID | {"image_size": 224, "patch_size": 16, "num_channels": 3},
-    usual={},
+    usual={"qkv_bias": True},
     dropout=_DROPOUT,
 )  # fmt: skip
 
