@@ -22,8 +22,8 @@ from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from analyses.shared.axes import Axes
@@ -250,8 +250,8 @@ def _agreement(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     squares = float((estimate**2).sum())
     return {
         "n": len(estimate),
-        "pearson": float(stats.pearsonr(estimate, truth).statistic) if varied else np.nan,
-        "spearman": float(stats.spearmanr(estimate, truth).statistic) if varied else np.nan,
+        "pearson": float(scipy.stats.pearsonr(estimate, truth).statistic) if varied else np.nan,
+        "spearman": float(scipy.stats.spearmanr(estimate, truth).statistic) if varied else np.nan,
         "slope": float((estimate * truth).sum() / squares) if squares > 0 else np.nan,
         "rmse": float(np.sqrt(((estimate - truth) ** 2).mean())) if len(estimate) else np.nan,
     }

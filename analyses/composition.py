@@ -27,9 +27,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from analyses.shared.by_stack import by_stack
@@ -319,8 +319,8 @@ def _limit(writes: Tensor, reads: Tensor, width: int, pairs: int, scores: np.nda
     powers = [[x.double().pow(power).sum(-1).cpu().numpy() for power in (2, 3)] for x in (writes, reads)]
     mean, variance, skewness = rotated_moments(powers[0], powers[1], width)
     deviation = np.sqrt(np.maximum(variance, 1e-300))
-    point = stats.pearson3.isf(-np.expm1(np.log(0.95) / max(pairs, 1)), skewness)
-    alone = stats.pearson3.sf((scores**2 - mean) / deviation, skewness)
+    point = scipy.stats.pearson3.isf(-np.expm1(np.log(0.95) / max(pairs, 1)), skewness)
+    alone = scipy.stats.pearson3.sf((scores**2 - mean) / deviation, skewness)
     limit = np.sqrt(np.minimum(mean + deviation * point, 1.0))
     return limit, -np.expm1(pairs * np.log1p(-np.minimum(alone, 1 - 1e-16)))
 

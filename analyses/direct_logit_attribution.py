@@ -26,7 +26,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
+from scipy import special
 
 from analyses.shared.axes import numbered
 from analyses.shared.capabilities import analysis
@@ -251,7 +251,7 @@ class DirectLogitAttributionResult(Result):
         and over the answers to choose from.
         """
         z = np.abs(self.relative.mean(0)) / self.by_chance.mean(0)
-        return np.asarray(np.minimum(1.0, 2 * stats.norm.sf(z) * np.isfinite(z).sum() * self.choices))
+        return np.asarray(np.minimum(1.0, 2 * special.ndtr(-z) * np.isfinite(z).sum() * self.choices))
 
     @property
     def null(self) -> str:

@@ -24,9 +24,10 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from analyses.shared.by_stack import by_stack
@@ -102,7 +103,7 @@ class HeadCircuitsResult(Result):
     def copying_p(self) -> np.ndarray:
         """[layer head] chance that the highest of all heads' scores is so high at random (Bonferroni)."""
         spreads = np.divide(self.copying, self.copying_spread, out=np.zeros_like(self.copying), where=self._known)
-        return np.asarray(np.minimum(self.copying.size * stats.t.sf(spreads, DRAWS), 1.0))
+        return np.asarray(np.minimum(self.copying.size * special.stdtr(DRAWS, -spreads), 1.0))
 
     @property
     def _known(self) -> np.ndarray:
@@ -110,7 +111,7 @@ class HeadCircuitsResult(Result):
 
     def panels(self) -> list[Panel]:
         n_layers, _ = self.copying.shape
-        limit = np.minimum(self.copying_spread * stats.t.isf(0.05 / self.copying.size, DRAWS), 1.0)
+        limit = np.minimum(self.copying_spread * -special.stdtrit(DRAWS, 0.05 / self.copying.size), 1.0)
         panels: list[Panel] = [] if np.isnan(self.copying).all() else [
             _grid(
                 "copying", "Copying score from eigenvalues", self.copying, "score",
@@ -297,7 +298,7 @@ def random_spread(matrices: Float[np.ndarray, "*head n n"]) -> Float[np.ndarray,
     U S V^T with random U and V has the eigenvalues of S Q, Q = V^T U random and orthonormal.
     """
     values = np.linalg.svd(matrices, compute_uv=False)[..., None]
-    turns = stats.ortho_group(matrices.shape[-1], seed=0) if matrices.shape[-1] > 1 else None
+    turns = scipy.stats.ortho_group(matrices.shape[-1], seed=0) if matrices.shape[-1] > 1 else None
     drawn = [copying_scores(values * (1.0 if turns is None else turns.rvs())) for _ in range(DRAWS)]
     spread: np.ndarray = np.sqrt(np.mean(np.square(drawn), axis=0))
     return spread

@@ -39,7 +39,7 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 from torch import Tensor
 
 from analyses.shared.capabilities import analysis
@@ -545,7 +545,7 @@ def block_trends(whole: pd.DataFrame) -> pd.DataFrame:
             values = blocks[number].to_numpy(dtype=float)
             if len(values) < LEAST_BLOCKS or np.isnan(values).any() or len(set(values)) < len(values):
                 continue
-            found = stats.kendalltau(blocks["layer"], values, method="exact")
+            found = scipy.stats.kendalltau(blocks["layer"], values, method="exact")
             row = {"kind": kind, "number": number, "tau": float(found.statistic), "p": float(found.pvalue)}
             rows.append(row | {"first": values[0], "last": values[-1]})
     frame = pd.DataFrame(rows, columns=["kind", "number", "tau", "p", "first", "last"])

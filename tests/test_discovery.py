@@ -63,6 +63,18 @@ def test_listing_imports_nothing_heavy() -> None:
     assert done.stdout.split() == ["[]", "True"]
 
 
+def test_analyses_import_no_statistics_before_they_need_them() -> None:
+    """scipy.stats takes half a second: `import scipy` fetches it when one of its laws is asked for (control)."""
+    code = (
+        "import sys, scipy, analyses\n"
+        "for name in dir(analyses): getattr(analyses, name)\n"
+        "print('analyses.weight_statistics' in sys.modules, 'scipy.stats' in sys.modules)\n"
+        "scipy.stats.norm; print('scipy.stats' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["True", "False", "True"]
+
+
 def test_the_table_of_options_says_what_the_signatures_say() -> None:
     """Else: `python -m reports.running.discovery` writes it anew."""
     assert json.loads(discovery.TABLE.read_text()) == json.loads(json.dumps(discovery.table()))

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from analyses.circuitry.faithfulness import SIZES, Curve, Runs
 from analyses.circuitry.graph import Level, Wiring
@@ -211,7 +211,8 @@ class Bench:
             if len(x) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
                 rows.append({
                     "edges": name, "n": len(x), "pearson": float(np.corrcoef(x, y)[0, 1]),
-                    "spearman": float(stats.spearmanr(x, y).statistic), "slope": float((x * y).sum() / (x * x).sum()),
+                    "spearman": float(scipy.stats.spearmanr(x, y).statistic),
+                    "slope": float((x * y).sum() / (x * x).sum()),
                 })  # fmt: skip
         for item in np.argsort(-np.abs(np.where(known, estimate - exact, 0.0)))[:WORST]:
             rows.append({

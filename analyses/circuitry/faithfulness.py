@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy import special
 
 from analyses.circuitry.graph import Wiring
 from analyses.circuitry.runs import Ablation, CircuitRuns, Outputs
@@ -128,12 +128,12 @@ def interval(
     weights = np.zeros((len(draws) + few, n_texts))
     weights[: len(draws), texts] = draws[:, names]
     if not few:
-        tail = float(stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1)))
+        tail = float(special.ndtr(np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, 0.025)))
         low, high = np.nanquantile(statistic(weights), [tail, 1 - tail], axis=-1)
         return low, high
     weights[-1, texts] = 1.0
     found = statistic(weights)
-    width = stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) * found[..., :-1].var(-1))
+    width = special.stdtrit(n - 1, 0.975) * np.sqrt((n - 1) * found[..., :-1].var(-1))
     return found[..., -1] - width, found[..., -1] + width
 
 

@@ -23,8 +23,8 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 from analyses.shared.axes import Axes, lines
 from analyses.shared.capabilities import analysis
@@ -220,8 +220,8 @@ def _row(
         "smooth_shuffled": smoothness(control),
         "std": std,
         "largest": float(np.abs(flat).max()),
-        "kurtosis": float(stats.kurtosis(flat)) if std else np.nan,
-        "ks": float(stats.kstest((flat - flat.mean()) / std, "norm").statistic) if std else np.nan,
+        "kurtosis": float(scipy.stats.kurtosis(flat)) if std else np.nan,
+        "ks": float(scipy.stats.kstest((flat - flat.mean()) / std, "norm").statistic) if std else np.nan,
         "ks_5_percent": normal_point(flat.size),
     }
 

@@ -10,8 +10,9 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import special, stats
+from scipy import special
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 HISTOGRAM_EDGES = np.linspace(-10, 10, 81)
@@ -250,9 +251,9 @@ def normal_distance(sketch: Sketch) -> float:
 def expected_counts(entries: Entries) -> dict[str, np.ndarray]:
     """Law -> [bin] counts that each fitted law expects in the histogram's bins."""
     cumulative: dict[str, Callable[..., np.ndarray]] = {
-        "normal": stats.norm.cdf,
-        "laplace": stats.laplace.cdf,
-        "t": stats.t.cdf,
+        "normal": scipy.stats.norm.cdf,
+        "laplace": scipy.stats.laplace.cdf,
+        "t": scipy.stats.t.cdf,
     }
     counts: dict[str, np.ndarray] = {}
     for name, parameters in entries.laws.items():
@@ -309,7 +310,7 @@ def kurtosis_p_value(excess: float, count: int) -> float:
     freedom = 6 + 8 / skewness * (2 / skewness + np.sqrt(1 + 4 / skewness**2))
     below = 1 + (excess + 3 - mean) / np.sqrt(variance) * np.sqrt(2 / (freedom - 4))
     z = (1 - 2 / (9 * freedom) - np.cbrt((1 - 2 / freedom) / below)) / np.sqrt(2 / (9 * freedom))
-    return float(stats.norm.sf(z))
+    return float(scipy.stats.norm.sf(z))
 
 
 def window_side(shape: tuple[int, int], wanted: int) -> int:
@@ -331,7 +332,7 @@ def window_test(matrix: Float[np.ndarray, "row column"], window: int, mean: floa
     means = cut.mean((1, 3), dtype=np.float64)
     freedom = rows * columns * (n - size) / (n - 1)
     statistic = float((((means - mean) / std) ** 2).sum() * size)
-    return statistic / freedom, float(stats.chi2.sf(statistic, freedom))
+    return statistic / freedom, float(scipy.stats.chi2.sf(statistic, freedom))
 
 
 def moving_average(

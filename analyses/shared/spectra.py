@@ -7,9 +7,10 @@ from functools import cache
 from typing import TypeVar
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy import special, stats
+from scipy import special
 
 TRACY_WIDOM_99 = 2.0234
 """99 % point of the Tracy-Widom law of order one."""
@@ -106,7 +107,7 @@ def edge_p_value(shape: tuple[int, int], ratio: float) -> float:
     a, b = (np.sqrt(side - 0.5) for side in shape)
     centre, spread = (a + b) ** 2, (a + b) * (1 / a + 1 / b) ** (1 / 3)
     point = (ratio**2 * (centre + TRACY_WIDOM_99 * spread) - centre) / spread
-    return float(stats.gamma.sf(point + 9.84801, 46.4446, scale=0.186054))
+    return float(scipy.stats.gamma.sf(point + 9.84801, 46.4446, scale=0.186054))
 
 
 def tails_matter(shape: tuple[int, int], kurtosis: float, largest: float) -> bool:
@@ -131,7 +132,7 @@ def shuffled_edge(matrix: Float[np.ndarray, "row column"]) -> float:
     """
     rng, flat = np.random.default_rng(0), matrix.ravel()
     tops = [singular_values(rng.permutation(flat).reshape(matrix.shape))[0] for _ in range(SHUFFLES)]
-    beyond = stats.t.ppf(0.99, SHUFFLES - 1) * np.sqrt(1 + 1 / SHUFFLES)
+    beyond = scipy.stats.t.ppf(0.99, SHUFFLES - 1) * np.sqrt(1 + 1 / SHUFFLES)
     return float(np.mean(tops) + beyond * np.std(tops, ddof=1))
 
 

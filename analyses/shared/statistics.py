@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Real
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from analyses.shared.panels import Held, Note
 from interp.errors import InputError
@@ -167,7 +167,7 @@ def _percentiles(
     low, high = (np.full(total.shape[1], np.nan) for _ in range(2))
     observed = _effective(weight)
     for n in np.unique(observed):
-        wider = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1))
+        wider = special.ndtr(np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, tail))
         low[observed == n], high[observed == n] = np.nanquantile(means[:, observed == n], [wider, 1 - wider], axis=0)
     return low, high
 
@@ -195,7 +195,7 @@ def _jackknife(total: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.nd
 def _student_ends(total: np.ndarray, weight: np.ndarray, tail: float) -> tuple[np.ndarray, np.ndarray]:
     """Student's ends; NaN where fewer than two clusters define the mean."""
     mean, error, freedom = _jackknife(total, weight)
-    width = -stats.t.ppf(tail, freedom) * error
+    width = -special.stdtrit(freedom, tail) * error
     return mean - width, mean + width
 
 
@@ -204,14 +204,14 @@ def _share_ends(total: np.ndarray, weight: np.ndarray, tail: float) -> tuple[np.
     mean, error, freedom = _jackknife(total, weight)
     units = np.where(weight > 0, _ratio(total, weight), 0.0)
     plain = ((units == 0) | (units > 1 - WHOLE)).all(0)  # each cluster is one outcome
-    narrower = stats.norm.ppf(tail) / stats.t.ppf(tail, freedom)
+    narrower = special.ndtri(tail) / special.stdtrit(freedom, tail)
     size = np.divide(mean * (1 - mean), error**2, out=np.full(mean.shape, np.inf), where=error > 0) * narrower**2
     size = np.where(plain, _effective(weight), size)
     hits = np.clip(mean, 0.0, 1.0) * np.minimum(size, 1e12)
     misses = np.minimum(size, 1e12) - hits
     with np.errstate(invalid="ignore"):
-        low = np.where(hits > 0, stats.beta.ppf(tail, hits, misses + 1), 0.0)
-        high = np.where(misses > 0, stats.beta.isf(tail, hits + 1, misses), 1.0)
+        low = np.where(hits > 0, special.betaincinv(hits, misses + 1, tail), 0.0)
+        high = np.where(misses > 0, special.betainccinv(hits + 1, misses, tail), 1.0)
     return np.where(np.isnan(freedom), np.nan, low), np.where(np.isnan(freedom), np.nan, high)
 
 
@@ -315,10 +315,11 @@ def q_values(p: Real[np.ndarray, "*shape"]) -> np.ndarray:
     Of the entries called at q <= .05, at most 5 % are false on average.
     """
     p = np.asarray(p, dtype=float)
-    q, known = np.full(p.shape, np.nan), ~np.isnan(p)
-    if known.any():
-        q[known] = stats.false_discovery_control(p[known], method="bh")
-    return q
+    falling = np.argsort(-p.ravel(), kind="stable")  # NaN last
+    n = int((~np.isnan(p)).sum())
+    q = np.full(p.size, np.nan)
+    q[falling[:n]] = np.minimum.accumulate(p.ravel()[falling[:n]] * (n / np.arange(n, 0, -1)))
+    return q.reshape(p.shape)
 
 
 def paired_effect(differences: Real[np.ndarray, "text *shape"]) -> np.ndarray:
@@ -340,7 +341,7 @@ def weighted_t_p_value(differences: Real[np.ndarray, "text *shape"], weights: Re
     weight = np.where(np.isnan(flat), 0.0, counted[:, None])
     mean, error, freedom = _jackknife(np.nan_to_num(flat) * weight, weight)
     effect = np.divide(mean, error, out=np.where(mean > 0, np.inf, 0.0), where=error > 0)
-    return np.asarray(stats.t.sf(effect, freedom)).reshape(values.shape[1:])
+    return np.asarray(special.stdtr(freedom, -effect)).reshape(values.shape[1:])
 
 
 def paired_t_p_value(differences: Real[np.ndarray, "text *shape"], *, greater: bool = False) -> np.ndarray:
@@ -353,7 +354,7 @@ def paired_t_p_value(differences: Real[np.ndarray, "text *shape"], *, greater: b
     effect, mean = paired_effect(values), _ratio(np.nansum(values, axis=0), n.astype(float))
     effect, mean = (effect, mean) if greater else (np.abs(effect), np.abs(mean))
     effect = np.where(np.isnan(effect) & (n >= 2), np.where(mean > 0, np.inf, 0.0), effect)
-    tail = stats.t.sf(effect * np.sqrt(n), np.maximum(n - 1, 1))
+    tail = special.stdtr(np.maximum(n - 1, 1), -effect * np.sqrt(n))
     return np.where(n >= 2, tail if greater else 2 * tail, np.nan)
 
 
