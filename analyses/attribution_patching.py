@@ -22,7 +22,6 @@ from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
-import scipy
 import torch
 from torch import Tensor
 
@@ -39,7 +38,7 @@ from analyses.shared.panels import Finding, Matrix, Panel, Table
 from analyses.shared.patching_result import PatchingResult, depth_of, layered_graph
 from analyses.shared.paths import Paths, Receiver, all_receivers
 from analyses.shared.prompts import TextsOrPrompts
-from analyses.shared.statistics import independent, q_values, sign_flip_p_value
+from analyses.shared.statistics import correlation, independent, q_values, sign_flip_p_value
 from interp.errors import InputError, nearest
 from interp.models.gpt import HookedGPT
 from interp.progress import tell
@@ -250,8 +249,8 @@ def _agreement(estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     squares = float((estimate**2).sum())
     return {
         "n": len(estimate),
-        "pearson": float(scipy.stats.pearsonr(estimate, truth).statistic) if varied else np.nan,
-        "spearman": float(scipy.stats.spearmanr(estimate, truth).statistic) if varied else np.nan,
+        "pearson": correlation(estimate, truth) if varied else np.nan,
+        "spearman": correlation(estimate, truth, ranks=True) if varied else np.nan,
         "slope": float((estimate * truth).sum() / squares) if squares > 0 else np.nan,
         "rmse": float(np.sqrt(((estimate - truth) ** 2).mean())) if len(estimate) else np.nan,
     }

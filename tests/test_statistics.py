@@ -12,6 +12,7 @@ from analyses.shared.statistics import (
     FEW,
     attainable,
     bootstrap,
+    correlation,
     effect_size,
     held_out,
     least_p_value,
@@ -223,6 +224,16 @@ def test_null_p_value_counts_exceedances():
     null = np.arange(99.0)[:, None] + np.zeros(3)
     np.testing.assert_allclose(null_p_value(np.array([200.0, 98.0, -1.0]), null), [0.01, 0.02, 1.0])
     assert np.isnan(null_p_value(np.array([np.nan]), null[:, :1])).all()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_correlations_equal_scipys(ties: bool) -> None:
+    """Ranks shared by equal values included; a control: the two differ where the relation is no line."""
+    x = np.linspace(0.1, 3, 40).round(0 if ties else 6)
+    y = np.exp(3 * x) + RNG.normal(size=40)
+    np.testing.assert_allclose(correlation(x, y), stats.pearsonr(x, y).statistic, rtol=1e-12)
+    np.testing.assert_allclose(correlation(x, y, ranks=True), stats.spearmanr(x, y).statistic, rtol=1e-12)
+    assert correlation(x, y, ranks=True) > correlation(x, y) + 0.05
 
 
 def test_q_values_equal_the_step_up_rule():

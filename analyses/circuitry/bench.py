@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy
 import torch
 from jaxtyping import Bool, Float, Int
 
@@ -18,7 +17,7 @@ from analyses.circuitry.runs import Ablation
 from analyses.circuitry.scores import Group, estimated, estimated_of, exact_edges, exact_nodes, groups_of
 from analyses.circuitry.search import Order, Search, Select
 from analyses.shared.clean_corrupted import Measure, Pairs, measure
-from analyses.shared.statistics import FEW, bootstrap
+from analyses.shared.statistics import FEW, bootstrap, correlation
 from interp.errors import InputError
 from interp.models.gpt import HookedGPT
 from interp.progress import say
@@ -210,8 +209,8 @@ class Bench:
             x, y = estimate[some], exact[some]
             if len(x) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
                 rows.append({
-                    "edges": name, "n": len(x), "pearson": float(np.corrcoef(x, y)[0, 1]),
-                    "spearman": float(scipy.stats.spearmanr(x, y).statistic),
+                    "edges": name, "n": len(x), "pearson": correlation(x, y),
+                    "spearman": correlation(x, y, ranks=True),
                     "slope": float((x * y).sum() / (x * x).sum()),
                 })  # fmt: skip
         for item in np.argsort(-np.abs(np.where(known, estimate - exact, 0.0)))[:WORST]:

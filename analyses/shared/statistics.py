@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Real
 from numpy.typing import ArrayLike
 from scipy import special
@@ -320,6 +321,12 @@ def q_values(p: Real[np.ndarray, "*shape"]) -> np.ndarray:
     q = np.full(p.size, np.nan)
     q[falling[:n]] = np.minimum.accumulate(p.ravel()[falling[:n]] * (n / np.arange(n, 0, -1)))
     return q.reshape(p.shape)
+
+
+def correlation(x: Real[np.ndarray, " n"], y: Real[np.ndarray, " n"], *, ranks: bool = False) -> float:
+    """Pearson's correlation, or Spearman's, which is that of the ranks; equal values share their mean rank."""
+    both = pd.DataFrame({"x": x, "y": y}).corr("spearman" if ranks else "pearson")
+    return float(both.to_numpy()[0, 1])
 
 
 def paired_effect(differences: Real[np.ndarray, "text *shape"]) -> np.ndarray:
