@@ -156,7 +156,7 @@ class CompositionResult(Result):
             key=f"matrix-{kind.lower()}", title=f"{kind}-composition of all pairs", values=self.excess(kind)[:-n, n:],
             rows=self.names[:-n], columns=self.names[n:], row_axis="from", column_axis="to",
             unit="score above baseline", diverging=True, image=len(self.names) > 40, family="composition",
-            floor=max(float(np.nanmax(self.limit[one] - self.baseline[one], initial=0.0)) for one in KINDS),
+            floor=(self.limit[kind] - self.baseline[kind])[:-n, n:],
             caption=f"How well what the earlier head writes matches what the later head's {_READS[kind]} reads, less "
             "the baseline of a random rotation. Pairs whose first head is not in an earlier layer are empty.",
         )  # fmt: skip

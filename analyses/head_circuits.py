@@ -118,7 +118,7 @@ class HeadCircuitsResult(Result):
                 "Sum of the eigenvalues of each head's whole OV circuit, token to logits, over the sum of their "
                 "absolute values. Random matrices with the same singular values have a root mean square of "
                 f"{np.median(self.copying_spread):.2f}. Read the caution below.", diverging=True,
-                floor=float(limit.max()),
+                floor=limit,
             ),
             Note(key="caution", title="This score is not a copying test", text=CAUTION),
         ]  # fmt: skip
@@ -180,12 +180,19 @@ class HeadCircuitsResult(Result):
             f"{n} head{'s' * (n != 1)} with weights that copy, by their eigenvalues: {names[0]} scores {score:+.2f} of "
             f"at most 1 (random matrices with its singular values: {spread:.2f} either way){others}.",
             "copying", 0.3, score, "score", kind="effect", null="random matrices of equal singular values, the best of "
-            "all heads", p=float(p[first]), about=names[0], short=f"has weights that copy, score {score:+.2f}",
+            "all heads", p=float(p[first]), about=names[0], short=f"copying score of its weights {score:+.2f}",
         )]  # fmt: skip
 
 
 def _grid(
-    key: str, title: str, values: np.ndarray, unit: str, caption: str, *, diverging: bool = False, floor: float = 0.0
+    key: str,
+    title: str,
+    values: np.ndarray,
+    unit: str,
+    caption: str,
+    *,
+    diverging: bool = False,
+    floor: float | np.ndarray = 0.0,
 ) -> Matrix:
     return Matrix(
         key=key, title=title, caption=caption, values=values, unit=unit, diverging=diverging, floor=floor,

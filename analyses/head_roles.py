@@ -171,14 +171,12 @@ class HeadRolesResult(Result):
 
     def _matrix(self, role: str) -> Matrix:
         measured, index = self.random, self.random.roles.index(role)
-        named = measured.named["score"][measured.named["role"] == role]
         null, found = measured.null[index], bootstrap(measured.scores[:, index], seed=measured.seed)
         return Axes.of(found, layer=None, head=None).matrix(
             role.replace("_", "-"), role.replace("_", " ").capitalize(),
             f"{MEANING[role].capitalize()}, on {measured.what}. Chance gives {null.mean():.2f} on average over heads, "
             f"{null.max():.2f} at most.", unit="share", family="role",
-            # a head is named against its own null, which another's may be above
-            floor=min([float(np.nanmax(null, initial=0.0)), *np.nextafter(named, 0.0)]),
+            floor=null,
         )  # fmt: skip
 
     def _on_text(self) -> Matrix:

@@ -97,14 +97,16 @@ class NeuronsResult(Result):
         return tuple(f"L{layer}N{number}" for layer, number in self.neurons)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per text and neuron: text neuron layer share mean_activation max_activation max_token loss kl."""
-        peaks = [activations.argmax(1) for activations in self.activations]  # [text][neuron]
+        """One row per text and neuron: text neuron layer share mean_activation peak_activation peak_token loss kl."""
+        peaks = [np.abs(activations).argmax(1) for activations in self.activations]  # [text][neuron]
         words = [[labels[peak] for peak in at] for labels, at in zip(self.tokens, peaks, strict=True)]
+        values = [a[np.arange(len(a)), at] for a, at in zip(self.activations, peaks, strict=True)]
         return Axes.of(self.share, text=None, neuron=self.names).frame(
             "share", mean_activation=np.stack([a.mean(1) for a in self.activations]),
-            max_activation=np.stack([a.max(1) for a in self.activations]), max_token=np.array(words, dtype=object),
+            peak_activation=np.stack(values), peak_token=np.array(words, dtype=object),
             layer=[layer for layer, _ in self.neurons], **{metric: self.effect[metric] for metric in METRICS},
-        )[["text", "neuron", "layer", "share", "mean_activation", "max_activation", "max_token", *METRICS]]  # fmt: skip
+        )[["text", "neuron", "layer", "share", *(f"{what}_activation" for what in ("mean", "peak")), "peak_token",
+           *METRICS]]  # fmt: skip
 
     def _spread(self, values: np.ndarray) -> Interval:
         return bootstrap(values, seed=self.seed)
@@ -131,10 +133,10 @@ class NeuronsResult(Result):
         ]  # fmt: skip
 
     def _peak(self, neuron: int) -> tuple[float, str]:
-        """The highest activation over all texts, the first position left out, and its token."""
+        """The activation of largest size over all texts, the first position left out, and its token."""
         pairs = zip(self.activations, self.tokens, strict=True)
-        peaks = [(float(a[neuron, 1:].max()), t[1 + int(a[neuron, 1:].argmax())]) for a, t in pairs]
-        return max(peaks, key=lambda peak: peak[0])
+        places = [(a[neuron], t, 1 + int(np.abs(a[neuron, 1:]).argmax())) for a, t in pairs]
+        return max(((float(a[at]), t[at]) for a, t, at in places), key=lambda peak: abs(peak[0]))
 
     def _table(self) -> Table:
         peaks = [self._peak(neuron) for neuron in range(len(self.neurons))]
@@ -143,16 +145,16 @@ class NeuronsResult(Result):
         frame = pd.DataFrame({
             "neuron": self.names, "share": self._spread(self.share).value,
             "loss": self._spread(self.effect["loss"]).value, **({} if self.q is None else {"q": self.q}),
-            "highest": [peak[0] for peak in peaks], "at": [peak[1] for peak in peaks],
+            "peak": [peak[0] for peak in peaks], "at": [peak[1] for peak in peaks],
             **({} if self.contexts is None else {"active": self.contexts.active}),
         } | {name: list(map(token_list, side)) for name, side in sides.items()})  # fmt: skip
         active = "Active: a tenth of its largest activation in other texts, or more. " * bool(self.contexts)
         chosen = "The neurons asked for." if self.chosen else "The neurons with the largest share of a layer's output."
         return Table(
             "neurons", "Neurons",
-            f"{chosen} Loss: its change without the neuron{'' if self.q is None else ', q: of that change'}. Highest: "
-            f"on these texts, first position left out. {active}Then tokens it matches best on reading, and whose "
-            "logits it raises or lowers most, by the weights alone.", frame=frame, tokens=frozenset({"at"}),
+            f"{chosen} Loss: its change without the neuron{'' if self.q is None else ', q: of that change'}. Peak: of "
+            f"largest size on these texts, first position left out. {active}Then tokens it matches best on reading, "
+            "and whose logits it raises or lowers most, by the weights alone.", frame=frame, tokens=frozenset({"at"}),
             diverging=frozenset({"loss"}), units={"share": "of output", "loss": "nats", "active": "of tokens"},
         )  # fmt: skip
 

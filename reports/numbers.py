@@ -100,12 +100,10 @@ class Scale:
             low = min(low, 0.0)  # otherwise all numbers are much the same, and the scale shows how they differ
         return cls(low, high, log=log)
 
-    def shade(self, value: float, floor: float = 0.0) -> str:
-        """The classes of a cell with this number; none for zero and for what was not measured, grey up to the floor."""
+    def shade(self, value: float) -> str:
+        """The classes of a cell with this number; none for zero and for what was not measured."""
         if value is None or not math.isfinite(value):
             return ""
-        if floor and abs(value) <= floor:
-            return "grey"
         if self.diverging:
             step = round(abs(value) / self.high * SHADES)
             return f"{'p' if value > 0 else 'n'} q{min(step, SHADES)}" if step else ""

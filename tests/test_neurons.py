@@ -206,7 +206,14 @@ def test_frame_panels_and_findings(toy_gpt, tokens):
     result = neurons(toy_gpt, ["The cat sat on the mat.", "The dog"], count=3)
     frame = result.to_dataframe()
     assert len(frame) == 6
-    assert frame.max_activation.ge(frame.mean_activation).all()
+    for row in frame.itertuples():
+        number = result.names.index(row.neuron)
+        values = result.activations[row.text][number]
+        assert row.peak_activation == values[np.abs(values).argmax()]
+        assert row.peak_token == result.tokens[row.text][np.abs(values).argmax()]
+    turned = replace(result, activations=tuple(-a for a in result.activations))
+    peaks, others = (one.panels()[0].frame.peak for one in (result, turned))
+    assert (peaks == -others).all()  # a neuron that is strong below zero is as strong
     assert [type(panel) for panel in result.panels()] == [Table, Table, Matrix, Bars, Note]
     bars = result.panels()[3]
     assert bars.labels[-1] == "random neurons"

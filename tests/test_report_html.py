@@ -7,6 +7,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -33,6 +34,7 @@ from analyses.shared.panels import (
 )
 from reports import tokens
 from reports.numbers import Scale, decimal, decimals, number
+from reports.page import heatmap
 from reports.page.html import FOLDED, Report, Section, render
 from reports.page.views import json_block, view
 from reports.tokens import coded
@@ -262,6 +264,22 @@ def test_packed_cells_hold_all_that_a_written_cell_does():
     strip = view(TokenStrip(key="t", title="T", tokens=words, values=np.arange(3.0), unit="u"), "s").grid
     tokens = [row[1] for row in json.loads(zlib.decompress(base64.b64decode(strip.packed()), -15))["rows"]]
     assert [token[0] if isinstance(token, list) else token for token in tokens] == [coded(word) for word in words]
+
+
+def test_what_chance_gives_is_grey_in_each_cell_for_itself():
+    """A large number below its own floor is grey, a smaller one above its own is not; alike in table and picture."""
+    values, floor = np.array([[0.9, 0.2], [-0.9, np.nan]]), np.array([[1.0, 0.1], [0.5, 0.1]])
+    panel = Matrix(key="m", title="M", values=values, rows=("0", "1"), columns=("0", "1"), row_axis="layer",
+                   column_axis="head", unit="u", diverging=True, floor=floor)  # fmt: skip
+    assert panel.grey.tolist() == [[True, False], [False, False]]
+    assert not replace(panel, floor=0.0).grey.any()
+    shown = view(panel, "s")
+    assert shown.note == "Grey: within what chance gives there, \N{PLUS-MINUS SIGN}0.1 to \N{PLUS-MINUS SIGN}1."
+    shades = [[cell.shade for cell in row[1:]] for row in shown.grid.rows]
+    assert [[shade == "grey" for shade in row] for row in shades] == panel.grey.tolist()
+    pixels = heatmap.thumbnail(panel, Scale.of(values, True, None))
+    drawn = Image.open(io.BytesIO(base64.b64decode(pixels.split(",")[1]))).convert("RGB")
+    assert [drawn.getpixel((j, i)) == (222,) * 3 for i in range(2) for j in range(2)] == [True, False, False, False]
 
 
 def test_a_large_matrix_is_a_picture_of_its_own_numbers():

@@ -121,7 +121,7 @@ class Axes:
         diverging: bool = False,
         image: bool = False,
         family: str = "",
-        floor: float = 0.0,
+        floor: float | np.ndarray = 0.0,
     ) -> Matrix:
         """A panel of two axes, the first down and the second across; `family` and `floor` as in `Matrix`."""
         (down, rows), (across, columns) = self.labels.items()

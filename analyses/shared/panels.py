@@ -48,7 +48,12 @@ class Matrix(Panel):
     image: bool = False  # True: too large for a table of numbers, draw as a picture only
     family: str = ""  # matrices of one result that name the same family are coloured on one common scale
     scale: tuple[float, float] | None = None  # ends of the colour scale; by default the smallest and largest number
-    floor: float = 0.0  # what chance gives: sizes up to it are drawn grey, as no colour; in the matrix's unit
+    floor: float | np.ndarray = 0.0  # [row column], or one for all: what chance gives, in the matrix's unit
+
+    @property
+    def grey(self) -> np.ndarray:
+        """[row column] what is no larger than chance gives, and therefore drawn as no colour."""
+        return np.asarray((np.abs(self.values) <= self.floor) & (np.asarray(self.floor) > 0))
 
 
 @dataclass(frozen=True, kw_only=True)

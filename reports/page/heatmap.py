@@ -94,7 +94,7 @@ def _steps(panel: Matrix, scale: Scale) -> UInt8[np.ndarray, "row column"]:
             low, high = float(bend(scale.low)), float(bend(scale.high))
             place = ((bend(values) - low) / ((high - low) or 1.0)).clip(0, 1)
     steps = STEPS + np.rint(np.nan_to_num(place, posinf=1, neginf=-1).clip(-1, 1) * STEPS)
-    steps = np.where(np.abs(values) <= panel.floor, GREY, steps) if panel.floor > 0 else steps
+    steps = np.where(panel.grey, GREY, steps)
     known: UInt8[np.ndarray, "row column"] = np.where(np.isnan(values), UNKNOWN, steps).astype(np.uint8)
     return known
 
@@ -111,11 +111,12 @@ def _palette() -> UInt8[np.ndarray, "step 3"]:
 
 def thumbnail(panel: Matrix, scale: Scale) -> Markup:
     """The numbers alone; of a large matrix, the one of largest size in each of at most 64 by 64 parts."""
-    values = np.asarray(panel.values, dtype=float)
+    values = np.where(panel.grey, 0.0, np.asarray(panel.values, dtype=float))
+    floor = np.finfo(float).tiny if panel.grey.any() else 0.0
     for axis, length in enumerate(values.shape):
         if length > 64:
             starts = np.arange(0, length, -(-length // 64))
             known = np.nan_to_num(values)
             high, low = (reduce.reduceat(known, starts, axis) for reduce in (np.maximum, np.minimum))
             values = np.where(high > -low, high, low)
-    return Markup(png_uri(_steps(replace(panel, values=values), scale), _palette()))
+    return Markup(png_uri(_steps(replace(panel, values=values, floor=floor), scale), _palette()))

@@ -247,19 +247,27 @@ def _(panel: Matrix) -> dict[str, Any]:
 
 
 def _floored(panel: Matrix) -> str:
-    return f"Grey: within \N{PLUS-MINUS SIGN}{brief(panel.floor)}, too little to count." if panel.floor > 0 else ""
+    sizes = np.asarray(panel.floor)[np.isfinite(panel.floor)]
+    if not sizes.size or sizes.max() <= 0:
+        return ""
+    ends = list(dict.fromkeys(f"\N{PLUS-MINUS SIGN}{brief(size)}" for size in (sizes.min(), sizes.max())))
+    return (
+        f"Grey: within {ends[0]}, too little to count."
+        if len(ends) == 1
+        else (f"Grey: within what chance gives there, {' to '.join(ends)}.")
+    )
 
 
 def _matrix_grid(panel: Matrix, scale: Scale) -> Grid:
     n_columns = panel.values.shape[1]
     places = None if scale.log else decimals(panel.values, panel.low, panel.high)
-    rows = []
+    rows, grey = [], panel.grey
     for i, head in enumerate(labels(panel.rows)):
         bounds: list[tuple[Any, Any]] = [(None, None)] * n_columns
         if panel.low is not None and panel.high is not None:
             bounds = list(zip(panel.low[i], panel.high[i], strict=True))
-        cells = zip(panel.values[i], bounds, strict=True)
-        rows.append([head, *(number_cell(v, scale.shade(v, panel.floor), *b, places) for v, b in cells)])
+        cells = zip(panel.values[i], grey[i], bounds, strict=True)
+        rows.append([head, *(number_cell(v, "grey" if g else scale.shade(v), *b, places) for v, g, b in cells)])
     is_token = isinstance(panel.columns, Tokens)
     return Grid(
         columns=("", *(shown(name, is_token) for name in panel.columns)),
