@@ -218,9 +218,13 @@ class HeadRolesResult(Result):
         )  # fmt: skip
 
     def marks(self) -> Marks:
-        """The role of each head named on random sequences, its strongest over the null."""
-        frame = self.random.named.assign(gain=lambda rows: rows["score"] - rows["null"]).sort_values("gain")
-        return Marks(key="named", roles=dict(zip(frame["head"], frame["role"].str.replace("_", " "), strict=True)))
+        """The roles of each head named on random sequences, in the order in which findings tell them."""
+        frame = self.random.named.assign(gain=lambda rows: rows["score"] - rows["null"])
+        frame["weight"] = [WEIGHTS.get(role, 0.3) for role in frame["role"]]
+        frame = frame.sort_values(["weight", "gain"], ascending=False)
+        kinds = frame["role"].str.replace("_", " ")
+        roles = {str(head): tuple(some) for head, some in kinds.groupby(frame["head"])}
+        return Marks(key="named", roles=roles, kinds=tuple(role.replace("_", " ") for role in ROLES))
 
 
 _NULL = dict.fromkeys(("previous-token", "first-token"), "any other earlier place") | {

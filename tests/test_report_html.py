@@ -364,7 +364,8 @@ def test_five_cards_and_the_rest_in_a_list():
 def test_the_map_shows_roles_as_colours_and_effects_as_sizes():
     class Marked(Sample):
         def marks(self):
-            return Marks(key="n", roles={"L0H1": "copying", "L1H0": "induction"},
+            return Marks(key="n", roles={"L0H1": ("copying",), "L1H0": ("induction", "copying")},
+                         kinds=("other", "copying", "induction"),
                          sizes={"L0H0": 1.0, "L0H1": 4.0, "L1H0": -4.0, "mlp 1": 0.0}, unit="nats")  # fmt: skip
 
     note = Note(key="n", title="N", text="text")
@@ -372,9 +373,13 @@ def test_the_map_shows_roles_as_colours_and_effects_as_sizes():
     dots = [tag for tag in page.tags if tag[0] in ("circle", "rect")]
     classes = {tag[1]["class"]: tag for tag in dots if tag[0] == "circle"}
     assert len(dots) == 4
-    assert set(classes) == {"", "m0", "m1 hollow"}
-    large, small = (float(classes[name][1]["r"]) for name in ("m0", ""))
-    assert large == pytest.approx(float(classes["m1 hollow"][1]["r"]))
+    assert set(classes) == {"", "m1", "m2 hollow"}  # colours of all kinds, those that no part has included
+    large, small = (float(classes[name][1]["r"]) for name in ("m1", ""))
+    assert large == pytest.approx(float(classes["m2 hollow"][1]["r"]))
+    assert [tag[1]["class"] for tag in page.tags if tag[0] == "i" and tag[1].get("class", "")[:1] == "m"] == [
+        "m1",
+        "m2",
+    ]
     assert (large - small) / (large - 0.1 * 40) == pytest.approx(0.5, abs=0.02)  # sizes are areas: half the reach
     named = [tag[1] for tag in page.tags if tag[0] == "a" and tag[1].get("aria-label", "").startswith(("L", "mlp"))]
     links = [one["href"] for one in named if not one["aria-label"].startswith("Link")]

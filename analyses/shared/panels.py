@@ -262,8 +262,10 @@ class Marks:
 
     key: str
     """The panel with the numbers."""
-    roles: Mapping[str, str] = field(default_factory=dict)
-    """Component -> what it does, in a word or two; colours it."""
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Component -> what it does, in a word or two each, the most telling first: that one colours it."""
+    kinds: tuple[str, ...] = ()
+    """All that a component may do: each has a colour of its own, the same on every page; by default those found."""
     sizes: Mapping[str, float] = field(default_factory=dict)
     """Component -> how much it matters; its size on the map."""
     unit: str = ""

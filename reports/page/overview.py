@@ -65,7 +65,7 @@ class ModelMap:
     height: float
     dots: tuple[Dot, ...]
     layers: tuple[tuple[float, int], ...]  # place and number of each row that is labelled
-    roles: tuple[str, ...]
+    roles: tuple[tuple[int, str], ...]  # colour and name of those that colour a dot
     unit: str
     link: str
 
@@ -165,7 +165,9 @@ def _picture(finding: Finding, panel: Panel | None, grids: Sequence[AttentionGri
 def _map(marks: Sequence[tuple[str, Marks]]) -> ModelMap | None:
     """The model as dots: coloured by the first marks that name roles, sized by the first that give sizes."""
     colours, sizes = (next(((name, m) for name, m in marks if getattr(m, of)), None) for of in ("roles", "sizes"))
-    roles = dict(colours[1].roles) if colours else {}
+    roles, kinds = (colours[1].roles, colours[1].kinds) if colours else ({}, ())
+    shown = dict.fromkeys(does[0] for does in roles.values())
+    kinds = kinds or tuple(shown)
     effects = dict(sizes[1].sizes) if sizes else {}
     found = {label: at for label in (*roles, *effects) if (at := COMPONENT.fullmatch(label))}
     if not found:
@@ -175,24 +177,27 @@ def _map(marks: Sequence[tuple[str, Marks]]) -> ModelMap | None:
     columns = n_heads + any(at[3] for at in found.values())
     pitch = min(max(ROOM / columns, LEAST), MOST)
     row = min(pitch, max(TALL / n_layers, FLAT))
-    kinds = list(dict.fromkeys(roles.values()))
     largest = max((abs(size) for size in effects.values() if math.isfinite(size)), default=0.0)
     first = f"{sizes[0]}-{sizes[1].key}" if sizes else "summary"
 
+    def colour(role: str) -> int:
+        return min(kinds.index(role), ROLES - 1)
+
     def dot(label: str, at: re.Match[str]) -> Dot:
-        size, role = effects.get(label, math.nan), roles.get(label)
+        size, does = effects.get(label, math.nan), roles.get(label, ())
         share = math.sqrt(abs(size) / largest) if largest and math.isfinite(size) else 0.5
-        said = [*([role] if role else []), *([f"{number(size)} {sizes[1].unit}"] if sizes and label in effects else [])]
+        said = [*does, *([f"{number(size)} {sizes[1].unit}"] if sizes and label in effects else [])]
         return Dot(
             x=LEFT + pitch * (int(at[2]) if at[2] else n_heads) + pitch / 2,
             y=row * (n_layers - int(at[1] or at[3]) - 0.5), radius=round(row * (0.1 + 0.35 * share), 1),
-            role=min(kinds.index(role), ROLES - 1) if role else -1, label=printable(f"{label}: {', '.join(said)}"),
+            role=colour(does[0]) if does else -1, label=printable(f"{label}: {', '.join(said)}"),
             link=f"head-{at[1]}.{at[2]}" if at[1] else first, square=not at[1], hollow=size < 0,
         )  # fmt: skip
 
     return ModelMap(
         width=LEFT + pitch * columns, height=row * n_layers + 18, unit=printable(sizes[1].unit) if sizes else "",
-        dots=tuple(dot(label, at) for label, at in found.items()), roles=tuple(map(printable, kinds[:ROLES])),
+        dots=tuple(dot(label, at) for label, at in found.items()),
+        roles=tuple((colour(kind), printable(kind)) for kind in kinds if kind in shown),
         layers=tuple((row * (n_layers - i - 0.5), i) for i in range(0, n_layers, 1 if n_layers <= 16 else 4)),
         link=f"{colours[0]}-{colours[1].key}" if colours else first,
     )  # fmt: skip
