@@ -352,7 +352,7 @@ class AblationResult(Result):
 @analysis(
     place=44,
     needs_in_report=("next token",),
-    in_report={"components": "heads,mlps", "metrics": ("loss", "logit", "kl")},
+    in_report={"components": "heads,mlps", "metrics": ("loss", "prob", "kl")},
     sweeps=True,
     scales=True,
 )
