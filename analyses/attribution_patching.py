@@ -34,7 +34,7 @@ from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.gradients import scores
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import CustomReadout, Readout, TokenChoice
-from analyses.shared.panels import Finding, Matrix, Panel, Table
+from analyses.shared.panels import Finding, Panel, Table
 from analyses.shared.patching_result import PatchingResult, depth_of, layered_graph
 from analyses.shared.paths import Paths, Receiver, all_receivers
 from analyses.shared.prompts import TextsOrPrompts
@@ -120,7 +120,7 @@ class AttributionPatchingResult(PatchingResult):
                 f"{method}-nodes", title, self.nodes, self.spread(self.node_scores[m]), caption=self._caption(),
                 unit=self.measure.unit,
             )  # fmt: skip
-            panels += [self.effects_of(one, "z", estimated=True) if isinstance(one, Matrix) else one for one in made]
+            panels += [self.shown(one, "z", estimated=True) for one in made]
         reliability = Table(
             "reliability", "How far the estimates can be trusted",
             "Estimates against true patches of the same nodes or edges. random: drawn regardless of the score, the "

@@ -32,7 +32,7 @@ from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.declared import PYTHON_ONLY
 from analyses.shared.inputs import TextOrTokens
 from analyses.shared.metrics import TokenChoice
-from analyses.shared.panels import Finding, Matrix, Panel
+from analyses.shared.panels import Finding, Panel
 from analyses.shared.patching_result import PatchingResult, depth_of, layered_graph
 from analyses.shared.paths import Paths, Receiver, inputs_of, parse_receivers
 from analyses.shared.prompts import TextsOrPrompts
@@ -92,7 +92,7 @@ class PathPatchingResult(PatchingResult):
             spread, key, unit = self.spread(self.effects[:, r, heard]), f"to-{_key(receiver)}", self.measure.unit
             caption = " ".join([self._caption(), *(self.notes if r else ())])
             made = component_panels(key, title, parts, spread, caption=caption, unit=unit)
-            panels += [self.effects_of(one) if isinstance(one, Matrix) else one for one in made]
+            panels += [self.shown(one) for one in made]
         heard = np.isfinite(self.values).all(0)  # [receiver sender]
         table = self.largest_first(self.summary(), "paths")
         said = self.said_methods(tests=int(heard.sum()), chosen_of=int(heard.sum(1).max()))

@@ -1,5 +1,7 @@
 """Path patching: against the paper's four runs with hooks, against activation patching, on a model made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from shapes import toy
 from analyses.activation_patching import activation_patching
 from analyses.path_patching import path_patching
 from analyses.shared.components import choose
+from analyses.shared.panels import Bars
 from analyses.shared.paths import Paths, parse_receivers
 from interp.errors import InputError
 
@@ -171,6 +174,12 @@ def test_the_induction_circuit_is_read_off_a_model_made_by_hand():
     assert np.nanmax(np.abs(effects[2][[labels.index("L0H3"), labels.index("mlp 0")]])) < 1e-5
     assert np.nanmax(np.abs(effects[1])) < 0.05 * abs(result.gap)  # nothing reaches its queries
     assert any("L0H0" in finding.text for finding in result.findings())
+    bars = [panel for panel in result.panels() if isinstance(panel, Bars)]
+    small = {panel.key: np.abs(panel.values).max() <= result.small for panel in bars}
+    assert set(small.values()) == {True}  # MLPs carry nothing here
+    assert all("None is beyond" in panel.caption for panel in bars)
+    loud = replace(bars[0], values=bars[0].values + 2 * result.small)
+    assert result.shown(loud) is loud  # control
     keys = [panel.key for panel in result.panels()]
     assert "graph" in keys
     assert all(finding.key in keys for finding in result.findings())

@@ -1,7 +1,7 @@
 """What results of patching share: the whole gap and shares of it, tested effects, largest first, words and findings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from analyses.shared.axes import MOST, Axes, largest_first, said_tests
 from analyses.shared.claims import FLOORS, SURE, clear_of_zero, largest_p_value, signed, testable
 from analyses.shared.clean_corrupted import Direction, Measure, Pairs
 from analyses.shared.components import Component
-from analyses.shared.panels import Finding, Graph, Matrix, Note, Panel, Result, Table, Tokens
+from analyses.shared.panels import Bars, Finding, Graph, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.statistics import Interval, bootstrap, held_out, independent, methods
 
 
@@ -79,14 +79,21 @@ class Patching:
         return f"{what} of the {metric} {condition} from the {runs[0]} run into the {runs[1]}."
 
     def effects_of(self, matrix: Matrix, quantity: str = "", *, estimated: bool = False) -> Effects:
-        """The matrix as one of the family of all patching with this metric: on one scale, and grey where it is small.
-
-        Small is less than a tenth of the total effect, and than what is told; all of it where that is too small.
-        """
-        floor = self.floor if self.weak else min(self.floor, abs(self.gap) / 10)
-        shown = vars(matrix) | {"family": f"patched, {self.measure.unit}", "floor": floor}
+        """The matrix as one of the family of all patching with this metric: on one scale, grey where it is small."""
+        shown = vars(matrix) | {"family": f"patched, {self.measure.unit}", "floor": self.small}
         of = (self.direction, self.measure.metric, *self.answers, *self.wrongs, *self.pairs.changes)
         return Effects(**shown, quantity=(quantity, *of) if quantity else (), estimated=estimated)
+
+    def shown(self, panel: Panel, quantity: str = "", *, estimated: bool = False) -> Panel:
+        """A matrix as `effects_of` makes it; bars with a word where all are small, since their axis ends with them."""
+        if isinstance(panel, Bars) and (np.abs(panel.values) <= self.small).all():
+            return replace(panel, caption=f"{panel.caption} None is beyond {self.small:.2g}: too little to count.")
+        return self.effects_of(panel, quantity, estimated=estimated) if isinstance(panel, Matrix) else panel
+
+    @property
+    def small(self) -> float:
+        """Less than a tenth of the total effect, and than what is told; all of it where that is too small."""
+        return self.floor if self.weak else min(self.floor, abs(self.gap) / 10)
 
     @property
     def floor(self) -> float:
