@@ -361,6 +361,23 @@ def test_five_cards_and_the_rest_in_a_list():
     assert page.index("fact 13") < page.index("fact 9<") < page.index("9 more") < page.index("fact 8<")
 
 
+def test_a_card_of_several_components_says_whose_number_it_shows():
+    """With the chance that a sentence would tell; a card of one finding repeats neither (control)."""
+
+    def effect(about: str, weight: float) -> Finding:
+        return Finding(f"{about} does it; p = 0.003.", "loss-zero-heads", weight, 0.7, "nats", kind="effect", null="flipped signs",
+                       p=0.003, about=about, short="does it")  # fmt: skip
+
+    def small(*found: Finding) -> list[str]:
+        note = Note(key="loss-zero-heads", title="N", text="text")
+        page = render(Report("r", (), (Section("ablation", "S", "", Sample((note,), found), 0.0),), {}))
+        return [re.sub("<[^>]+>", "", part) for part in re.findall(r'<p class="small">(.*?)</p></div></li>', page)]
+
+    assert small(effect("L0H1", 0.9)) == ["0.7 nats \N{MIDDLE DOT} S \N{MIDDLE DOT} against flipped signs"]
+    (both,) = small(effect("L0H1", 0.9), effect("L1H0", 0.8))
+    assert both == "L0H1: 0.7 nats \N{MIDDLE DOT} S \N{MIDDLE DOT} against flipped signs; p = 0.003"
+
+
 def test_the_map_shows_roles_as_colours_and_effects_as_sizes():
     class Marked(Sample):
         def marks(self):

@@ -41,6 +41,8 @@ class Said:
     """What half of the texts, which had no say in a choice, measure; empty where there was none."""
     kind: str
     picture: Markup | str = ""
+    of: str = ""
+    """The component whose number this is, where the card speaks of several."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,12 @@ def _said(
     finding, name = card.first, card.analysis
     number, interval = _amount(finding)
     picture = _picture(finding, panels.get((name, finding.key)), grids)
+    several = any(other.about not in ("", finding.about) for other, _ in card.others)
+    chance = f"; p = {finding.p:.2g}" if card.others and finding.p is not None else ""  # a whole sentence says it
     return Said(
         text=printable(card.text), link=f"{name}-{finding.key}", where=printable(titles[name]),
-        number=number, interval=interval, null=printable(finding.null), held=_held(finding),
-        kind=finding.kind, picture=picture,
+        number=number, interval=interval, null=printable(finding.null + chance * bool(finding.null)),
+        held=_held(finding), kind=finding.kind, picture=picture, of=printable(finding.about) if several else "",
     )  # fmt: skip
 
 
