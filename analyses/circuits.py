@@ -101,7 +101,8 @@ def circuits(
     if from_ is not None:
         _unread(
             method=method != "eap-ig", level=level != "edge", size=size is not None, threshold=threshold is not None,
-            held_out=held_out is not None, select=select != "top",
+            held_out=held_out is not None, select=select != "top", exact=exact != 200, resamples=resamples != 100,
+            faithful=faithful != 0.85,
         )  # fmt: skip
     check_seed(seed)
     with torch.no_grad():

@@ -31,6 +31,7 @@ from analyses.shared.panels import Finding, Held, Note, Panel, Result, Table, To
 from analyses.shared.statistics import bootstrap, held_out, methods, paired_t_p_value, q_values
 from interp.errors import InputError
 from interp.lens_maps import divergence, read, streams
+from interp.loading.digests import non_finite
 from interp.models.gpt import HookedGPT
 
 PIECE = 1 << 22
@@ -80,6 +81,9 @@ class CompareResult(Result):
             if values is not None:
                 frames[measure] = Axes.of(values, layer=None, head=None).frame("change")
         frames["role"] = self.role_changes.rename(columns={"role": "part"}).reindex(columns=columns)
+        if self.role_changes.empty:  # heads that cannot be paired stand for themselves
+            each = [Axes.of(some.scores.mean(0), part=some.roles, layer=None, head=None) for some in self.roles]
+            frames["role"] = pd.concat([one.frame(of) for one, of in zip(each, ("first", "other"), strict=True)])
         if self.losses:
             first, other = self._losses.mean(0)
             frames["loss"] = pd.DataFrame({"first": [first], "other": [other], "change": [other - first]})
@@ -290,6 +294,8 @@ def compare(
         remarks.append("The models have different numbers of layers or heads: no head is compared with another.")
     if not same_shape:
         remarks.append("Their shapes differ: weights are not compared.")
+    if bad := non_finite(other):
+        remarks.append(f"Weights of {names[1]} are not finite: {bad[0]}. Nothing made of them is a number.")
     rows, other_rows = sequences(model, tokens, at_least=2), sequences(other, tokens, at_least=2)
     same_tokens = len(rows) == len(other_rows) and all(
         a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in zip(rows, other_rows, strict=True)
@@ -312,7 +318,7 @@ def compare(
         losses=tuple((a["loss"].numpy(), b["loss"].numpy()) for a, b in runs) if same_tokens else (),
         lens=(np.stack([a["kl"].numpy() for a, _ in runs]), np.stack([b["kl"].numpy() for _, b in runs])),
         between=np.array([float(divergence(a["final"], b["final"]).mean()) for a, b in runs]) if same_tokens else None,
-        identical=same_shape and float(weights["change"].max()) == 0,
+        identical=same_shape and float(weights["change"].max(skipna=False)) == 0,
         remarks=tuple(remarks),
         seed=seed,
     )

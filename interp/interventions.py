@@ -6,8 +6,9 @@ They are hooks (`with model.hooks([ablate_head(3, 1)]):`), they work in generati
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -25,6 +26,22 @@ PER_HEAD = (
     "hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_z", "hook_result", "hook_q_input", "hook_k_input",
     "hook_v_input",
 )  # fmt: skip
+
+
+def whole(index: Any, what: str) -> int | tuple[int, ...] | None:
+    """A place as an int, several as a tuple of them, from numbers, sequences, arrays or tensors; None stays None.
+
+    Raises InputError for anything else, such as a mask of booleans, which is not read as the places that it marks.
+    """
+    found = index.tolist() if isinstance(index, (Tensor, np.ndarray, np.generic)) else index
+    if found is None or (isinstance(found, int) and not isinstance(found, bool)):
+        return found
+    if not isinstance(found, Iterable) or isinstance(found, (str, bytes)):
+        raise InputError(f"{what}: {index!r:.60}", "expected a whole number, or several")
+    places: list[Any] = [one.tolist() if isinstance(one, (Tensor, np.generic)) else one for one in found]
+    if any(not isinstance(one, int) or isinstance(one, bool) for one in places):
+        raise InputError(f"{what}: {index!r:.60}", "expected a whole number, or several")
+    return tuple(places)
 
 
 def axes(name: str) -> tuple[int, int | None]:
@@ -54,6 +71,11 @@ class Intervention:
     """Whether the new activation depends on the old one; if not, nothing upstream of a whole replacement matters."""
     of_run: ClassVar[bool] = False
     """Whether the value is another run's activation, each position for its own, so that one position is not for all."""
+
+    def __post_init__(self) -> None:
+        """Places become whole numbers, whatever they were given as. Raises InputError for what is none."""
+        for axis in ("head", "pos", "unit"):
+            object.__setattr__(self, axis, whole(getattr(self, axis), f"{axis} at {self.name}"))
 
     def change(self, x: Tensor, value: Tensor) -> Tensor:
         """The new activation, from the old one and this intervention's value there."""
@@ -261,8 +283,15 @@ def scale(name: str, factor: float, *, head: Index = None, pos: Index = None, un
 
 
 def project_out(name: str, directions: Float[Tensor, "rank width"], *, head: Index = None, pos: Index = None) -> Affine:
-    """Take the span of some directions out of an activation, so that what is left is orthogonal to all of them."""
-    basis = torch.linalg.qr(directions.to(wide_dtype(directions.dtype)).T).Q
+    """Take the span of some directions out of an activation, so that what is left is orthogonal to all of them.
+
+    Directions may depend on each other, or be zero: the span is what their singular vectors span. Raises InputError for
+    directions that are not finite.
+    """
+    if not directions.isfinite().all():
+        raise InputError(f"directions to project out at {name} that are no numbers", "expected finite ones")
+    sides, sizes, _ = torch.linalg.svd(directions.to(wide_dtype(directions.dtype)).T, full_matrices=False)
+    basis = sides[:, sizes > sizes[:1].sum() * max(directions.shape) * torch.finfo(sizes.dtype).eps]
     return Affine(name=name, left=-basis, right=basis.T, head=head, pos=pos)
 
 

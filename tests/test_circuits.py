@@ -307,6 +307,8 @@ def test_a_file_that_is_not_of_this_model_is_refused():
         Circuit.from_json("{}", model)
     with pytest.raises(InputError, match="no number"):
         Circuit.from_json(said | {"edges": said["edges"] | {"m0->logits": {"in_graph": 1, "score": "a"}}}, model)
+    with pytest.raises(InputError, match="no number"):
+        Circuit.from_json(said | {"edges": said["edges"] | {"m0->logits": {"in_graph": 1, "score": 10**400}}}, model)
 
 
 # Faithfulness, areas, intervals, stability.
@@ -377,7 +379,13 @@ def test_a_run_holds_out_prompts_repeats_itself_and_tells_its_columns():
     file = CircuitFile(json.loads(one.saved()))
     with pytest.raises(InputError, match="size beside a circuit's file"):
         circuits(model, tokens, other, **options, from_=file)
-    given = circuits(model, tokens, other, **options | {"size": None}, from_=file)
+    with pytest.raises(InputError, match="exact beside a circuit's file"):
+        circuits(model, tokens, other, **options | {"size": None, "exact": 3}, from_=file)
+    plain = {name: value for name, value in options.items() if name not in ("size", "exact", "resamples", "faithful")}
+    given = circuits(model, tokens, other, **plain, from_=file)
+    said = " ".join([panel.caption for panel in given.panels()] + [found.text for found in given.findings()])
+    assert "are the file's, of its own" in said
+    assert "found on" not in said.replace("may have been found on", "")
     np.testing.assert_allclose(given.own, one.own, rtol=0, atol=1e-5)
     assert given.stability is None
     assert (given.circuit.chosen == one.circuit.chosen).all()

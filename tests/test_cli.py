@@ -571,3 +571,10 @@ def test_a_text_that_cannot_be_trained_on_takes_three_lines(
     assert message in done.err
     assert len(done.err.splitlines()) == 3
     assert not Path("out").exists()
+
+
+def test_two_files_of_one_name_are_refused(tmp_path, capsys) -> None:
+    done = interp(capsys, "circuits", "--n", "4", "--save", "a.json", "--out", "../" + tmp_path.name + "/a.json")
+    assert done.code == 2
+    assert "--out and --save name one file" in done.err
+    assert not (tmp_path / "a.json").exists()

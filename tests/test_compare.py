@@ -167,6 +167,22 @@ def test_models_of_other_shapes() -> None:
     assert len(set(keys)) == len(keys)
     assert len(result.remarks) == 3
     assert not result.identical
+    frame = result.to_dataframe()  # heads that cannot be paired stand for themselves
+    first = frame[(frame.measure == "role") & frame["first"].notna()]
+    assert len(first) == result.roles[0].scores[0].size
+    np.testing.assert_array_equal(first["first"], result.roles[0].scores.mean(0).ravel())
+    assert frame.loc[first.index, "other"].isna().all()
+
+
+def test_a_weight_that_is_no_number_makes_another_model() -> None:
+    model = make_gpt()
+    other = copy.deepcopy(model)
+    assert compare(model, IDS, other=other, samples=4).identical  # control
+    with torch.no_grad():
+        other.blocks[1].attn.b_O[0] = torch.nan
+    result = compare(model, IDS, other=other, samples=4)
+    assert not result.identical
+    assert any("not finite: blocks.1.attn.b_O" in remark for remark in result.remarks)
 
 
 def test_text_and_wrong_input(toy_gpt: HookedGPT) -> None:

@@ -1,5 +1,6 @@
 """Each intervention equals the plain tensor edit it stands for."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_gpt
@@ -7,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.errors import InputError
-from interp.interventions import Add, Replace, ablate_head, ablate_mlp, ablate_neurons, axes, freeze, patch, steer
+from interp.interventions import (
+    Add,
+    Replace,
+    ablate_head,
+    ablate_mlp,
+    ablate_neurons,
+    axes,
+    freeze,
+    patch,
+    project_out,
+    steer,
+)
 from interp.sweep import slow_sweep, sweep
 
 MODEL = make_gpt(dtype=torch.float64)
@@ -138,3 +150,46 @@ def test_a_value_that_does_not_fit_is_named(wrong) -> None:
             model.run_with_hooks(SHORT, fwd_hooks=[edit])
         with pytest.raises(InputError, match=r"value of shape .* at blocks.0.hook_attn_out"):
             sweep(model, SHORT, [edit], lambda logits: {"x": logits[..., 0]})
+
+
+@pytest.mark.parametrize(
+    "index", [[0, 2], (0, 2), range(0, 3, 2), np.array([0, 2]), torch.tensor([0, 2]), [np.int64(0), torch.tensor(2)]]
+)
+@pytest.mark.parametrize("axis", ["head", "pos", "unit"])
+def test_places_may_be_arrays_and_tensors(index, axis) -> None:
+    """In hooks and in sweeps alike; one place too."""
+    model = make_gpt(n_layers=2)
+    tokens = torch.arange(6)[None]
+    name = "blocks.0.attn.hook_z" if axis == "head" else "blocks.0.hook_mlp_out"
+    variants = [Replace(name=name, **{axis: some}) for some in (index, [0, 2], index[1], 2)]
+    for run in (sweep, slow_sweep):
+        found = run(model, tokens, variants, lambda logits: {"logits": logits})["logits"]
+        assert torch.equal(found[0], found[1])
+        assert torch.equal(found[2], found[3])
+        assert not torch.allclose(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    "index", [True, [True, False], np.array([True, False]), torch.tensor([True, False]), 1.0, [0.5], "0", b"0"]
+)
+@pytest.mark.parametrize("axis", ["head", "pos", "unit"])
+def test_what_is_no_place_is_refused(index, axis) -> None:
+    """Booleans, which would be read as places 0 and 1, first of all."""
+    with pytest.raises(InputError, match=f"{axis} at blocks.0.attn.hook_z"):
+        Replace(name="blocks.0.attn.hook_z", **{axis: index})
+
+
+def test_what_depends_on_the_rest_is_not_projected_out_twice() -> None:
+    """Directions of rank 2 given as three, and a zero: the span of two is gone, all else stays; by least squares."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(2, 16, generator=generator, dtype=torch.float64)
+    more = torch.cat([directions, directions.sum(0, keepdim=True), torch.zeros(1, 16, dtype=torch.float64)])
+    x = torch.randn(3, 5, 16, generator=generator, dtype=torch.float64)
+    span = directions.T @ torch.linalg.pinv(directions.T)
+    for some in (directions, more):
+        found = project_out("blocks.0.hook_resid_pre", some).edit(x)
+        torch.testing.assert_close(found, x - x @ span, atol=1e-12, rtol=0)
+    nothing = project_out("blocks.0.hook_resid_pre", torch.zeros(1, 16)).edit(x)
+    assert torch.equal(nothing, x)
+    with pytest.raises(InputError, match="no numbers"):
+        project_out("blocks.0.hook_resid_pre", torch.full((1, 16), torch.nan))

@@ -365,8 +365,8 @@ def test_a_card_of_several_components_says_whose_number_it_shows():
     """With the chance that a sentence would tell; a card of one finding repeats neither (control)."""
 
     def effect(about: str, weight: float) -> Finding:
-        return Finding(f"{about} does it; p = 0.003.", "loss-zero-heads", weight, 0.7, "nats", kind="effect", null="flipped signs",
-                       p=0.003, about=about, short="does it")  # fmt: skip
+        return Finding(f"{about} does it; p = 0.003.", "loss-zero-heads", weight, 0.7, "nats", kind="effect",
+                       null="flipped signs", p=0.003, about=about, short="does it")  # fmt: skip
 
     def small(*found: Finding) -> list[str]:
         note = Note(key="loss-zero-heads", title="N", text="text")

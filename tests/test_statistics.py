@@ -298,10 +298,10 @@ def test_half_of_the_texts_choose_and_the_others_measure() -> None:
     assert held.high is not None
     assert held.low < held.value < held.high
     assert held_out(effects[:11], (1, 1)) is None  # control: too few
-    other = held_out(effects, (0, 0), seed=3)
-    assert other is not None
-    assert not other.again
-    assert other.value == held.value
+    assert held_out(effects, (0, 0), seed=3) is None  # not the largest: chosen by more than size
+    effects[:, 0, 0], effects[:, 1, 1], effects[:2, 1, 1] = 3, 0, 20  # without the first two, a half chooses (0, 0)
+    seen = [held_out(effects, (1, 1), seed=seed) for seed in range(200)]
+    assert {one.again for one in seen if one is not None} == {True, False}
 
 
 def test_which_half_chose_is_told_by_values_that_only_one_half_can_have_made() -> None:
@@ -313,14 +313,15 @@ def test_which_half_chose_is_told_by_values_that_only_one_half_can_have_made() -
 
 def test_what_a_half_chooses_by_among_and_in_which_direction() -> None:
     effects = np.tile([1.0, 2.0, -3.0, np.nan], (12, 1))
-    value = {name: held_out(effects, 1, **options) for name, options in {
-        "size": {}, "highest": {"highest": True}, "by": {"by": np.tile([9.0, 1.0, 1.0, 1.0], (12, 1))},
-        "unknown": {"by": np.tile([0.0, 0.0, 0.0, 1.0], (12, 1))},
-    }.items()}  # fmt: skip
-    assert value.pop("unknown") is None
-    assert {name: held and (held.value, held.again) for name, held in value.items()} == {
-        "size": (-3.0, False), "highest": (2.0, True), "by": (1.0, False)
+    largest = {
+        (2, -3.0): {}, (1, 2.0): {"highest": True}, (0, 1.0): {"by": np.tile([9.0, 1.0, 1.0, 1.0], (12, 1))}
     }  # fmt: skip
+    for (place, value), options in largest.items():
+        held = held_out(effects, place, **options)
+        assert held is not None
+        assert (held.value, held.again) == (value, True)
+        assert held_out(effects, (place + 1) % 3, **options) is None  # control: chosen by something else
+    assert held_out(effects, 3, by=np.tile([0.0, 0.0, 0.0, 1.0], (12, 1))) is None
 
 
 def test_no_template_is_on_both_sides() -> None:

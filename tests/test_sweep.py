@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_gpt
@@ -636,3 +637,40 @@ def test_mistakes_with_a_translation_model_are_named(tokens, variant, options: d
         sweep(pair, tokens, [variant], everything, **options)
     with pytest.raises(InputError, match="no variants"):
         sweep(pair, tokens, [], everything)
+
+
+@pytest.mark.parametrize("mask", [torch.full((2, 6), 0.5), -torch.ones(2, 6), torch.tensor([[1] * 6, [0] * 6])])
+def test_masks_are_checked_as_the_model_checks_them(mask) -> None:
+    model = MODELS[2, 4, torch.float32]
+    tokens = torch.randint(0, VOCAB, (2, 6))
+    for run in (sweep, slow_sweep):
+        with pytest.raises(InputError, match="attention_mask"):
+            run(model, tokens, [ablate_head(0, 0)], everything, attention_mask=mask)
+
+
+def test_what_is_read_may_be_an_array(tmp_path) -> None:
+    model = MODELS[2, 4, torch.float32]
+    tokens = torch.randint(0, VOCAB, (1, 6))
+    plain = sweep(model, tokens, [ablate_head(0, 0)], everything, read=[0, 2], vocab=[3, 1])["logits"]
+    for read, vocab in ((np.array([0, 2]), torch.tensor([3, 1])), (range(0, 3, 2), (3, 1))):
+        found = sweep(
+            model, tokens, [ablate_head(0, 0)], everything, read=read, vocab=vocab, checkpoint=str(tmp_path / "a")
+        )
+        assert torch.equal(found["logits"], plain)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_another_metric_is_another_sweep_however_small_it_is(tmp_path, size) -> None:
+    """The clean result stands for the metric: its size is what rounding is measured by."""
+    model = MODELS[2, 4, torch.float32]
+    tokens = torch.randint(0, VOCAB, (1, 6), generator=torch.Generator().manual_seed(0))
+
+    def metric(token: int, factor: float = size):
+        return lambda logits: {"prob": factor * logits[:, -1].softmax(-1)[:, token]}
+
+    file, variants = tmp_path / "a", [ablate_head(0, head) for head in range(4)]
+    first = sweep(model, tokens, variants, metric(3), checkpoint=file)["prob"]
+    again = sweep(model, tokens, variants, metric(3, size * (1 + 1e-6)), checkpoint=file)["prob"]  # control: rounding
+    assert torch.equal(first, again)
+    with pytest.raises(InputError, match="another sweep"):
+        sweep(model, tokens, variants, metric(5), checkpoint=file)

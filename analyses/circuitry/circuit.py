@@ -232,7 +232,7 @@ def _numbers(**values: float) -> dict[str, float]:
 def _column(entries: Sequence[Mapping[str, Any]], name: str) -> Float[np.ndarray, " edge"]:
     try:
         found = np.array([float(entry.get(name, np.nan)) for entry in entries])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = np.array([np.inf])
     if np.isinf(found).any():
         raise InputError(f"an edge whose {name} is no number", "expected a circuit's file")

@@ -15,6 +15,7 @@ from analyses.circuitry.search import Order
 from analyses.circuitry.stability import Stability
 from analyses.shared.claims import FLOORS, SURE
 from analyses.shared.clean_corrupted import Measure, Pairs
+from analyses.shared.metrics import UNITS
 from analyses.shared.panels import CircuitGraph, Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.statistics import independent, sign_flip_p_value
 
@@ -94,6 +95,11 @@ class CircuitsResult(Result):
     def floor(self) -> float:
         """The least effect that is told."""
         return FLOORS.get(self.measure.unit, 1e-6)
+
+    @property
+    def given(self) -> bool:
+        """Whether the circuit is a file's, and its edges' numbers those of the file's prompts."""
+        return self.method == "of the file"
 
     @property
     def unseen(self) -> bool:
@@ -209,7 +215,7 @@ class CircuitsResult(Result):
             serves=tuple(serves), senders=np.array([number[senders[e]] for e in order]),
             receivers=np.array([number[receivers[e]] for e in order]), inputs=tuple(inputs[e] for e in order),
             scores=np.nan_to_num(self.circuit.scores[order]), **measures, chosen=self.circuit.size, total=len(wiring),
-            unit=self.measure.unit, sizes=self.sizes[taken], measured=measured, measured_low=low, measured_high=high,
+            unit=self._unit, sizes=self.sizes[taken], measured=measured, measured_low=low, measured_high=high,
         )  # fmt: skip
 
     def _places(self, ends: Literal["sends", "reads"]) -> Matrix:
@@ -237,11 +243,22 @@ class CircuitsResult(Result):
         return np.asarray(self.circuit.measures.get(name, np.full(len(self.circuit.wiring), np.nan)))
 
     def _caption(self) -> str:
+        if self.given:
+            return (
+                "A circuit's file: scores, exact effects, intervals and stability of edges are the file's, of its own "
+                f"prompts and metric. The circuit as a whole is measured on these {len(self.whole)} prompts."
+            )
         return (
             f"Each edge: what the {self.measure.title} loses when it alone carries the "
             f"corrupted value, of {self.effect:+.3g} {self.measure.unit} in all; {self._said_method()}. "
             f"Means of {len(self.whole)} prompts; exact effects and 95 % intervals {self._said_measured()}."
         )
+
+    @property
+    def _unit(self) -> str:
+        """Of the edges' numbers."""
+        told = str(self.circuit.facts.get("metric", ""))
+        return UNITS.get(told, "as in the file") if self.given else self.measure.unit
 
     def _said_measured(self) -> str:
         return f"of the {len(self.held_out)} prompts held out" if self.unseen else f"of all {len(self.whole)} prompts"
@@ -352,9 +369,11 @@ class CircuitsResult(Result):
         return [f"Intervals are over prompts of these {len(names)} templates; other templates may give other numbers."]
 
     def _notes(self) -> list[Panel]:
+        found = f", {len(self.held_out)} others to measure it." if self.unseen else ", the same to measure it."
         said = [
-            f"{len(self.discovery)} prompts to find the circuit"
-            + (f", {len(self.held_out)} others to measure it." if self.unseen else ", the same to measure it."),
+            f"{len(self.discovery)} prompts to measure a file's circuit, which may have been found on them."
+            if self.given
+            else f"{len(self.discovery)} prompts to find the circuit{found}",
             *self._drawn(),
             f"Everything outside a circuit is held at its {self.ablation} value.",
             *self.remarks,
@@ -396,6 +415,11 @@ class CircuitsResult(Result):
         best = int(np.nanargmax(controls))
         within = "" if np.isnan(low) else f" ({low:.0%} to {high:.0%})"
         on = f"{len(texts)} prompts held out" if self.unseen else f"the {len(texts)} prompts that it was found on"
+        on = (
+            f"these {len(texts)} prompts (the circuit is a file's, which may have been found on them)"
+            if self.given
+            else on
+        )
         text = (
             f"{self._what()} ({self.circuit.size / len(self.circuit.wiring):.1%}) keep {value:.0%}{within} of the "
             f"{self.effect_on(texts):+.2f} {self.measure.unit} on {on}; the best of {len(controls)} controls of the "

@@ -125,7 +125,8 @@ def held_out(
 
     What was chosen as the largest of many on the same texts is on average too large, whatever its interval; here the
     two have no text in common (Cox 1975, "A note on data-splitting for the evaluation of significance levels"). None
-    for fewer than HALVED_FROM texts or templates, or where what was chosen is unknown on the other half.
+    for fewer than HALVED_FROM texts or templates, where what was chosen is unknown on the other half, and where all
+    texts chose by more than size, such as the largest of those that pass a test: halves would choose among others.
 
     Args:
         chosen: what all texts choose.
@@ -142,11 +143,17 @@ def held_out(
     names = list(dict.fromkeys(units))
     order = np.random.default_rng(seed).permutation(n)[: n // 2]
     first = np.isin([names.index(one) for one in units], order)
-    values = np.asarray(effects if by is None else by, dtype=float)[first]
-    known = ~np.isnan(values)
-    mean = _ratio(np.where(known, values, 0.0).sum(0), known.sum(0))
-    sizes = np.nan_to_num(mean if highest else np.abs(mean), nan=-np.inf)
-    place = tuple(map(int, np.unravel_index(int(sizes.argmax()), mean.shape)))
+
+    def choice(values: np.ndarray) -> tuple[int, ...]:
+        known = ~np.isnan(values)
+        mean = _ratio(np.where(known, values, 0.0).sum(0), known.sum(0))
+        sizes = np.nan_to_num(mean if highest else np.abs(mean), nan=-np.inf)
+        return tuple(map(int, np.unravel_index(int(sizes.argmax()), mean.shape)))
+
+    judged = np.asarray(effects if by is None else by, dtype=float)
+    if choice(judged) != (chosen if isinstance(chosen, tuple) else (chosen,)):
+        return None
+    place = choice(judged[first])
     measured = np.asarray(effects, dtype=float)[(~first, *place)]
     others = [one for one, here in zip(units, first, strict=True) if not here]
     found = bootstrap(measured, clusters=others, share=share, least=least, seed=seed)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.errors import InputError, MemoryLimitError
 from interp.hooks import APART, NameSpec
-from interp.interventions import PATTERN, Intervention, axes
+from interp.interventions import PATTERN, Intervention, axes, whole
 from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
 from interp.sweep.clean import CleanRun, Edits, clean_names
@@ -225,12 +225,14 @@ def check_asked(sources: Sequence[object], metric: Metric | None, collect: NameS
 
 def indices_of(chosen: Sequence[int], size: int, what: str) -> Positions:
     """Places on an axis, none negative, in the order given. Raises InputError outside the axis, or for none at all."""
-    for place in chosen:
+    asked = whole(chosen, what)
+    places = (asked,) if isinstance(asked, int) else asked or ()
+    for place in places:
         if not -size <= place < size:
             raise InputError(f"{what}: {place}", f"expected {-size} to {size - 1}")
-    if not chosen:
+    if not places:
         raise InputError(f"{what} is empty", "expected at least one")
-    return tuple(place % size for place in chosen)
+    return tuple(place % size for place in places)
 
 
 def free_memory(device: torch.device) -> int:

@@ -20,9 +20,10 @@ from interp.hooks import NameSpec, select_positions
 from interp.interventions import Intervention
 from interp.models.gpt import HookedGPT
 from interp.models.kernels import wide
+from interp.models.positions import check_rows
 from interp.progress import track
 from interp.sweep.hooked import HookedPlan, positions_of
-from interp.sweep.inputs import Inputs, Model, call, listed, read_length
+from interp.sweep.inputs import Inputs, Model, Pair, call, listed, read_length
 from interp.sweep.plan import Metric, Plan
 from interp.sweep.results import Results, SweepInterrupted, identity
 
@@ -136,13 +137,17 @@ def sweep(
             attention_mask=attention_mask, memory=memory, progress=progress, checkpoint=checkpoint,
         )  # fmt: skip
     model = model if dtype in (None, model.dtype) else deepcopy(model).to(dtype)
+    if isinstance(model, HookedGPT) and not isinstance(tokens, Pair) and not isinstance(attention_mask, Pair):
+        tokens, attention_mask = model.as_batch(tokens, attention_mask)
+        check_rows(attention_mask)
     sources = [edits_of(variant) for variant in variants]
     asked: dict[str, Any] = {"read": read, "vocab": vocab, "collect": collect, "attention_mask": attention_mask}
     planned: Any = Plan if isinstance(model, HookedGPT) else HookedPlan
     plan: Plan | HookedPlan = planned(model, tokens, sources, metric, **asked)
     limits = plan.limits(memory)
     options = (plan.order, plan.vocab, plan.names, listed(attention_mask), str(model.dtype))
-    results = Results(plan.clean_row, len(sources), checkpoint, lambda: identity(model, tokens, options, sources))
+    kept = checkpoint and Path(checkpoint)
+    results = Results(plan.clean_row, len(sources), kept, lambda: identity(model, tokens, options, sources))
     waiting = sorted((v for v in range(len(sources)) if not results.finished[v]), key=plan.first_change)
     try:
         for chosen in track(plan.chunks(waiting, limits)):

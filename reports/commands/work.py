@@ -146,6 +146,8 @@ def run_command(
         out = out or Path(f"interp-{analysis.command}.html")
     elif open:
         raise InputError(f"--open with --format {form}", "expected --format html, the one that a browser shows")
+    if out is not None and save is not None and out.resolve() == save.resolve():
+        raise InputError(f"--out and --save name one file, {out}", "expected two")
     for target, option in ((out, "--out"), (save, "--save")):
         if target is not None:
             check_target(target, force, option)
