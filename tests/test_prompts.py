@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_gpt
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from analyses.shared import clean_corrupted
 from analyses.shared.clean_corrupted import corrupt, position_labels, remembering, resolve_pairs, resolve_texts
@@ -34,7 +34,7 @@ def word_tokenizer(words):
                 merges.append((built, letter))
             built += letter
     backend = Backend(models.BPE(vocabulary, merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     backend.add_special_tokens([END_OF_TEXT])
     return Tokenizer(backend)
 
@@ -149,9 +149,18 @@ def test_answers_are_given_or_the_models_own(toy_gpt):
     assert given.notes == ()
     assert torch.equal(torch.stack([own.answer, own.wrong], 1), ranks)
     assert len(own.notes) == 2
-    half = PromptSet(prompts=(Prompt(clean=texts[0], answer=" John"), Prompt(clean=texts[1])))
+
+
+@pytest.mark.parametrize("name", ["answer", "wrong", "corrupted"])
+def test_what_some_prompts_say_and_others_do_not_is_refused(toy_gpt, name):
+    """Else what was given would be put aside for all of them."""
+    said = {"answer": " John", "wrong": " the", "corrupted": "The dog sat on the"}
+    whole = [Prompt(clean="The cat sat on the", **said)] * 3
+    half = PromptSet(prompts=(*whole, Prompt(clean="The cat sat on the", **said | {name: ""})))
+    with torch.no_grad(), pytest.raises(InputError, match=f"1 of 4 prompts without '{name}', prompt 4"):
+        resolve_pairs(toy_gpt, half, None)
     with torch.no_grad():
-        assert torch.equal(resolve_texts(toy_gpt, half).answer, own.answer)  # not known for all: the model's own
+        assert len(resolve_pairs(toy_gpt, PromptSet(prompts=tuple(whole)), None).rows) == 3  # control
 
 
 def test_a_corrupted_text_is_the_change_that_hurts_most(toy_gpt):

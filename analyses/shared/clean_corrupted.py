@@ -229,8 +229,8 @@ def _answered(task: Task, prompts: TextsOrPrompts, answer: TokenChoice | None, w
             sets = (_padded(model, [prompt.answers for prompt in prompts]),
                     _padded(model, [prompt.wrongs for prompt in prompts]))  # fmt: skip
         texts = [prompt.clean for prompt in prompts]
-        answer = _all_or_none([prompt.answer for prompt in prompts]) if answer is None else answer
-        wrong = _all_or_none([prompt.wrong for prompt in prompts]) if wrong is None else wrong
+        answer = _all_or_none(prompts, "answer") if answer is None else answer
+        wrong = _all_or_none(prompts, "wrong") if wrong is None else wrong
         notes = [prompts.note] if prompts.note else []
         templates = tuple(prompt.template for prompt in prompts)
     else:
@@ -298,8 +298,8 @@ def resolve_pairs(
     notes = list(texts.notes)
     given: TextOrTokens | None
     if corrupted is None and isinstance(clean, PromptSet):
-        given = _all_or_none([prompt.corrupted for prompt in clean])
-        known_wrong = wrong is not None or _all_or_none([prompt.wrong for prompt in clean]) is not None
+        given = _all_or_none(clean, "corrupted")
+        known_wrong = wrong is not None or _all_or_none(clean, "wrong") is not None
     else:
         given, known_wrong = corrupted, wrong is not None
     if given is None:
@@ -344,7 +344,13 @@ def _change(task: Task, clean: Row, corrupted: Row) -> str:
     return " and ".join(parts)
 
 
-def _all_or_none(entries: list[str]) -> list[str] | None:
+def _all_or_none(prompts: PromptSet, name: str) -> list[str] | None:
+    """That entry of all prompts, None where no prompt has it. Raises InputError where some have it alone."""
+    entries = [getattr(prompt, name) for prompt in prompts]
+    if any(entries) and not all(entries):
+        without = [number for number, entry in enumerate(entries, start=1) if not entry]
+        what = f"{len(without)} of {len(entries)} prompts without {name!r}, prompt {without[0]} the first"
+        raise InputError(what, "expected it of all of them, or of none")
     return entries if all(entries) else None
 
 
