@@ -154,7 +154,7 @@ def test_answers_are_given_or_the_models_own(toy_gpt):
 @pytest.mark.parametrize("name", ["answer", "wrong", "corrupted"])
 def test_what_some_prompts_say_and_others_do_not_is_refused(toy_gpt, name):
     """Else what was given would be put aside for all of them."""
-    said = {"answer": " John", "wrong": " the", "corrupted": "The dog sat on the"}
+    said = {"answer": " John", "wrong": " the", "corrupted": "The the sat on the"}
     whole = [Prompt(clean="The cat sat on the", **said)] * 3
     half = PromptSet(prompts=(*whole, Prompt(clean="The cat sat on the", **said | {name: ""})))
     with torch.no_grad(), pytest.raises(InputError, match=f"1 of 4 prompts without '{name}', prompt 4"):

@@ -440,3 +440,16 @@ def test_a_page_made_by_hand_says_what_it_lacks() -> None:
     empty = reports.render(reports.Report("r", (), (), {}))
     with pytest.raises(InputError, match="no record"):
         rerun.read(written(empty))
+
+
+def test_a_file_is_asked_for_by_the_name_of_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--from`, whatever Python has to call it."""
+    made = ("circuits", "--task", "induction", "--n", "4", "--random", "1", "--quiet")
+    assert interp(capsys, *made, "--save", "a.json", "--resamples", "2", "--exact", "0", "--out", "b.html").code == 0
+    assert interp(capsys, *made, "--from", "a.json", "--out", "c.html").code == 0
+    Path("a.json").rename("b.json")
+    gone = interp(capsys, "rerun", "c.html", *CHECK)
+    assert gone.code == 3
+    assert "asks for the from 'a.json'" in gone.err
+    assert "--load from= says where it is" in gone.err
+    assert outcomes(interp(capsys, "rerun", "c.html", *CHECK, "--load", "from=b.json")) == ["identical"]

@@ -266,7 +266,11 @@ def _padded(model: Model, answers: Sequence[Sequence[str]]) -> Int[Tensor, "text
 
 def _fitted(task: Task, texts: TextsOrPrompts, **read: object) -> TextsOrPrompts:
     """A prompt set as it fits a decoder in those of PARTS that are `read`: None where they are the prompts' own."""
-    if not isinstance(texts, PromptSet) or not isinstance(task, NextToken):
+    if not isinstance(texts, PromptSet):
+        return texts
+    for part in (part for part in PARTS if part in read and read[part] is None):
+        _all_or_none(texts, part)  # before any is left out
+    if not isinstance(task, NextToken):
         return texts
     return fitting(task.model, texts, [part for part in PARTS if part in read and read[part] is None])
 

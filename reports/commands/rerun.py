@@ -70,9 +70,11 @@ def rerun(
         from reports.running import rerun as again
 
         kept = again.read(page)
+        loads = _named(load or ())
         for what, name in kept.loads(model):
-            hint(quiet, f"{what}: {name}")
-        made = again.make(kept, model=model, device=device, loads=_named(load or ()), step=step)
+            word = what.strip("_")
+            hint(quiet, f"{word}: {loads.get(word, name)}")
+        made = again.make(kept, model=model, device=device, loads=loads, step=step)
         found = again.check(kept, made, tolerance) if check else []
         text = render(made) if target is not None else ""
     if target is not None:

@@ -232,18 +232,20 @@ def _trusted(kept: Kept, model: str | None, loads: Mapping[str, str]) -> Kept:
     from interp.loading.sources import bundled_models
 
     wanted = dict(kept.loads(model))
+    written = {name: name.strip("_") for name in wanted}  # as on the command line: from_ is --from
+    loads = {next((name for name, word in written.items() if word == said), said): loads[said] for said in loads}
     for name in loads:
         if name not in wanted or name == "model":
-            others = ", ".join(other for other in wanted if other != "model") or "none"
+            others = ", ".join(word for word in written.values() if word != "model") or "none"
             raise InputError(f"--load {name}=..."[:80], f"expected what the page's options load: {others}")
     without = kept.facts["weights_sha256"] == WITHOUT_WEIGHTS
     for what, name in wanted.items():
         said = model is not None if what == "model" else what in loads
         shape = what == "model" and without and name in PRESETS
         if not (said or shape or name in bundled_models() or _is_here(name)):
-            option = "--model" if what == "model" else f"--load {what}="
+            option = "--model" if what == "model" else f"--load {written[what]}="
             raise NotFoundError(
-                f"{kept.path} asks for the {what} {name!r}"[:200] + ", which is not here",
+                f"{kept.path} asks for the {written[what]} {name!r}"[:200] + ", which is not here",
                 "expected a bundled model, or a directory or file that is there",
                 f"{option} says where it is; a name or hub id that you trust may be given there too",
             )
