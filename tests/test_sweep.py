@@ -39,6 +39,7 @@ from interp.sweep import CHECKED, Pair, SweepInterrupted, engine, layout, lowere
 from interp.sweep.clean import CleanRun
 from interp.sweep.engine import Chunk
 from interp.sweep.plan import Limits, Plan
+from interp.sweep.results import _close
 
 VOCAB = 23
 MODELS: dict[tuple, HookedGPT] = {
@@ -674,3 +675,6 @@ def test_another_metric_is_another_sweep_however_small_it_is(tmp_path, size) -> 
     assert torch.equal(first, again)
     with pytest.raises(InputError, match="another sweep"):
         sweep(model, tokens, variants, metric(5), checkpoint=file)
+    endless = {"prob": torch.tensor([torch.inf, 1.0])}
+    assert _close(endless, endless)
+    assert not _close(endless, {"prob": torch.tensor([torch.inf, 2.0])})

@@ -140,7 +140,7 @@ class CircuitsResult(Result):
             "edges": self.circuit.size, "of": len(self.circuit.wiring),
             "after_pruning": int(self.circuit.wiring.pruned(self.circuit.chosen).sum()),
             "faithfulness": value, "faithfulness_low": low, "faithfulness_high": high,
-            "random": float(np.nanmean(self._of_controls()[:-1])) if len(self.controls) > 1 else np.nan,
+            "random": _mean(self._of_controls()[:-1]),
             "stability": np.nan if self.stability is None else self.stability.kept,
             "total_effect": self.effect, "texts": len(self.whole), "held_out": len(self.held_out),
             "completeness_gap": self.gap,
@@ -250,8 +250,9 @@ class CircuitsResult(Result):
             )
         return (
             f"Each edge: what the {self.measure.title} loses when it alone carries the "
-            f"corrupted value, of {self.effect:+.3g} {self.measure.unit} in all; {self._said_method()}. "
-            f"Means of {len(self.whole)} prompts; exact effects and 95 % intervals {self._said_measured()}."
+            f"corrupted value, of {self.effect_on(self.discovery):+.3g} {self.measure.unit} in all; "
+            f"{self._said_method()}. Scores are means of {self._said_found()}; exact effects and 95 % intervals "
+            f"{self._said_measured()}."
         )
 
     @property
@@ -262,6 +263,11 @@ class CircuitsResult(Result):
 
     def _said_measured(self) -> str:
         return f"of the {len(self.held_out)} prompts held out" if self.unseen else f"of all {len(self.whole)} prompts"
+
+    def _said_found(self) -> str:
+        """What scores are means of."""
+        n = len(self.discovery)
+        return f"the {n} prompts that it was found on" if self.unseen else f"all {n} prompts"
 
     def _said_method(self) -> str:
         return {"exact": "measured exactly", "eap": "estimated by EAP", "eap-ig": "estimated by EAP-IG"}.get(
@@ -344,7 +350,8 @@ class CircuitsResult(Result):
         )
         return Table(
             "agreement", "Estimates beside exact effects", "Of edges drawn at random and of those with the largest "
-            f"estimates: correlation, and the edges where they differ most.{gap}", frame=frame,
+            f"estimates: correlation, and the edges where they differ most. Means of all {len(self.whole)} prompts."
+            f"{gap}", frame=frame,
         )  # fmt: skip
 
     def _table(self) -> Table:
@@ -440,6 +447,12 @@ class CircuitsResult(Result):
                 null=null if beats else "", p=p if beats else None,
             )
         ]  # fmt: skip
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are known; NaN of none."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else np.nan
 
 
 def _apart(curve: np.ndarray) -> np.ndarray:
