@@ -52,6 +52,8 @@ LISTED = 200
 """Most edges in the table."""
 AGREES = 0.7
 """Correlation with true patches from which on estimates are not warned of."""
+LEAST = 3
+"""Of those drawn at random have to matter, by estimate or in truth, for a warning: noise does not go with noise."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,8 +97,8 @@ class AttributionPatchingResult(PatchingResult):
     def reliability(self) -> pd.DataFrame:
         """One row per method, kind and sample: correlations of estimate and truth over nodes or edges.
 
-        `slope` is that of the truth on the estimate through zero: 1 where sizes are right. Kinds with fewer than three
-        patched members have no correlation.
+        `slope` is that of the truth on the estimate through zero: 1 where sizes are right; `matter` counts those whose
+        estimate or truth is more than `small`. Kinds with fewer than three patched members have no correlation.
         """
         kinds = np.array([node.kind for node in self.nodes])
         parts = {"heads": kinds == "head", "mlps": kinds == "mlp", "nodes": kinds != ""}
@@ -109,7 +111,9 @@ class AttributionPatchingResult(PatchingResult):
                 drawn = self.random_edges if sample == "random" else _largest(edge, self.true_edges)
                 for kind, (score, true, chosen) in (pairs | {"edges": (edge, self.true_edges, drawn)}).items():
                     row = {"method": method, "kind": kind, "sample": sample}
-                    rows.append(row | _agreement(score[chosen], true.mean(0)[chosen]))
+                    row |= _agreement(score[chosen], true.mean(0)[chosen])
+                    sizes = np.maximum(np.abs(score[chosen]), np.abs(true.mean(0)[chosen]))
+                    rows.append(row | {"matter": int((sizes > self.small).sum())})
         return pd.DataFrame(rows)
 
     def panels(self) -> list[Panel]:
@@ -124,7 +128,8 @@ class AttributionPatchingResult(PatchingResult):
         reliability = Table(
             "reliability", "How far the estimates can be trusted",
             "Estimates against true patches of the same nodes or edges. random: drawn regardless of the score, the "
-            "fair figure; largest: the top of the list. slope: true over estimated size, 1 where sizes are right."
+            "fair figure; largest: the top of the list. slope: true over estimated size, 1 where sizes are right. "
+            f"matter: how many are beyond {self.small:.2g} by either; among the others nothing goes together."
             + f" EAP-IG averages {self.steps} gradients." * ("eap-ig" in self.methods),
             frame=self.reliability(),
         )  # fmt: skip
@@ -199,14 +204,14 @@ class AttributionPatchingResult(PatchingResult):
         return [] if self.weak else [*self._disagreement(), *self._edge()]  # activation patching says that it is weak
 
     def _disagreement(self) -> list[Finding]:
-        """A warning where estimates of the fair sample do not go with the true patches."""
+        """A warning where estimates of the fair sample do not go with the true patches, some of which matter."""
         method, table = self.methods[-1], self.reliability()
         rows = table[(table["method"] == method) & (table["sample"] == "random")].dropna(subset="pearson")
-        rows = rows[rows["pearson"] < AGREES]
+        rows = rows[(rows["pearson"] < AGREES) & (rows["matter"] >= LEAST)]
         if rows.empty:
             return []
-        known = zip(rows["pearson"], rows["kind"], rows["n"], strict=True)
-        said = ", ".join(f"{signed(pearson, '.2f')} for {kind} ({n} patched)" for pearson, kind, n in known)
+        known = zip(rows["pearson"], rows["kind"], rows["matter"], strict=True)
+        said = ", ".join(f"{signed(pearson, '.2f')} for {kind} ({n} that matter)" for pearson, kind, n in known)
         text = (
             f"{METHODS[method]} estimates do not go with true patches drawn at random: correlation {said}. Believe the "
             "true patches only."

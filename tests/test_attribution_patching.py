@@ -1,5 +1,7 @@
 """Attribution patching: exact where the model is linear, against numerical gradients, and its own reliability check."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -212,3 +214,20 @@ def test_generated_prompts_are_the_default(toy_gpt):
     result = attribution_patching(toy_gpt)
     assert len(result.pairs.rows) == 12
     assert np.isfinite(result.reliability()["n"]).all()
+
+
+def test_estimates_are_warned_of_where_something_that_matters_goes_another_way() -> None:
+    """Turned round they disagree: that is said of large effects, and not (control) of the same ones made tiny."""
+    result = run(**EVERYTHING)
+    true = result.true_nodes
+    large = 10 * result.small * true / np.median(np.abs(true))
+    made = {"random_nodes": np.ones_like(result.random_nodes), "random_edges": np.zeros_like(result.random_edges)}
+    turned = replace(result, true_nodes=large, node_scores=np.stack([-large] * len(result.methods)), **made)
+    (warned,) = turned._disagreement()
+    assert "correlation \N{MINUS SIGN}1" in warned.text
+    assert warned.kind == "warning"
+    tiny = 1e-6 * large
+    assert replace(turned, true_nodes=tiny, node_scores=-1e-6 * turned.node_scores)._disagreement() == []
+    assert replace(turned, node_scores=-turned.node_scores)._disagreement() == []  # they agree
+    wrong = replace(turned, true_nodes=tiny)  # estimates that are large for what does nothing are a failure too
+    assert replace(wrong, node_scores=np.stack([-large] * len(result.methods)))._disagreement()
