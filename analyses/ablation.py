@@ -47,10 +47,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from analyses.shared.answered_texts import Texts, own_answers, resolve_texts, said_answers
 from analyses.shared.axes import largest_first, related
 from analyses.shared.capabilities import analysis, lacking
 from analyses.shared.claims import FLOORS, LOSS_FLOOR, SURE, clear_of_zero, largest_p_value, signed, testable
-from analyses.shared.clean_corrupted import Texts, own_answers, resolve_texts, said_answers
 from analyses.shared.components import Component, choose, component_panels
 from analyses.shared.metrics import TITLES, UNITS, MetricName, TokenChoice, check_metrics
 from analyses.shared.panels import Finding, Marks, Matrix, Note, Panel, Result, Table, Tokens

@@ -17,6 +17,7 @@ show what this template asks for. Estimates beside exact effects say where first
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ from analyses.circuitry.circuit import Circuit, CircuitFile
 from analyses.circuitry.faithfulness import completeness, minimality
 from analyses.circuitry.graph import Level
 from analyses.circuitry.pruning import prune
-from analyses.circuitry.result import CircuitsResult
+from analyses.circuitry.result import OF_FILE, CircuitsResult
 from analyses.circuitry.runs import Ablation
 from analyses.circuitry.search import Select
 from analyses.circuitry.stability import Stability, stability
@@ -100,9 +101,8 @@ def circuits(
     _check(steps, exact, size, held_out, resamples, random, threshold, level, faithful)
     if from_ is not None:
         _unread(
-            method=method != "eap-ig", level=level != "edge", size=size is not None, threshold=threshold is not None,
-            held_out=held_out is not None, select=select != "top", exact=exact != 200, resamples=resamples != 100,
-            faithful=faithful != 0.85,
+            method=method, level=level, size=size, threshold=threshold, held_out=held_out, select=select, exact=exact,
+            resamples=resamples, faithful=faithful,
         )  # fmt: skip
     check_seed(seed)
     with torch.no_grad():
@@ -152,7 +152,7 @@ def circuits(
     answers, wrongs = pairs.answers(model)
     return CircuitsResult(
         circuit=circuit.over(model, runs.mean_outputs()), order=bench.order(mean), size=found.size,
-        method="of the file" if given is not None else method, pairs=pairs, measure=measured,
+        method=OF_FILE if given is not None else method, pairs=pairs, measure=measured,
         ablation=ablation, discovery=bench.discovery, held_out=bench.held_out, none=bench.none, own=own,
         sizes=bench.sizes, curves=curves,
         controls=bench.controls(found.size or circuit.size, random), stability=found.stability,
@@ -229,10 +229,11 @@ def _check(
         raise InputError("threshold beside level = node", "expected one of them: pruning is of edges")
 
 
-def _unread(**given: bool) -> None:
-    """Raises InputError for an option of the search, where a circuit is given and nothing is searched."""
-    for name, changed in given.items():
-        if changed:
+def _unread(**given: object) -> None:
+    """Raises InputError for an option of the search that is not left as it is, where a circuit is given."""
+    usual = signature(circuits).parameters
+    for name, value in given.items():
+        if value != usual[name].default:
             raise InputError(
                 f"{name} beside a circuit's file", "expected one of the two: its circuit is measured as it is"
             )

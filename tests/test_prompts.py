@@ -7,7 +7,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from analyses.shared import clean_corrupted
-from analyses.shared.clean_corrupted import corrupt, position_labels, remembering, resolve_pairs, resolve_texts
+from analyses.shared.answered_texts import resolve_texts
+from analyses.shared.clean_corrupted import corrupt, position_labels, remembering, resolve_pairs
 from analyses.shared.prompts import (
     NAMES,
     TEMPLATES,

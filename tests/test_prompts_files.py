@@ -7,7 +7,8 @@ import torch
 from command_line import interp
 from test_prompts import model_with
 
-from analyses.shared.clean_corrupted import measure, resolve_pairs, resolve_texts
+from analyses.shared.answered_texts import resolve_texts
+from analyses.shared.clean_corrupted import measure, resolve_pairs
 from analyses.shared.fitting_prompts import fitting
 from analyses.shared.prompts import Prompt, PromptSet, parse_prompts
 from interp.errors import InputError

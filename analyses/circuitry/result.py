@@ -19,6 +19,8 @@ from analyses.shared.metrics import UNITS
 from analyses.shared.panels import CircuitGraph, Finding, Lines, Matrix, Note, Panel, Result, Table, Tokens
 from analyses.shared.statistics import independent, sign_flip_p_value
 
+OF_FILE = "of the file"
+"""The method of scores that came with a circuit."""
 SHOWN = 3000
 """Most edges in the drawing and the table."""
 PLACED = 40
@@ -99,7 +101,7 @@ class CircuitsResult(Result):
     @property
     def given(self) -> bool:
         """Whether the circuit is a file's, and its edges' numbers those of the file's prompts."""
-        return self.method == "of the file"
+        return self.method == OF_FILE
 
     @property
     def unseen(self) -> bool:

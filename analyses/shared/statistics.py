@@ -150,8 +150,8 @@ def held_out(
         sizes = np.nan_to_num(mean if highest else np.abs(mean), nan=-np.inf)
         return tuple(map(int, np.unravel_index(int(sizes.argmax()), mean.shape)))
 
-    judged = np.asarray(effects if by is None else by, dtype=float)
-    if choice(judged) != (chosen if isinstance(chosen, tuple) else (chosen,)):
+    judged, told = np.asarray(effects if by is None else by, dtype=float), np.atleast_1d(chosen)
+    if choice(judged) != tuple(told):
         return None
     place = choice(judged[first])
     measured = np.asarray(effects, dtype=float)[(~first, *place)]
@@ -160,8 +160,7 @@ def held_out(
     if np.isnan(found.value):
         return None
     low, high = found.ends()
-    again = place == (chosen if isinstance(chosen, tuple) else (chosen,))
-    value = float(found.value)
+    again, value = place == tuple(told), float(found.value)
     return Held(again=again, what=called(*place), value=value, low=low, high=high, n=n - n // 2, unit=unit)
 
 
